@@ -1,0 +1,1 @@
+"""Callbacks for any Lightning project: gradient norms, and a clipping threshold that nobody has to set."""

@@ -1,0 +1,1 @@
+"""Recipes: language-model and translation trainings that run as they are."""

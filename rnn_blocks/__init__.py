@@ -1,0 +1,1 @@
+"""Recurrent blocks for PyTorch Lightning: cells, layers and LightningModules."""
