@@ -1,1 +1,30 @@
-"""Recurrent blocks for PyTorch Lightning: cells, layers and LightningModules."""
+"""Recurrent blocks for PyTorch Lightning: cells, layers and LightningModules.
+
+A cell is one step of time, a layer a sequence in and a sequence out; wrappers map each kind to itself.
+
+>>> import torch, rnn_blocks
+>>> layer = rnn_blocks.LSTM(256, 512, num_layers=2)
+>>> outputs, state = layer(torch.randn(8, 35, 256))
+>>> outputs.shape
+torch.Size([8, 35, 512])
+"""
+
+from rnn_blocks.cells import Cell, ElmanCell, GRUCell, LSTMCell
+from rnn_blocks.engine import State, detach_state, map_state
+from rnn_blocks.layers import GRU, LSTM, Elman, Layer, Recurrent, Stack
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Cell",
+    "Elman",
+    "ElmanCell",
+    "GRUCell",
+    "LSTMCell",
+    "Layer",
+    "Recurrent",
+    "Stack",
+    "State",
+    "detach_state",
+    "map_state",
+]

@@ -1,0 +1,65 @@
+"""The cell face: one step of time."""
+
+from torch import Tensor, nn
+
+from rnn_blocks.engine import State
+
+
+class Cell(nn.Module):
+    """One step of a recurrence.
+
+    A cell of your own needs :meth:`step`, in plain torch, and nothing else: autograd does the rest. What needs no state
+    can move into :meth:`project`, which sees all time steps at once and so does them in one product; a state other than
+    one ``(batch, hidden_size)`` tensor is told by :meth:`initial_state`.
+
+    Args:
+        input_size: features of each input.
+        hidden_size: features of each output (and, by default, of the state).
+
+    Raises:
+        ValueError: where a size is not positive.
+
+    >>> import torch
+    >>> class Decay(Cell):
+    ...     def step(self, projected, state):
+    ...         state = 0.5 * state + projected
+    ...         return state, state
+    >>> cell = Decay(1, 1)
+    >>> output, state = cell(torch.ones(1, 1), torch.ones(1, 1))
+    >>> output
+    tensor([[1.5000]])
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """All that needs no state: ``(time, batch, input_size)`` to what :meth:`step` takes, ``(time, batch, …)``."""
+        return inputs
+
+    def step(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+        """One time step: a slice of :meth:`project`'s result and the state, to the output and the next state."""
+        raise NotImplementedError(f"{type(self).__name__} needs a `step(projected, state) -> (output, state)`")
+
+    def initial_state(self, batch_size: int, like: Tensor) -> State:
+        """The state before the first step: zeros, of the dtype and on the device of ``like``."""
+        return like.new_zeros(batch_size, self.hidden_size)
+
+    def native(self, inputs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State] | None:
+        """All steps through a kernel of torch's own, or ``None`` where there is none for this cell."""
+        return None
+
+    def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One step from raw inputs, ``(batch, input_size)``."""
+        if state is None:
+            state = self.initial_state(inputs.shape[0], inputs)
+        return self.step(self.project(inputs.unsqueeze(0)).squeeze(0), state)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"{self.input_size}, {self.hidden_size}"

@@ -1,0 +1,63 @@
+"""The state of a recurrence: a tensor, or a tuple of states, with the batch as the first dimension of each tensor."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+State: TypeAlias = "Tensor | tuple[State, ...]"
+
+
+def map_state(function: Callable[..., Tensor], state: State, *others: State) -> State:
+    """Apply ``function`` to each tensor of ``state`` (and its counterparts in ``others``), keeping the nest.
+
+    Raises:
+        ValueError: where the nests are not of one shape.
+
+    >>> import torch
+    >>> map_state(torch.add, (torch.ones(1), (torch.ones(1),)), (torch.ones(1), (torch.zeros(1),)))
+    (tensor([2.]), (tensor([1.]),))
+    """
+    if isinstance(state, Tensor):
+        if not all(isinstance(other, Tensor) for other in others):
+            raise ValueError(f"the states are not of one shape: a tensor against {[describe_state(o) for o in others]}")
+        return function(state, *others)
+    if any(isinstance(other, Tensor) or len(other) != len(state) for other in others):
+        raise ValueError(
+            f"the states are not of one shape: {describe_state(state)} against {[describe_state(o) for o in others]}"
+        )
+    return tuple(map_state(function, *parts) for parts in zip(state, *others, strict=True))
+
+
+def state_tensors(state: State) -> list[Tensor]:
+    """All tensors of ``state``, in order.
+
+    >>> import torch
+    >>> len(state_tensors((torch.ones(1), (torch.ones(1), torch.ones(1)))))
+    3
+    """
+    if isinstance(state, Tensor):
+        return [state]
+    return [tensor for part in state for tensor in state_tensors(part)]
+
+
+def detach_state(state: State) -> State:
+    """``state`` cut from the graph that made it: what truncated BPTT carries to the next chunk.
+
+    >>> import torch
+    >>> detach_state((torch.ones(1, requires_grad=True) * 2,))[0].requires_grad
+    False
+    """
+    return map_state(lambda tensor: tensor.detach(), state)
+
+
+def describe_state(state: State) -> str:
+    """The shapes of ``state``, for messages.
+
+    >>> import torch
+    >>> describe_state((torch.ones(2, 3), torch.ones(2, 4)))
+    '((2, 3), (2, 4))'
+    """
+    if isinstance(state, Tensor):
+        return str(tuple(state.shape))
+    return f"({', '.join(describe_state(part) for part in state)})"

@@ -1,0 +1,118 @@
+"""The layer face: a sequence in and a sequence out."""
+
+import torch
+from torch import Tensor, nn
+
+from rnn_blocks.engine import State, describe_state, map_state
+
+
+class Layer(nn.Module):
+    """A sequence in and a sequence out, with the state going in and coming out.
+
+    ``outputs, state = layer(inputs, state=None, *, lengths=None, resets=None)``. Nothing is remembered on the layer
+    itself, so a whole sequence, its chunks one after the other, and its single steps give the same outputs and states.
+
+    Args:
+        input_size: features of the inputs.
+        output_size: features of the outputs.
+        batch_first: whether sequences are ``(batch, time, features)`` (as everywhere in this library) or
+            ``(time, batch, features)``. States have the batch first in either case.
+
+    >>> import rnn_blocks
+    >>> layer = rnn_blocks.LSTM(3, 4)
+    >>> isinstance(layer, Layer), layer.input_size, layer.output_size
+    (True, 3, 4)
+    """
+
+    def __init__(self, input_size: int, output_size: int, *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.output_size = output_size
+        self.batch_first = batch_first
+
+    def initial_state(self, batch_size: int, like: Tensor) -> State:
+        """The state before the first step, of the dtype and on the device of ``like``."""
+        raise NotImplementedError(f"{type(self).__name__} needs an `initial_state(batch_size, like)`")
+
+    def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+        """What :meth:`forward` does once its arguments are checked: ``inputs`` and ``resets`` have time first."""
+        raise NotImplementedError(f"{type(self).__name__} needs a `run(inputs, state, lengths, resets)`")
+
+    def forward(
+        self,
+        inputs: Tensor,
+        state: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Run over a sequence.
+
+        Args:
+            inputs: ``(batch, time, input_size)``, or time first where ``batch_first`` is false.
+            state: the state before the first step; by default :meth:`initial_state`'s.
+            lengths: steps that count in each sequence, ``(batch,)``, zeros allowed; by default all.
+            resets: ``(batch, time)`` (or time first), true where the state starts afresh before that step.
+
+        Returns:
+            The outputs, ``(batch, time, output_size)``, zero past each length, and the state at each length.
+
+        Raises:
+            ValueError: where a shape does not fit, or a length is negative or beyond the sequence.
+        """
+        if inputs.dim() != 3 or inputs.shape[-1] != self.input_size:
+            order = "(batch, time, input_size)" if self.batch_first else "(time, batch, input_size)"
+            raise ValueError(
+                f"inputs must be {order} with input_size {self.input_size}, got a tensor of shape {tuple(inputs.shape)}"
+            )
+        if self.batch_first:
+            inputs = inputs.transpose(0, 1)
+        time, batch = inputs.shape[:2]
+        if time == 0:
+            raise ValueError(f"a sequence needs at least one step, got inputs of {batch} sequences of 0 steps")
+        if lengths is not None:
+            lengths = self._checked_lengths(lengths, time, batch, inputs.device)
+        if resets is not None:
+            resets = resets.transpose(0, 1) if self.batch_first else resets
+            if resets.shape != (time, batch):
+                raise ValueError(
+                    f"resets must mark each step of each sequence, {batch} sequences of {time} steps, "
+                    f"got a tensor of shape {tuple(resets.shape)} (time first)"
+                )
+        if state is None:
+            state = self.initial_state(batch, inputs)
+        else:
+            self._check_state(state, batch, inputs)
+        outputs, state = self.run(inputs, state, lengths, resets)
+        return (outputs.transpose(0, 1) if self.batch_first else outputs), state
+
+    def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One step of time: ``(batch, input_size)`` and a state to ``(batch, output_size)`` and the next state."""
+        outputs, state = self(inputs.unsqueeze(1 if self.batch_first else 0), state)
+        return outputs.squeeze(1 if self.batch_first else 0), state
+
+    @staticmethod
+    def _checked_lengths(lengths: Tensor, time: int, batch: int, device: torch.device) -> Tensor:
+        if lengths.shape != (batch,) or lengths.is_floating_point():
+            raise ValueError(
+                f"lengths must be {batch} integers, one a sequence, got {lengths.dtype} of shape {tuple(lengths.shape)}"
+            )
+        if lengths.device.type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= time:
+            raise ValueError(f"lengths must lie between 0 and the {time} steps given, got {lengths.tolist()}")
+        return lengths.to(device)
+
+    def _check_state(self, state: State, batch: int, like: Tensor) -> None:
+        expected = self.initial_state(batch, like)
+        try:
+            map_state(_same_shape, expected, state)
+        except ValueError as error:
+            raise ValueError(
+                f"the state of this {type(self).__name__} for {batch} sequences is {describe_state(expected)}, "
+                f"got {describe_state(state)}"
+            ) from error
+
+
+def _same_shape(expected: Tensor, given: Tensor) -> Tensor:
+    if expected.shape != given.shape:
+        raise ValueError(f"{tuple(expected.shape)} against {tuple(given.shape)}")
+    return given

@@ -1,0 +1,70 @@
+"""A cell run over time."""
+
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from rnn_blocks.cells import Cell
+from rnn_blocks.engine import State, run_loop
+from rnn_blocks.layers.layer import Layer
+
+Engine: TypeAlias = Literal["auto", "native", "loop"]
+ENGINES: tuple[Engine, ...] = ("auto", "native", "loop")
+
+
+class Recurrent(Layer):
+    """A cell run over time.
+
+    Args:
+        cell: any :class:`~rnn_blocks.Cell`, yours included.
+        engine: ``"native"`` runs torch's own kernel (oneDNN, cuDNN), for the plain cells that have one; ``"loop"``
+            steps through time in Python; ``"auto"`` takes the native kernel where it can.
+        batch_first: see :class:`~rnn_blocks.Layer`.
+
+    Raises:
+        ValueError: for an unknown engine; when run, for ``engine="native"`` on a cell without such a kernel or with
+            ``resets``.
+
+    >>> import torch, rnn_blocks
+    >>> layer = Recurrent(rnn_blocks.GRUCell(3, 4))
+    >>> outputs, state = layer(torch.randn(2, 7, 3), lengths=torch.tensor([7, 0]))
+    >>> outputs.shape, state.shape
+    (torch.Size([2, 7, 4]), torch.Size([2, 4]))
+    """
+
+    def __init__(self, cell: Cell, *, engine: Engine = "auto", batch_first: bool = True) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+        super().__init__(cell.input_size, cell.hidden_size, batch_first=batch_first)
+        self.cell = cell
+        self.engine = engine
+
+    def initial_state(self, batch_size: int, like: Tensor) -> State:
+        """The cell's."""
+        return self.cell.initial_state(batch_size, like)
+
+    def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+        """Over all steps, by the engine asked for; time first."""
+        if self.engine != "loop" and resets is None:
+            result = self.cell.native(inputs, state, lengths)
+            if result is not None:
+                return result
+        if self.engine == "native":
+            why = (
+                f"{type(self.cell).__name__} has no native kernel"
+                if resets is None
+                else "native kernels take no resets"
+            )
+            raise ValueError(f"engine='native' cannot run this: {why}; use engine='auto' or 'loop'")
+        fresh = None if resets is None else self.cell.initial_state(inputs.shape[1], inputs)
+        projected = self.cell.project(inputs)
+        return run_loop(self.cell.step, projected, state, fresh=fresh, lengths=lengths, resets=resets)
+
+    def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One step of time, straight through the cell: what generation and decoding use."""
+        output: tuple[Tensor, State] = self.cell(inputs, state)
+        return output
+
+    def extra_repr(self) -> str:
+        """The engine."""
+        return f"engine={self.engine!r}"
