@@ -12,6 +12,7 @@ torch.Size([8, 35, 512])
 from rnn_blocks.cells import Cell, ElmanCell, GRUCell, LSTMCell
 from rnn_blocks.engine import State, detach_state, map_state
 from rnn_blocks.layers import GRU, LSTM, Elman, Layer, Recurrent, Stack
+from rnn_blocks.modules import LanguageModel, TextBatch, TokenLoss, linear_cross_entropy, sample_token
 
 __all__ = [
     "GRU",
@@ -21,10 +22,15 @@ __all__ = [
     "ElmanCell",
     "GRUCell",
     "LSTMCell",
+    "LanguageModel",
     "Layer",
     "Recurrent",
     "Stack",
     "State",
+    "TextBatch",
+    "TokenLoss",
     "detach_state",
+    "linear_cross_entropy",
     "map_state",
+    "sample_token",
 ]
