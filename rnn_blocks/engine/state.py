@@ -1,11 +1,11 @@
 """The state of a recurrence: a tensor, or a tuple of states, with the batch as the first dimension of each tensor."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, Union
 
 from torch import Tensor
 
-State: TypeAlias = "Tensor | tuple[State, ...]"
+State: TypeAlias = Union[Tensor, tuple["State", ...]]  # noqa: UP007 (a string cannot be joined by |)
 
 
 def map_state(function: Callable[..., Tensor], state: State, *others: State) -> State:
