@@ -1,0 +1,150 @@
+"""Batches of a contiguous stream of tokens, read as lanes side by side."""
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from rnn_blocks.modules.text_batch import TextBatch
+from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes.text.store import TokenFile, TokenIds
+
+IGNORED = -100
+# Pages that were read count as the process's memory until they are let go.
+_BATCHES_BETWEEN_RELEASES = 256
+
+
+class Lanes:
+    """The chunks of a token file for truncated backpropagation through time, as a loader for a Trainer.
+
+    The tokens are cut into ``batch_size * world_size`` contiguous lanes, and each batch carries all lanes ``bptt``
+    steps on, so that a state can be carried from batch to batch. Rank ``r`` reads the lanes from ``r * batch_size`` on:
+    one process with all lanes sees in its rows just what the ranks see, in order.
+
+    The position within a pass is its state: a Trainer saves it in its checkpoints and, resumed in mid-epoch, goes on
+    with the first batch that was not seen.
+
+    Args:
+        tokens: the token ids.
+        batch_size: lanes of this rank.
+        bptt: steps of a chunk; the last one of a pass may be shorter.
+        complete: whether every token after the first is predicted exactly once, the last lanes filled up with targets
+            of -100 (for evaluation). Otherwise all lanes have one length and up to a lane's count of tokens at the end
+            is left out (for training).
+        rank: this process's place among those that share the lanes.
+        world_size: how many they are.
+
+    Raises:
+        InputError: there are too few tokens for one batch.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "train.bin")
+    ...     np.arange(11, dtype=np.uint16).tofile(path)
+    ...     for batch in Lanes(TokenFile(path, "uint16", num_tokens=11, num_bytes=11), batch_size=2, bptt=3):
+    ...         print(batch.inputs.tolist(), batch.targets.tolist(), batch.fresh)
+    [[0, 1, 2], [5, 6, 7]] [[1, 2, 3], [6, 7, 8]] True
+    [[3, 4], [8, 9]] [[4, 5], [9, 10]] False
+    """
+
+    def __init__(
+        self,
+        tokens: TokenFile,
+        batch_size: int,
+        bptt: int,
+        *,
+        complete: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._tokens = tokens
+        self._bptt = bptt
+        self._lanes = batch_size * world_size
+        needed = 2 if complete else self._lanes * bptt + 1
+        if tokens.num_tokens < needed:
+            raise InputError(_too_short(tokens, needed, batch_size, bptt, world_size, complete))
+        predictions = tokens.num_tokens - 1
+        self._steps = -(-predictions // self._lanes) if complete else predictions // self._lanes
+        lanes = np.arange(rank * batch_size, (rank + 1) * batch_size)
+        self._origins = lanes[:, None] * self._steps  # (lanes, 1)
+        self._batches = -(-self._steps // bptt)
+        self._pass = self._batches
+        self._position = 0
+        self._resume_at = 0
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[TextBatch]:
+        self._position, self._resume_at = self._resume_at, 0
+        return self._read(self._position)
+
+    def end_pass_after(self, batches: int) -> None:
+        """Says that the reader will end its passes early: a state taken there is one of a pass's end."""
+        self._pass = min(batches, self._batches)
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of batches handed out in this pass, and the shape that gives the number its meaning."""
+        return {
+            "position": self._position,
+            "batches": self._pass,
+            "lanes": self._lanes,
+            "bptt": self._bptt,
+            "tokens": self._tokens.num_tokens,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lets the next pass go on where the state was taken; at a pass's end, from the beginning.
+
+        Raises:
+            InputError: the state is of the middle of a pass over lanes of another shape.
+        """
+        position = int(state_dict["position"])
+        if position >= state_dict["batches"]:
+            position = 0
+        here = self.state_dict()
+        if position and any(state_dict[name] != here[name] for name in ("lanes", "bptt", "tokens")):
+            raise InputError(
+                "the checkpoint was taken in the middle of an epoch over {tokens} tokens in {lanes} lanes (batch size"
+                " times ranks) with bptt {bptt};".format(**state_dict)
+                + " this run has {tokens} tokens in {lanes} lanes with bptt {bptt}:".format(**here)
+                + " resume with the same batch_size, bptt and number of devices"
+            )
+        self._position = self._resume_at = position
+
+    def _read(self, first: int) -> Iterator[TextBatch]:
+        ids, memory = self._tokens.mapped()
+        for index in range(first, self._batches):
+            if index % _BATCHES_BETWEEN_RELEASES == 0 and hasattr(mmap, "MADV_DONTNEED"):
+                memory.madvise(mmap.MADV_DONTNEED)
+            self._position = index + 1
+            yield self._batch(ids, index)
+
+    def _batch(self, ids: TokenIds, index: int) -> TextBatch:
+        start = index * self._bptt
+        stop = min(start + self._bptt, self._steps)
+        last = self._tokens.num_tokens - 1
+        places = self._origins + np.arange(start, stop + 1)  # (lanes, time + 1)
+        window = torch.from_numpy(ids.take(places, mode="clip").astype(np.int64))
+        inputs, targets = window[:, :-1].contiguous(), window[:, 1:].contiguous()
+        predictions = targets.numel()
+        if places[-1, -1] > last:
+            beyond = torch.from_numpy(places[:, 1:] > last)
+            targets[beyond] = IGNORED
+            predictions -= int(beyond.sum())
+        num_bytes = predictions * self._tokens.num_bytes / self._tokens.num_tokens
+        return TextBatch(inputs, targets, num_bytes, fresh=index == 0)
+
+
+def _too_short(tokens: TokenFile, needed: int, batch_size: int, bptt: int, world_size: int, complete: bool) -> str:
+    split, there = tokens.path.stem, tokens.num_tokens
+    if complete:
+        return f"the {split} split has {there} tokens, and an evaluation needs at least {needed}: give it more text"
+    ranks = f" × {world_size} ranks" if world_size > 1 else ""
+    return (
+        f"the {split} split has {there} tokens, and one batch needs {needed} (batch_size {batch_size}{ranks} × bptt"
+        f" {bptt} + 1): lower batch_size or bptt, or give it more text"
+    )
