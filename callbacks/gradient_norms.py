@@ -1,0 +1,167 @@
+"""The gradients of one optimizer step, measured once and shared by every callback that asks."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import cast
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+
+def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of each tensor, over all ranks where it is sharded.
+
+    Squares are summed in float32 or wider whatever the tensors' dtype, and finite values give a finite norm: a gradient
+    of 1e20, whose square is past float32, is measured in float64.
+
+    Args:
+        tensors: one or more, of any shape, floating dtype and device; sparse and `DTensor` too, mixed as they come.
+
+    Returns:
+        The norms, ``(len(tensors),)``, float64 (float32 where the device has no float64), on the first tensor's device.
+
+    Raises:
+        ValueError: there is no tensor.
+
+    >>> tensor_norms([torch.tensor([3.0, 4.0]), torch.full((4,), 1e20)]).float()
+    tensor([5.0000e+00, 2.0000e+20])
+    """
+    if not tensors:
+        raise ValueError("tensor_norms: got no tensor; give at least one")
+    tensors = [_dense(tensor.detach()) for tensor in tensors]
+    if tensors[0].device.type != "cpu":
+        return _norms(tensors, _widest(tensors[0].device))
+    # float64 takes three times as long on a CPU, where looking at the result is free: so only where it is needed.
+    norms = _norms(tensors, torch.float32)
+    [usual] = norms.sum(0, keepdim=True).tolist()
+    return norms if 0 < usual < math.inf else _norms(tensors, torch.float64)
+
+
+def total_norm(norms: Tensor) -> Tensor:
+    """Euclidean norm of all that `norms` ``(tensors,)`` were taken of: ``()``, same dtype and device."""
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
+
+
+def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
+    """Multiply gradients in place by `coefficient` ``()``, which may live on another device and be of another dtype."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for gradient in gradients:
+        by_device.setdefault(gradient.device, []).append(stored_values(gradient))
+    for device, values in by_device.items():
+        torch._foreach_mul_(values, coefficient.to(device, torch.float32, non_blocking=True))
+
+
+def stored_values(gradient: Tensor) -> Tensor:
+    """The dense tensor in this process that holds a gradient's values: changing it in place changes the gradient."""
+    if isinstance(gradient, DTensor):
+        return gradient.to_local()
+    return gradient._values() if gradient.is_sparse else gradient
+
+
+class StepGradients:
+    """The gradients of one optimizer at one of its steps; measured when first asked for, and never again.
+
+    Attributes:
+        groups: the parameters that have a gradient, by parameter group.
+        parameters: the same in one list.
+        coefficient: what the gradients have been multiplied by since they were measured, ``()``; None: nothing yet.
+    """
+
+    def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> None:
+        self.groups: list[list[Tensor]] = [
+            [parameter for parameter in group["params"] if parameter.grad is not None]
+            for group in optimizer.param_groups
+        ]
+        self.parameters = [parameter for group in self.groups for parameter in group]
+        self.coefficient: Tensor | None = None
+        self._readers: set[int] = set()
+        # A fused optimizer unscales inside `step`; unscaled here, its gradients read and clip as any other's do.
+        if scaler is not None and self.parameters and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradients as they are now, one for each of `parameters`."""
+        # Never kept: a list that outlives `zero_grad` would hold last step's gradients through the next backward.
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Norm of each parameter's gradient before clipping, ``(parameters,)``."""
+        return tensor_norms(self.gradients)
+
+    @cached_property
+    def total(self) -> Tensor:
+        """Norm of all gradients before clipping, ``()``."""
+        return total_norm(self.norms)
+
+    @property
+    def clipped_total(self) -> Tensor:
+        """Norm of all gradients as they are now, ``()``."""
+        return self.total if self.coefficient is None else self.total * self.coefficient
+
+    def multiplied_by(self, coefficient: Tensor) -> None:
+        """Note that the gradients have been multiplied."""
+        self.coefficient = coefficient if self.coefficient is None else self.coefficient * coefficient
+
+
+_steps: WeakKeyDictionary[Optimizer, StepGradients] = WeakKeyDictionary()
+
+
+def shared_step(trainer: Trainer, optimizer: Optimizer, reader: Callback) -> StepGradients:
+    """The step that `optimizer` is about to make: the same object for every callback of the trainer.
+
+    To be called by each reader once in each `on_before_optimizer_step`, whether it measures or not: a reader that asks
+    for the second time is in the next step.
+    """
+    step = _steps.get(optimizer)
+    if step is None or id(reader) in step._readers:
+        step = _steps[optimizer] = StepGradients(optimizer, gradient_scaler(trainer))
+    step._readers.add(id(reader))
+    return step
+
+
+def gradient_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
+    """The trainer's gradient scaler under ``precision="16-mixed"``, else None."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled() else None
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    # Uncoalesced rows of one index count as their sum, so they are added before they are squared.
+    return tensor.coalesce()._values() if tensor.is_sparse else tensor
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _norms(tensors: Sequence[Tensor], accumulator: torch.dtype) -> Tensor:
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        mesh = tensor.device_mesh if isinstance(tensor, DTensor) else None
+        kinds.setdefault((mesh, tensor.device, tensor.dtype), []).append(index)
+    device = tensors[0].device
+    parts = [_norms_of_a_kind([tensors[index] for index in indices], accumulator) for indices in kinds.values()]
+    norms = torch.cat([part.to(device, _widest(device)) for part in parts])
+    if len(kinds) == 1:
+        return norms
+    order = [index for indices in kinds.values() for index in indices]
+    positions = sorted(range(len(order)), key=order.__getitem__)
+    return torch.stack([norms[position] for position in positions])
+
+
+def _norms_of_a_kind(tensors: list[Tensor], accumulator: torch.dtype) -> Tensor:
+    if tensors[0].numel() == 0 or any(tensor.numel() == 0 for tensor in tensors):
+        tensors = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
+    norms = torch._foreach_norm(tensors, 2, dtype=torch.promote_types(tensors[0].dtype, accumulator))
+    if isinstance(tensors[0], DTensor):
+        # Each rank holds a shard of the gradient: `full_tensor` sums the squares over the ranks.
+        return torch.stack([cast(DTensor, norm).full_tensor() for norm in norms])
+    return torch.stack(norms)
