@@ -133,7 +133,7 @@ class Lanes:
         predictions = targets.numel()
         if places[-1, -1] > last:
             beyond = torch.from_numpy(places[:, 1:] > last)
-            targets[beyond] = IGNORED
+            targets = targets.masked_fill(beyond, IGNORED)  # a new tensor: those of one lane are views of one memory
             predictions -= int(beyond.sum())
         num_bytes = predictions * self._tokens.num_bytes / self._tokens.num_tokens
         return TextBatch(inputs, targets, num_bytes, fresh=index == 0)

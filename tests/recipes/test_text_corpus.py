@@ -1,0 +1,267 @@
+import gzip
+from itertools import pairwise
+from pathlib import Path
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes.text.corpus import SPLITS, Corpus, blocks
+from rnn_blocks.recipes.text.files import FileCorpus, read_text
+from rnn_blocks.recipes.text.hub import HubCorpus
+from rnn_blocks.recipes.text.remember import remembered
+from rnn_blocks.recipes.text.stdlib import StandardLibrary
+from rnn_blocks.recipes.text.tokenizer import bpe_tokenizer, word_tokenizer
+
+TEXT = st.text(alphabet=st.one_of(st.sampled_from("ab '\n\t ."), st.characters(codec="utf-8")), max_size=200)
+
+
+def whole(corpus: Corpus) -> dict[str, str]:
+    return {split: "".join(corpus.pieces(split)) for split in SPLITS}
+
+
+@given(TEXT, st.integers(1, 40), st.lists(st.integers(0, 200), max_size=4))
+def test_blocks_are_the_text_whatever_pieces_it_comes_in(text: str, limit: int, cuts: list[int]) -> None:
+    ends = [0, *sorted(cuts), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(ends)]
+    expected = list(blocks([text], limit))
+    assert "".join(expected) == text
+    assert all(0 < len(block) <= limit for block in expected)
+    assert list(blocks(pieces, limit)) == expected
+
+
+@given(st.lists(st.sampled_from(["word", "it's", "x=1", " ", "\n", "    ", "\n\n", "é"]), max_size=60))
+def test_tokens_of_blocks_are_the_tokens_of_the_whole(parts: list[str]) -> None:
+    text = "".join(parts)
+    bpe = bpe_tokenizer(["it's a word = 1\n\n    word\n" * 20], vocab_size=280)
+    words = word_tokenizer(["<unk>", "<eos>", "word", "it's"])
+    # Only a run longer than the limit is cut anywhere; runs of these parts without a break stay below it.
+    if all(len(run) < 100 for run in text.split()) and "          " * 10 not in text:
+        for tokenizer in (bpe, words):
+            cut = [i for block in blocks([text], limit=120) for i in tokenizer.encode(block).ids]
+            assert cut == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_file_is_split_by_position_at_ends_of_lines(tmp_path: Path, packed: bool) -> None:
+    lines = "".join(f"line {i} with an é\n" for i in range(30_000)).encode()
+    path = tmp_path / "text"
+    path.write_bytes(gzip.compress(lines) if packed else lines)
+    corpus = FileCorpus(path)
+    corpus.fingerprint()
+    text = whole(corpus)
+    assert "".join(text.values()).encode() == lines
+    assert all(part.endswith("\n") for part in text.values())
+    shares = [len(text[split].encode()) / len(lines) for split in SPLITS]
+    assert shares == pytest.approx([0.9, 0.05, 0.05], abs=1e-4)
+    assert [corpus.num_bytes(split) for split in SPLITS] == [len(text[split].encode()) for split in SPLITS]
+
+
+@pytest.mark.parametrize("content", ["one long line " * 1000, "é" * 5001])
+def test_a_file_without_lines_is_split_between_words_or_characters(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "text"
+    path.write_text(content, encoding="utf-8")
+    text = whole(FileCorpus(path))
+    assert "".join(text.values()) == content
+    assert 0 < len(text["val"]) < len(content) / 15
+    assert content.startswith("é") or text["train"].endswith(" ")
+
+
+def test_three_files_are_the_three_splits_and_gzip_has_the_fingerprint_of_its_text(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{split}.txt" for split in SPLITS]
+    packed = [tmp_path / f"{split}.gz" for split in SPLITS]
+    for split, plain, pack in zip(SPLITS, paths, packed, strict=True):
+        plain.write_text(f"this is {split}\n")
+        pack.write_bytes(gzip.compress(plain.read_bytes()))
+    assert whole(FileCorpus(*paths)) == {split: f"this is {split}\n" for split in SPLITS}
+    assert FileCorpus(*paths).fingerprint() == FileCorpus(*packed).fingerprint()
+    paths[2].write_text("another text\n")
+    assert FileCorpus(*paths).fingerprint() != FileCorpus(*packed).fingerprint()
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.txt: no such file"):
+        FileCorpus(tmp_path / "nowhere.txt").fingerprint()
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="this is a folder"):
+        FileCorpus(tmp_path).fingerprint()
+
+
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
+def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "none.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"none\.txt: the file is empty"):
+        FileCorpus(path).fingerprint()
+
+
+@pytest.mark.parametrize("before", [0, 5, 262_143, 262_144, 300_001])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_undecodable_byte_is_told_with_its_offset(tmp_path: Path, before: int, packed: bool) -> None:
+    data = b"a" * before + b"\xff" + b"b" * 9
+    path = tmp_path / "latin.txt"
+    path.write_bytes(gzip.compress(data) if packed else data)
+    with pytest.raises(InputError, match=rf"latin\.txt: not text in UTF-8: byte 0xff at offset {before};"):
+        FileCorpus(path).fingerprint()
+
+
+def test_a_character_cut_short_at_the_end_is_told_with_its_offset(tmp_path: Path) -> None:
+    path = tmp_path / "cut.txt"
+    path.write_bytes(b"ab\xe2\x82")
+    with pytest.raises(InputError, match="byte 0xe2 at offset 2;"):
+        FileCorpus(path).fingerprint()
+
+
+def test_a_binary_file_is_told_with_the_offset_of_its_zero_byte(tmp_path: Path) -> None:
+    path = tmp_path / "wide.txt"
+    path.write_bytes("é".encode() + "ab".encode("utf-16-le"))
+    with pytest.raises(InputError, match=r"wide\.txt: a binary file, not text: byte 0x00 at offset 3;"):
+        FileCorpus(path).fingerprint()
+
+
+def test_gzip_cut_short_or_damaged_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "text.gz"
+    good = gzip.compress(b"".join(b"%d\n" % i for i in range(9999)))
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(InputError, match=r"text\.gz: the gzip file is cut short"):
+        FileCorpus(path).fingerprint()
+    path.write_bytes(good[:-8] + b"\0" * 8)
+    with pytest.raises(InputError, match=r"text\.gz: the gzip file is damaged \(CRC check failed"):
+        FileCorpus(path).fingerprint()
+    path.write_bytes(good[:200] + b"\xff" * 200 + good[400:])
+    with pytest.raises(InputError, match=r"text\.gz: the gzip file is damaged"):
+        FileCorpus(path).fingerprint()
+
+
+def test_all_files_are_looked_for_before_any_is_read(tmp_path: Path) -> None:
+    undecodable = tmp_path / "train.txt"
+    undecodable.write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"test\.txt: no such file"):
+        FileCorpus(undecodable, undecodable, tmp_path / "test.txt").fingerprint()
+
+
+def test_reading_holds_a_piece_and_not_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "big.txt"
+    path.write_bytes(b"some words here\n" * 100_000)
+    assert max(map(len, read_text(path))) < 300_000
+    assert sum(map(len, read_text(path, 100, 1_000_000))) == 999_900
+
+
+def test_a_big_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rnn_blocks.recipes.text.remember._FROM_BYTES", 10)
+    monkeypatch.setattr("rnn_blocks.recipes.text.remember._SETTLED_AFTER_NS", -1)
+    path, reads = tmp_path / "big.txt", []
+
+    def read() -> list[str | int]:
+        reads.append(path.read_text())
+        return [reads[-1]]
+
+    path.write_text("a first text")
+    assert [remembered(path, tmp_path / "notes", read) for _ in range(2)] == [["a first text"]] * 2
+    path.write_text("a second text")
+    assert remembered(path, tmp_path / "notes", read) == ["a second text"]
+    assert reads == ["a first text", "a second text"]
+
+
+def test_the_standard_library_is_split_by_a_stable_hash_of_paths() -> None:
+    library = StandardLibrary()
+    library.fingerprint()
+    sizes = [library.num_bytes(split) for split in SPLITS]
+    assert sum(sizes) > 5_000_000
+    assert all(size > 100_000 for size in sizes)
+    places = [library.split_of(f"folder/module_{i}.py") for i in range(20_000)]
+    assert [places.count(split) / 20_000 for split in SPLITS] == pytest.approx([0.9, 0.05, 0.05], abs=0.01)
+    assert library.split_of("argparse.py") == "train"
+    assert library.split_of("abc.py") == StandardLibrary(Path("/elsewhere")).split_of("abc.py")
+
+
+def test_the_standard_library_leaves_out_tests_packages_and_undecodable_files(tmp_path: Path) -> None:
+    for name in [
+        "b.py",
+        "a.py",
+        "d.py",
+        "e.py",
+        "sub/c.py",
+        "test/t.py",
+        "sub/tests/t.py",
+        "site-packages/p.py",
+        "note.txt",
+    ]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}\n")
+    (tmp_path / "latin.py").write_bytes(b"# \xff\n")
+    library = StandardLibrary(tmp_path)
+    library.fingerprint()
+    assert library.skipped == 1
+    assert sorted("".join(whole(library).values()).splitlines()) == [
+        "# a.py",
+        "# b.py",
+        "# d.py",
+        "# e.py",
+        "# sub/c.py",
+    ]
+    for text in whole(library).values():
+        assert text.splitlines() == sorted(text.splitlines())
+
+
+def test_a_python_without_its_library_is_told_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no source files of its standard library .*give the path of a text file"):
+        StandardLibrary(tmp_path).fingerprint()
+
+
+@pytest.fixture
+def text_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
+    datasets.disable_progress_bars()
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json", "text"])
+def test_a_dataset_in_the_hubs_formats_is_read_row_by_row(text_hub: Path, kind: str) -> None:
+    folder = text_hub / "dataset"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        rows = datasets.Dataset.from_dict({"text": [f"{split} row {i}" for i in range(100)]})
+        if kind == "parquet":
+            rows.to_parquet(folder / f"{split}.parquet")
+        elif kind == "json":
+            rows.to_json(folder / f"{split}.jsonl")
+        else:
+            (folder / f"{split}.txt").write_text("".join(f"{row}\n" for row in rows["text"]))
+    corpus = HubCorpus(str(folder))
+    first = corpus.fingerprint()
+    names = {"train": "train", "val": "validation", "test": "test"}
+    assert whole(corpus) == {split: "".join(f"{names[split]} row {i}\n" for i in range(100)) for split in SPLITS}
+    assert HubCorpus(str(folder)).fingerprint() == first
+
+
+def test_rows_keep_their_newlines_and_null_rows_are_left_out(text_hub: Path) -> None:
+    folder = text_hub / "dataset"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        datasets.Dataset.from_dict({"body": ["one\n", "", None, "two"], "label": [1, 2, 3, 4]}).to_parquet(
+            folder / f"{split}.parquet"
+        )
+    assert whole(HubCorpus(str(folder), text_column="body"))["val"] == "one\n\ntwo\n"
+    with pytest.raises(InputError, match=r"text_column 'text' is no column of text; the columns of text are: body"):
+        HubCorpus(str(folder)).fingerprint()
+
+
+def test_a_dataset_without_a_split_is_told_which_there_are(text_hub: Path) -> None:
+    folder = text_hub / "dataset"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(folder / "train.parquet")
+    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(folder / "test.parquet")
+    with pytest.raises(InputError, match=r"no split for val; .* there are: train, test\."):
+        HubCorpus(str(folder)).fingerprint()
+
+
+def test_an_unknown_dataset_is_named(text_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(text_hub)
+    (text_hub / "empty").mkdir()
+    with pytest.raises(InputError, match=r"hub:\./empty: the dataset cannot be loaded"):
+        HubCorpus("./empty").fingerprint()
