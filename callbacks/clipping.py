@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Optimizer
 
 from rnn_blocks.callbacks.clipping_record import ClippingRecord, Report, read_reports
-from rnn_blocks.callbacks.gradient_norms import StepGradients, gradient_scaler, scale_, shared_step, stored_values
+from rnn_blocks.callbacks.gradient_norms import (
+    StepGradients,
+    forget_steps,
+    gradient_scaler,
+    scale_,
+    shared_step,
+    stored_values,
+)
 from rnn_blocks.callbacks.policies import Auto, ClippingPolicy, Step
 from rnn_blocks.callbacks.support import (
     is_logging_step,
@@ -126,10 +133,13 @@ class AdaptiveGradientClipping(Callback):
             )
         self._due.clear()
         self._deferred.clear()
+        if trainer.global_step == 0:  # another training's norms and weights say nothing of this one
+            self._records.clear()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers whose gradients must not be changed."""
         refuse_unsupported_optimizer(trainer, "AdaptiveGradientClipping")
+        forget_steps(trainer.optimizers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse the history of another set of optimizers."""

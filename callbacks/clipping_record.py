@@ -107,7 +107,7 @@ class ClippingRecord:
         fields = [
             self.threshold,
             self.coefficient,
-            counts["clipped"] / steps,
+            counts["clipped"].to(kind) / steps,
             counts["skipped"],
             counts["longest_run"],
             self._culprit,

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 
+@torch.no_grad()
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of each tensor, over all ranks where it is sharded.
 
@@ -33,7 +34,9 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         raise ValueError("tensor_norms: got no tensor; give at least one")
-    tensors = [_dense(tensor.detach()) for tensor in tensors]
+    if any(tensor.is_sparse for tensor in tensors):
+        # Uncoalesced rows of one index count as their sum, so they are added before they are squared.
+        tensors = [tensor.coalesce()._values() if tensor.is_sparse else tensor for tensor in tensors]
     if tensors[0].device.type != "cpu":
         return _norms(tensors, _widest(tensors[0].device))
     # float64 takes three times as long on a CPU, where looking at the result is free: so only where it is needed.
@@ -50,11 +53,10 @@ def total_norm(norms: Tensor) -> Tensor:
 
 def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     """Multiply gradients in place by `coefficient` ``()``, which may live on another device and be of another dtype."""
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for gradient in gradients:
-        by_device.setdefault(gradient.device, []).append(stored_values(gradient))
-    for device, values in by_device.items():
-        torch._foreach_mul_(values, coefficient.to(device, torch.float32, non_blocking=True))
+    values = [stored_values(gradient) for gradient in gradients]
+    for device in {tensor.device for tensor in values}:
+        there = [tensor for tensor in values if tensor.device == device]
+        torch._foreach_mul_(there, coefficient.to(device, torch.float32, non_blocking=True))
 
 
 def stored_values(gradient: Tensor) -> Tensor:
@@ -127,15 +129,16 @@ def shared_step(trainer: Trainer, optimizer: Optimizer, reader: Callback) -> Ste
     return step
 
 
+def forget_steps(optimizers: Sequence[Optimizer]) -> None:
+    """Begin afresh: an optimizer that outlives a fit must not bring its last step into the next one."""
+    for optimizer in optimizers:
+        _steps.pop(optimizer, None)
+
+
 def gradient_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
     """The trainer's gradient scaler under ``precision="16-mixed"``, else None."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled() else None
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    # Uncoalesced rows of one index count as their sum, so they are added before they are squared.
-    return tensor.coalesce()._values() if tensor.is_sparse else tensor
 
 
 def _widest(device: torch.device) -> torch.dtype:
@@ -143,25 +146,18 @@ def _widest(device: torch.device) -> torch.dtype:
 
 
 def _norms(tensors: Sequence[Tensor], accumulator: torch.dtype) -> Tensor:
-    kinds: dict[tuple[object, ...], list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        mesh = tensor.device_mesh if isinstance(tensor, DTensor) else None
-        kinds.setdefault((mesh, tensor.device, tensor.dtype), []).append(index)
+    kinds = [(tensor.dtype, tensor.device, type(tensor)) for tensor in tensors]
     device = tensors[0].device
-    parts = [_norms_of_a_kind([tensors[index] for index in indices], accumulator) for indices in kinds.values()]
-    norms = torch.cat([part.to(device, _widest(device)) for part in parts])
-    if len(kinds) == 1:
-        return norms
-    order = [index for indices in kinds.values() for index in indices]
-    positions = sorted(range(len(order)), key=order.__getitem__)
-    return torch.stack([norms[position] for position in positions])
-
-
-def _norms_of_a_kind(tensors: list[Tensor], accumulator: torch.dtype) -> Tensor:
-    if tensors[0].numel() == 0 or any(tensor.numel() == 0 for tensor in tensors):
-        tensors = [tensor if tensor.numel() else tensor.new_zeros(1) for tensor in tensors]
-    norms = torch._foreach_norm(tensors, 2, dtype=torch.promote_types(tensors[0].dtype, accumulator))
-    if isinstance(tensors[0], DTensor):
-        # Each rank holds a shard of the gradient: `full_tensor` sums the squares over the ranks.
-        return torch.stack([cast(DTensor, norm).full_tensor() for norm in norms])
-    return torch.stack(norms)
+    parts, order = [], []
+    for kind in dict.fromkeys(kinds):  # in one order on every rank, for `full_tensor` is a collective
+        indices = [index for index, other in enumerate(kinds) if other == kind]
+        own = [tensors[index] for index in indices]
+        norms: Sequence[Tensor] = torch._foreach_norm(own, 2, dtype=torch.promote_types(kind[0], accumulator))
+        if issubclass(kind[2], DTensor):
+            # Each rank holds a shard of the gradient: `full_tensor` sums the squares over the ranks.
+            norms = [cast(DTensor, norm).full_tensor() for norm in norms]
+        parts.append(torch.stack(list(norms)).to(device, _widest(device)))
+        order += indices
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts)[torch.tensor(order).argsort().to(device)]

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rnn_blocks.callbacks.gradient_norms import StepGradients, shared_step
+from rnn_blocks.callbacks.gradient_norms import StepGradients, forget_steps, shared_step
 from rnn_blocks.callbacks.support import (
     is_logging_step,
     log_metrics,
@@ -68,6 +68,7 @@ class GradientNormMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers whose steps have no one gradient."""
         refuse_unsupported_optimizer(trainer, "GradientNormMonitor")
+        forget_steps(trainer.optimizers)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, on a logging step."""

@@ -101,6 +101,7 @@ def test_auto_through_a_trainer_answers_a_spike_as_fed_by_hand():
     assert sorted(logger.column("grad_clip/threshold")) == list(range(1, 120))  # none is known at the first step
 
 
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
 def test_training_step_returning_none_makes_no_step_and_no_history():
     """Trap 6: the hook fires with no gradient at all."""
 
@@ -111,8 +112,7 @@ def test_training_step_returning_none_makes_no_step_and_no_history():
     batches = regression_batches(12)
     module, expected = SkipsSome(OPTIMIZERS["momentum"]), Regression(OPTIMIZERS["momentum"])
     clipping = AdaptiveGradientClipping(Fixed(1.0))
-    with pytest.warns(UserWarning, match="returned `None`"):
-        fit_module(module, batches, clipping, log_every_n_steps=100)
+    fit_module(module, batches, clipping, log_every_n_steps=100)
     train_by_hand(expected, [batch for index, batch in enumerate(batches) if index % 3 != 1], 1.0)
     assert_same_parameters(module, expected, rtol=1e-5, atol=1e-7)
     assert clipping.state_dict()["optimizers"]["0"]["steps"] == 8
@@ -200,7 +200,7 @@ def test_each_optimizer_of_a_gan_is_clipped_by_its_own_norm():
     for index in (0, 1):
         logged = logger.column(f"grad_clip/coefficient/optimizer_{index}")
         assert_close(list(logged.values()), [min(1.0, 0.2 / norm) for norm in norms[index]], rtol=1e-5, atol=0)
-    assert sum(norm > 0.2 for norm in norms[0]) < sum(norm > 0.2 for norm in norms[1])
+    assert min(norms[1]) > 10 * max(norms[0]) > 2.0  # both are clipped, and neither by the other's norm
 
 
 class TestNonFiniteGradients:
@@ -215,9 +215,7 @@ class TestNonFiniteGradients:
             modules.append(GradientIsBatch(make_optimizer=OPTIMIZERS[optimizer]))
             clippings.append(AdaptiveGradientClipping())
             if batches is with_bad:
-                with pytest.warns(
-                    UserWarning, match=r"parameter 'weight' is not finite at step 3; the update is skipped"
-                ):
+                with pytest.warns(UserWarning, match="'weight' is not finite at step 3; the update is skipped"):
                     trainers.append(fit_module(modules[-1], batches, clippings[-1]))
             else:
                 trainers.append(fit_module(modules[-1], batches, clippings[-1]))
@@ -280,9 +278,7 @@ class TestWithoutReadingFromTheDevice:
 
         module, expected = (GradientIsBatch(make_optimizer=make_optimizer) for _ in range(2))
         logger = Remember()
-        with pytest.warns(
-            UserWarning, match="parameter 'weight' was not finite.*2 such steps so far; these updates were skip"
-        ):
+        with pytest.warns(UserWarning, match="'weight' was not finite.*2 such steps so far.*were skipped"):
             trainer = fit_module(module, with_bad, OnTheDevice(), log_every_n_steps=7, logger=logger)
         reference = fit_module(expected, good, AdaptiveGradientClipping())
         assert_close(module.weight, expected.weight, rtol=1e-6, atol=0)
@@ -310,7 +306,7 @@ class TestWithoutReadingFromTheDevice:
 
     def test_clipping_is_the_same(self):
         batches = regression_batches(12)
-        module, expected = Regression(OPTIMIZERS["momentum"]), Regression(OPTIMIZERS["momentum"])
+        module, expected = Regression(OPTIMIZERS["fused adamw"]), Regression(OPTIMIZERS["fused adamw"])
         fit_module(module, batches, OnTheDevice())
         fit_module(expected, batches, AdaptiveGradientClipping())
         assert_same_parameters(module, expected, rtol=1e-6, atol=0)
@@ -336,7 +332,7 @@ def test_nothing_is_read_from_the_device_between_logging_steps(clipping):
             mode.__enter__()
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
-    mode, module, logger = CountReads(), Counted(), Remember()
+    mode, module, logger = CountReads(), Counted(make_optimizer=OPTIMIZERS["fused adamw"]), Remember()
     fit_module(module, norms_as_batches([1.0] * 10 + [1e6] + [1.0] * 9), Start(), log_every_n_steps=5, logger=logger)
     assert reads == []
     assert sorted(logger.column("grad_clip/coefficient")) == [4, 9, 14, 19]
@@ -377,7 +373,19 @@ class TestRefusals:
             AdaptiveGradientClipping(**options)
 
     def test_of_the_history_of_other_optimizers(self):
-        clipping = AdaptiveGradientClipping()
-        fit_module(Gan(), list(torch.randn(2, 2, 5, 3)), clipping)
+        of_two, of_one = AdaptiveGradientClipping(), AdaptiveGradientClipping()
+        fit_module(Gan(), list(torch.randn(2, 2, 5, 3)), of_two)
+        trainer = fit_module(GradientIsBatch(), [torch.ones(4)], of_one)
+        of_one.on_train_start(trainer, trainer.lightning_module)
+        of_one.load_state_dict(of_two.state_dict())
         with pytest.raises(MisconfigurationException, match="history of an optimizer 1, but there are only 1 here"):
-            fit_module(GradientIsBatch(), [torch.ones(4)], clipping)
+            of_one.on_train_start(trainer, trainer.lightning_module)
+
+
+def test_an_instance_used_for_a_second_training_begins_afresh():
+    batches, used = regression_batches(10), AdaptiveGradientClipping(Auto(deviations=0.5))
+    fit_module(GradientIsBatch(), norms_as_batches([1e-3] * 70), used)
+    module, expected = Regression(OPTIMIZERS["sgd"]), Regression(OPTIMIZERS["sgd"])
+    fit_module(module, batches, used)
+    fit_module(expected, batches, AdaptiveGradientClipping(Auto(deviations=0.5)))
+    assert_same_parameters(module, expected, rtol=0, atol=0)

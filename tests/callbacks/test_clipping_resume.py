@@ -1,0 +1,89 @@
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, Trainer
+from small_trainings import Regression, fit_module, make_trainer, regression_batches
+from torch.testing import assert_close
+
+from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, Fixed, GradientNormMonitor
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=0.05)
+
+
+def momentum(parameters):
+    return torch.optim.SGD(parameters, lr=0.3, momentum=0.9)
+
+
+@pytest.mark.parametrize("make_optimizer", [adam, momentum])
+def test_a_resumed_training_ends_in_the_same_parameters_bit_for_bit(make_optimizer, tmp_path):
+    """Trap 2: state lost on resume, or not loadable with `weights_only`."""
+    batches = regression_batches(20)
+    whole = Regression(make_optimizer)
+    undisturbed = AdaptiveGradientClipping(Auto(deviations=0.5))
+    fit_module(whole, batches, undisturbed, max_steps=20, log_every_n_steps=7)
+
+    first = fit_module(
+        Regression(make_optimizer), batches[:10], AdaptiveGradientClipping(Auto(deviations=0.5)), log_every_n_steps=7
+    )
+    path = tmp_path / "half.ckpt"
+    first.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["callbacks"][undisturbed.state_key]["optimizers"]["0"]
+    assert state["history"]["count"] == 10
+    assert state["counts"]["clipped"] >= 1
+
+    resumed, clipping = Regression(make_optimizer), AdaptiveGradientClipping(Auto(deviations=0.5))
+    fit_module(resumed, batches[10:], clipping, max_epochs=2, ckpt_path=path, log_every_n_steps=7)
+    assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
+    assert_close(clipping.state_dict(), undisturbed.state_dict(), rtol=0, atol=0)
+
+    forgetful = Regression(make_optimizer)
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        fit_module(forgetful, batches[10:], AdaptiveGradientClipping(), max_epochs=2, ckpt_path=path)
+    assert not torch.equal(forgetful.net[0].weight, whole.net[0].weight)
+
+
+def test_a_state_dict_is_a_copy_that_later_steps_leave_alone():
+    clipping = AdaptiveGradientClipping()
+    fit_module(Regression(adam), regression_batches(3), clipping)
+    state = clipping.state_dict()
+    clipping._records[0].history["log_norms"].zero_()
+    assert state["optimizers"]["0"]["history"]["log_norms"][0] != 0
+
+
+def test_instances_of_different_settings_have_different_state_keys_and_equal_ones_the_same():
+    """Trap 2: two instances need distinct keys."""
+    instances = [
+        AdaptiveGradientClipping(),
+        AdaptiveGradientClipping(Fixed(1.0)),
+        AdaptiveGradientClipping(Fixed(2.0)),
+        AdaptiveGradientClipping(nonfinite="zero"),
+        AdaptiveGradientClipping(Auto(update_ratio=0.01)),
+    ]
+    assert len({instance.state_key for instance in instances}) == len(instances)
+    assert AdaptiveGradientClipping("auto").state_key == AdaptiveGradientClipping(Auto()).state_key
+    make_trainer(*instances)
+
+
+def test_a_command_line_builds_the_callbacks_from_yaml():
+    parser = ArgumentParser()
+    parser.add_argument("--callbacks", type=list[Callback])
+    config = parser.parse_string("""
+        callbacks:
+          - class_path: rnn_blocks.callbacks.AdaptiveGradientClipping
+            init_args:
+              policy: {class_path: rnn_blocks.callbacks.Fixed, init_args: {threshold: 5.0}}
+              nonfinite: zero
+          - class_path: rnn_blocks.callbacks.AdaptiveGradientClipping
+          - class_path: rnn_blocks.callbacks.GradientNormMonitor
+            init_args: {top_k: 5}
+    """)
+    fixed, auto, monitor = parser.instantiate(config).callbacks
+    assert isinstance(fixed, AdaptiveGradientClipping)
+    assert fixed.policy == Fixed(5.0)
+    assert fixed.nonfinite == "zero"
+    assert auto.policy == Auto()
+    assert isinstance(monitor, GradientNormMonitor)
+    assert monitor.top_k == 5
+    Trainer(callbacks=[fixed, auto, monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
