@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
@@ -46,6 +47,9 @@ class LanguageModel(pl.LightningModule):
         tie_weights: whether the output's weights are the embedding's (Inan et al. 2017; Press & Wolf 2017).
         dropout: the part zeroed after the embedding and before the output, as in Zaremba et al. (2014), who put the
             same between layers: that place is the layer's own ``dropout``.
+        sum_over_time: differentiate the loss summed over the steps of a chunk and averaged over the lanes, as Zaremba
+            et al. and other early recipes do, whose learning rates and clipping thresholds are for that; by default it
+            is averaged over all tokens. What is logged is the average in either case.
         init_range: all weights start uniform within ± this, as in Zaremba et al.; by default the layer's start as its
             cell says, the embedding and the output within ±0.1, the output's bias at zero.
         optimizer: makes the optimizer from the parameters.
@@ -71,13 +75,17 @@ class LanguageModel(pl.LightningModule):
         *,
         tie_weights: bool = False,
         dropout: float = 0.0,
+        sum_over_time: bool = False,
         init_range: float | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["layer", "optimizer", "lr_scheduler"])
+        # A command line's checkpoints hold all arguments as it was given them and so load by themselves; objects made in
+        # Python are left out, and load_from_checkpoint needs the layer again.
+        from_command_line = _given_hyperparameters.get() is not None
+        self.save_hyperparameters(ignore=[] if from_command_line else ["layer", "optimizer", "lr_scheduler"])
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if vocab_size < 2:
@@ -95,6 +103,7 @@ class LanguageModel(pl.LightningModule):
         if tie_weights:
             self.output.weight = self.embedding.weight
         self.dropout = dropout
+        self.sum_over_time = sum_over_time
         self._initialise(init_range)
         self._make_optimizer = optimizer
         self._make_lr_scheduler = lr_scheduler
@@ -139,9 +148,10 @@ class LanguageModel(pl.LightningModule):
             batch = TextBatch(*batch)
         state = None if batch.fresh else self._carried_into(stage, batch)
         hidden, state = self._hidden(batch.inputs, state)
-        self._carried[stage] = detach_state(state)
         targets = batch.targets.t().flatten()  # (time * batch,)
         loss = linear_cross_entropy(hidden.flatten(0, 1), self.output.weight, self.output.bias, targets)
+        sound = loss.isfinite() | (targets == -100).all()  # else the state would spoil every batch to come
+        self._carried[stage] = map_state(lambda tensor: torch.where(sound, tensor, 0.0), detach_state(state))
         self._stage_statistics(stage).update(loss, (targets != -100).sum(), batch.num_bytes)
         return loss
 
@@ -167,11 +177,11 @@ class LanguageModel(pl.LightningModule):
         return map_state(lambda tensor: tensor[first : first + lanes].to(device), state)
 
     def training_step(self, batch: TextBatch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, in nats."""
+        """Mean cross-entropy of the batch (with ``sum_over_time``, times its steps), in nats."""
         loss = self._loss(batch, "train")
         if self.trainer._logger_connector.should_update_logs:
             self._log_training()
-        return loss
+        return loss * batch[0].shape[1] if self.sum_over_time else loss
 
     def _log_training(self) -> None:
         statistics = self._stage_statistics("train")

@@ -1,0 +1,246 @@
+"""What the recipes' command lines share: run folders, shipped configurations, tracking, resuming."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from rnn_blocks.recipes.checkpoints import (
+    AtomicCheckpointIO,
+    LastCheckpoint,
+    RandomState,
+    best_checkpoint,
+    check_disk_space,
+    check_fits,
+    read_checkpoint,
+)
+from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes.finite import StopOnNonFinite
+from rnn_blocks.recipes.parser import RecipeParser
+from rnn_blocks.recipes.plots import RunPlots
+from rnn_blocks.recipes.progress import RecipeProgressBar
+from rnn_blocks.recipes.run_folder import (
+    BEST,
+    ENVIRONMENT,
+    LAST,
+    RunFolder,
+    find_checkpoint,
+    inherited_run_folder,
+    new_run_folder,
+    run_of_checkpoint,
+)
+from rnn_blocks.recipes.shipped_configs import DEFAULT, config_path, shipped_configs
+from rnn_blocks.recipes.tracking import LoggerChoice, TrackedRun, make_loggers, offline_runs, tracked_run_id
+
+OUTPUT_DIR = "runs"
+
+
+class RecipeCLI(LightningCLI):
+    """A recipe's ``fit``, ``validate`` and ``test``.
+
+    A recipe gives its name, its model and its data; what it wires between the two it adds in
+    ``add_arguments_to_parser``.
+
+    Args:
+        model_class: the LightningModule.
+        datamodule_class: its data.
+        args: the command line, from the subcommand on.
+    """
+
+    recipe: ClassVar[str]
+    monitor: ClassVar[str] = "val/loss"
+
+    def __init__(self, model_class: Any, datamodule_class: Any, args: list[str]) -> None:
+        self.checkpoint_path: Path | None = None
+        self.checkpoint: dict[str, Any] = {}
+        self.folder: RunFolder | None = None
+        self._resumed: RunFolder | None = None
+        args = self._prepared(args)
+        defaults = {"default_config_files": [str(shipped_configs(self.recipe)[DEFAULT])]}
+        super().__init__(
+            model_class,
+            datamodule_class,
+            save_config_callback=None,
+            parser_class=RecipeParser,
+            parser_kwargs={
+                "prog": f"rnn-blocks {self.recipe}",
+                **dict.fromkeys(self.subcommands(), defaults),
+            },
+            auto_configure_optimizers=False,
+            seed_everything_default=1,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of the Trainer that a recipe offers, and their arguments that come from elsewhere."""
+        hidden = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
+        return dict.fromkeys(("fit", "validate", "test"), hidden)
+
+    def _prepared(self, args: list[str]) -> list[str]:
+        """Names made paths (``--config ptb-small``, ``--ckpt_path last``); a checkpoint brings its run's config."""
+        if not args or args[0] not in self.subcommands() or {"-h", "--help"} & set(args):
+            return args
+        command, *rest = args
+        output_dir = Path(_value_of(rest, "--output_dir") or OUTPUT_DIR)
+        given = _value_of(rest, "--ckpt_path")
+        if given is None and command != "fit":
+            given = BEST
+            rest += ["--ckpt_path", BEST]
+        first: list[str] = []
+        if given is not None:
+            self.checkpoint_path = find_checkpoint(given, output_dir / self.recipe)
+            self.checkpoint = read_checkpoint(self.checkpoint_path)
+            run = run_of_checkpoint(self.checkpoint_path)
+            if run is not None:
+                first = ["--config", str(run.config)]
+                if command == "fit" and self.checkpoint_path.stem == LAST:
+                    self._resumed = run  # the newest state of a run goes on with it; any other starts a run of its own
+            rest = _with_value(rest, "--ckpt_path", str(self.checkpoint_path))
+        return [
+            command,
+            *first,
+            *_map_values(rest, ("--config", "-c"), lambda name: str(config_path(self.recipe, name))),
+        ]
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options that belong to a run."""
+        group = parser.add_argument_group("run", "Where a run lies and where its metrics go")
+        group.add_argument(
+            "--output_dir", type=str, default=OUTPUT_DIR, help="Folder that the run's own folder goes into"
+        )
+        group.add_argument("--name", type=str | None, default=None, help="Added to the name of the run's folder")
+        group.add_argument(
+            "--logger",
+            type=LoggerChoice,
+            default="wandb",
+            help="wandb (online if logged in, else offline), tensorboard, or csv alone; metrics.csv is always written",
+        )
+        group.add_argument("--project", type=str, default="rnn-blocks", help="Project in Weights & Biases")
+        group.add_argument(
+            "--checkpoint_every_n_steps", type=int, default=200, help="Steps between two writes of last.ckpt"
+        )
+        parser.set_defaults({"trainer.enable_model_summary": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's, without its warning that the process has arguments too."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's configuration is its run's ``config.yaml``, which is already read."""
+
+    def before_instantiate_classes(self) -> None:
+        """Make the run's folder before any long work."""
+        options = self.config[self.config["subcommand"]]
+        if options["trainer"].get("logger") not in (None, True, False):
+            raise InputError("--trainer.logger: choose by --logger wandb|tensorboard|csv")
+        if options["checkpoint_every_n_steps"] < 1:
+            raise InputError(
+                f"--checkpoint_every_n_steps must be at least 1, got {options['checkpoint_every_n_steps']}"
+            )
+        if self.config["subcommand"] != "fit":
+            return
+        inherited = inherited_run_folder()
+        if inherited is not None:
+            self.folder = inherited
+            return
+        self.folder = self._resumed or new_run_folder(Path(options["output_dir"]) / self.recipe, options["name"])
+        self._lock = self.folder.lock()
+        os.environ[ENVIRONMENT] = str(self.folder.path.resolve())
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Lightning's, with the run's loggers, checkpoints and plots."""
+        options = self.config[self.config["subcommand"]]
+        if self.checkpoint_path is not None:
+            check_fits(self.checkpoint, self.model, self.checkpoint_path)
+        if self.folder is None:
+            return super().instantiate_trainer(logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()])
+        check_disk_space(self.model, self.folder.path)
+        resumed = self._resumed is not None
+        loggers = make_loggers(
+            options["logger"],
+            self.folder,
+            project=options["project"],
+            recipe=self.recipe,
+            run_id=tracked_run_id(self.checkpoint) if resumed else None,
+            resume_step=self.checkpoint["global_step"] if resumed else None,
+        )
+        trainer = super().instantiate_trainer(
+            logger=loggers, default_root_dir=self.folder.path, plugins=[AtomicCheckpointIO()]
+        )
+        self._add_callbacks(trainer, options)
+        return trainer
+
+    def _add_callbacks(self, trainer: pl.Trainer, options: Namespace) -> None:
+        assert self.folder is not None
+        config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
+        trainer.callbacks[:0] = [TrackedRun(self.folder, _without_checkpoint(config)), *self.extra_callbacks(options)]
+        trainer.callbacks += [
+            RandomState(),
+            StopOnNonFinite(),
+            RunPlots(self.folder),
+            best_checkpoint(self.folder, self.monitor),
+            LastCheckpoint(self.folder, options["checkpoint_every_n_steps"]),
+        ]
+
+    def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
+        """The recipe's own callbacks."""
+        return []
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        if config.get("enable_progress_bar") is not False:
+            callbacks = [*callbacks, RecipeProgressBar(refresh_rate=10)]
+        config["enable_checkpointing"] = False  # Lightning's default one: the run's own are added
+        return super()._instantiate_trainer(config, callbacks)
+
+    def after_fit(self) -> None:
+        """Say where things lie."""
+        assert self.folder is not None
+        if not self.trainer.is_global_zero:
+            return
+        lines = [f"Run        {self.folder.path}"]
+        for name in (BEST, LAST):
+            if self.folder.checkpoint(name).is_file():
+                lines.append(f"Checkpoint {self.folder.checkpoint(name)}")
+        lines += [f"Plot       {path}" for path in sorted(self.folder.plots.glob("*.png"))]
+        lines.append(f"Metrics    {self.folder.metrics}")
+        offline = offline_runs(self.folder)
+        if offline:
+            lines.append(f"W&B run    {offline[-1]}  (offline; upload with: wandb sync {offline[-1]})")
+        elif (self.folder.path / "wandb").is_dir():
+            lines.append(f"W&B run    {self.folder.path / 'wandb'}")
+        sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _value_of(args: list[str], option: str) -> str | None:
+    for index, arg in enumerate(args):
+        if arg == option and index + 1 < len(args):
+            return args[index + 1]
+        if arg.startswith(f"{option}="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def _with_value(args: list[str], option: str, value: str) -> list[str]:
+    return _map_values(args, (option,), lambda _: value)
+
+
+def _map_values(args: list[str], options: tuple[str, ...], function: Any) -> list[str]:
+    mapped: list[str] = []
+    for arg in args:
+        if mapped and mapped[-1] in options:
+            mapped.append(function(arg))
+        elif arg.split("=", 1)[0] in options and "=" in arg:
+            option, value = arg.split("=", 1)
+            mapped.append(f"{option}={function(value)}")
+        else:
+            mapped.append(arg)
+    return mapped
+
+
+def _without_checkpoint(config: str) -> str:
+    return "".join(line for line in config.splitlines(keepends=True) if not line.startswith("ckpt_path:"))
