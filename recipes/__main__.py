@@ -92,7 +92,7 @@ def _run(recipe: str, args: list[str]) -> int:
     if args[0] == "generate":
         from jsonargparse import auto_cli
 
-        auto_cli(generate, args=args[1:], prog=f"rnn-blocks {recipe} generate")
+        auto_cli(generate, args=args[1:], prog=f"rnn-blocks {recipe} generate", as_positional=False)
     else:
         LanguageModelCLI(args)
     return 0

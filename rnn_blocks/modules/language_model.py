@@ -82,8 +82,8 @@ class LanguageModel(pl.LightningModule):
         lr_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
-        # A command line's checkpoints hold all arguments as it was given them and so load by themselves; objects made in
-        # Python are left out, and load_from_checkpoint needs the layer again.
+        # A command line's checkpoints hold all arguments as it was given them and so load by themselves; objects made
+        # in Python are left out, and load_from_checkpoint needs the layer again.
         from_command_line = _given_hyperparameters.get() is not None
         self.save_hyperparameters(ignore=[] if from_command_line else ["layer", "optimizer", "lr_scheduler"])
         if not 0 <= dropout < 1:
