@@ -1,19 +1,18 @@
 """Batches of a contiguous stream of tokens, read as lanes side by side."""
 
-import mmap
 from collections.abc import Iterator
+from io import FileIO
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from rnn_blocks.modules.text_batch import TextBatch
 from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.text.store import TokenFile, TokenIds
+from rnn_blocks.recipes.text.store import TokenFile
 
 IGNORED = -100
-# Pages that were read count as the process's memory until they are let go.
-_BATCHES_BETWEEN_RELEASES = 256
 
 
 class Lanes:
@@ -116,19 +115,17 @@ class Lanes:
         self._position = self._resume_at = position
 
     def _read(self, first: int) -> Iterator[TextBatch]:
-        ids, memory = self._tokens.mapped()
-        for index in range(first, self._batches):
-            if index % _BATCHES_BETWEEN_RELEASES == 0 and hasattr(mmap, "MADV_DONTNEED"):
-                memory.madvise(mmap.MADV_DONTNEED)
-            self._position = index + 1
-            yield self._batch(ids, index)
+        with self._tokens.path.open("rb", buffering=0) as file:
+            for index in range(first, self._batches):
+                self._position = index + 1
+                yield self._batch(file, index)
 
-    def _batch(self, ids: TokenIds, index: int) -> TextBatch:
+    def _batch(self, file: FileIO, index: int) -> TextBatch:
         start = index * self._bptt
         stop = min(start + self._bptt, self._steps)
         last = self._tokens.num_tokens - 1
         places = self._origins + np.arange(start, stop + 1)  # (lanes, time + 1)
-        window = torch.from_numpy(ids.take(places, mode="clip").astype(np.int64))
+        window = torch.from_numpy(self._tokens_at(file, places).astype(np.int64))
         inputs, targets = window[:, :-1].contiguous(), window[:, 1:].contiguous()
         predictions = targets.numel()
         if places[-1, -1] > last:
@@ -137,6 +134,15 @@ class Lanes:
             predictions -= int(beyond.sum())
         num_bytes = predictions * self._tokens.num_bytes / self._tokens.num_tokens
         return TextBatch(inputs, targets, num_bytes, fresh=index == 0)
+
+    def _tokens_at(self, file: FileIO, places: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
+        # Read, not mapped: a mapped file's pages count as the process's memory, and with large pages one fault makes
+        # two megabytes of each lane resident. A read from the page cache takes a microsecond or two.
+        ids = np.zeros(places.shape, dtype=self._tokens.dtype)  # past the end of the file zeros stay, a valid id
+        for row, place in zip(ids, places[:, 0].tolist(), strict=True):
+            file.seek(place * ids.itemsize)
+            file.readinto(row)
+        return ids
 
 
 def _too_short(tokens: TokenFile, needed: int, batch_size: int, bptt: int, world_size: int, complete: bool) -> str:

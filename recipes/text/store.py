@@ -1,9 +1,8 @@
-"""A corpus's token ids on disk: made once, found again by content and settings, memory-mapped to read."""
+"""A corpus's token ids on disk: made once, found again by content and settings."""
 
 import errno
 import hashlib
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 from filelock import FileLock
 
@@ -26,8 +24,6 @@ from rnn_blocks.recipes.text.settings import TokenizerSettings
 _FORMAT = 1
 # An Encoding takes about a hundred bytes a token; 256 KiB of text at once keep that at some ten megabytes.
 _BLOCKS_AT_ONCE = 64
-
-TokenIds = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -45,12 +41,6 @@ class TokenFile:
     dtype: str
     num_tokens: int
     num_bytes: int
-
-    def mapped(self) -> tuple[TokenIds, mmap.mmap]:
-        """Maps the file into memory: the ids, ``(num_tokens,)``, and the map under them, which closes with them."""
-        with self.path.open("rb") as file:
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(memory, dtype=self.dtype), memory
 
     @property
     def whole(self) -> bool:
