@@ -3,10 +3,12 @@
 import difflib
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from rnn_blocks.recipes.errors import InputError
 from rnn_blocks.recipes.shipped_configs import shipped_configs
 
+EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tqdm", "wandb", "yaml")
 RECIPES = {"language-model": "train a recurrent language model on text, and let it write"}
 COMMANDS = {
     "language-model": {
@@ -83,6 +85,9 @@ def _run(recipe: str, args: list[str]) -> int:
         return 0
     if args[0] not in commands:
         raise InputError(f"{args[0]!r} is no command of {recipe}; {_hint(args[0], list(commands))}")
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)}: not installed; recipes need pip install 'rnn-blocks[recipes]'")
     from rnn_blocks.recipes.host import quiet, tune_host
 
     quiet()

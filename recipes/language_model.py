@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
@@ -51,6 +52,23 @@ class LanguageModelCLI(RecipeCLI):
                 temperature=samples["temperature"],
             )
         ]
+
+    def after_test(self) -> None:
+        """Say the result, beside what a compressor makes of the same text."""
+        self._say("test")
+
+    def after_validate(self) -> None:
+        """Say the result, beside what a compressor makes of the same text."""
+        self._say("val")
+
+    def _say(self, split: Literal["val", "test"]) -> None:
+        metrics = self.trainer.callback_metrics
+        if self.trainer.is_global_zero:
+            gzip = self.datamodule.gzip_bits_per_byte(split)
+            sys.stdout.write(
+                f"{split}: perplexity {metrics[f'{split}/perplexity']:.2f}, "
+                f"bits per byte {metrics[f'{split}/bits_per_byte']:.3f} (gzip -9 of the same text: {gzip:.3f})\n"
+            )
 
 
 def _vocabulary_size(data: TextDataModule) -> int:

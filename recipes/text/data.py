@@ -1,6 +1,7 @@
 """The data of a language model: any text, tokenized once and read as lanes."""
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,16 @@ class TextDataModule(LightningDataModule):
     def splits(self) -> dict[Split, TokenFile]:
         """The token files of ``train``, ``val`` and ``test``, with their counts of tokens and bytes."""
         return self._text().splits
+
+    def gzip_bits_per_byte(self, split: Split) -> float:
+        """What ``gzip -9`` makes of a split's text, in bits per byte: the mark that a model should beat."""
+        compressor = zlib.compressobj(9, wbits=31)
+        plain = compressed = 0
+        for piece in self._corpus.pieces(split):
+            text = piece.encode()
+            plain += len(text)
+            compressed += len(compressor.compress(text))
+        return 8 * (compressed + len(compressor.flush())) / plain
 
     def prepare_data(self) -> None:
         """Lightning's hook: ``prepare``, on one process of each machine."""

@@ -1,0 +1,49 @@
+# make demo   trains the default language model from nothing, tests it, and lets it write
+# make test   the default tests, in the same environment
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-slow lint types docs wheel check clean
+
+demo: $(INSTALLED)
+	$(BIN)/rnn-blocks language-model fit
+	@echo; echo "On the held-out test split:"
+	$(BIN)/rnn-blocks language-model test
+	@echo; echo "A sample:"
+	$(BIN)/rnn-blocks language-model generate --prompt "def " --max_tokens 150 --seed 1
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -W -n -q docs docs/_build/html
+
+# The wheel, in an environment that holds nothing else of this project, used from another folder.
+wheel: $(INSTALLED)
+	rm -rf build dist .venv-wheel
+	$(BIN)/python -m build --quiet --wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet -c constraints.txt dist/*.whl
+	cd / && "$(CURDIR)/.venv-wheel/bin/python" "$(CURDIR)/tests/check_wheel.py"
+	rm -rf .venv-wheel
+
+check: test lint types docs wheel
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build dist docs/_build .venv-wheel
