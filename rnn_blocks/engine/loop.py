@@ -45,11 +45,12 @@ def run_loop(
     restart = None if resets is None else resets.bool().unbind(0)
     outputs = []
     for t, projected_t in enumerate(steps):
+        before = state
         if restart is not None:
             if fresh is None:
                 raise ValueError("resets need the state to start afresh from: give `fresh`")
-            state = _select(restart[t], fresh, state)
-        output, after = step(projected_t, state)
+            before = _select(restart[t], fresh, state)
+        output, after = step(projected_t, before)
         if active is not None:
             output = torch.where(_column(active[t], output), output, 0.0)
             after = _select(active[t], after, state)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -37,6 +38,14 @@ def run_native(
     >>> outputs.shape, state.tolist()
     (torch.Size([4, 1, 3]), [[0.0, 0.0, 0.0]])
     """
+    if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # Under CPU autocast torch.lstm asks oneDNN for a kernel that CPUs without AVX-512 lack, and raises; given
+        # tensors of the lower precision it looks first.
+        dtype = torch.get_autocast_dtype("cpu")
+        inputs, weights = inputs.to(dtype), [weight.to(dtype) for weight in weights]
+        state = map_state(lambda tensor: tensor.to(dtype), state)
+        with torch.autocast("cpu", enabled=False):
+            return run_native(kernel, inputs, state, weights, training=training, lengths=lengths)
     if lengths is not None:
         return _run_ragged(kernel, inputs, state, weights, training, lengths)
     layered = map_state(lambda tensor: tensor.unsqueeze(0).contiguous(), state)  # (layers = 1, batch, hidden)
