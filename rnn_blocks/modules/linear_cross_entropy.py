@@ -12,6 +12,7 @@ from rnn_blocks.engine.products import can_pack, packed_product
 
 TILE = 1024  # words of the vocabulary a tile: with a few hundred rows it stays in the caches
 ROWS = 1024  # rows at a time: bounds what is held at once to ROWS x vocabulary
+LARGEST_LOSS = 60.0  # nats of one row: exp(60), times rows, weights and vocabulary, is far from float32's end at exp(88)
 
 
 def linear_cross_entropy(
@@ -70,7 +71,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
     """With ``e_nv = exp(l_nv - l_ny)``, row n's loss is ``log Σ_v e_nv``, its gradient ``e_nv / Σ_v e_nv - [v = y]``.
 
     Measured from the target's logit rather than from the largest, nothing has to be known of the other tiles when one
-    is made. A loss past 80 nats would overflow: those batches take the plain way.
+    is made. A row whose loss is past ``LARGEST_LOSS`` could overflow: such batches take the plain way.
     """
 
     @staticmethod
@@ -98,8 +99,8 @@ class _TiledCrossEntropy(torch.autograd.Function):
                 grad_hidden.addmm_(tile.t(), tile_weight)
             if need_weight or need_bias:
                 tiles.append(tile)
-        loss = total.log().mean()
-        if not bool(torch.isfinite(loss)):
+        losses = total.log()
+        if not bool((losses <= LARGEST_LOSS).all()):  # nan too
             return _plain_with_gradients(ctx, hidden, weight, bias, targets)
         scale = 1 / (rows * total)  # (rows,)
         grad_weight = grad_bias = None
@@ -115,7 +116,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
             grad_bias = torch.cat([tile @ scale for tile in tiles])
             grad_bias.index_add_(0, targets, torch.ones(rows), alpha=-1 / rows)
         ctx.gradients = (grad_hidden, grad_weight, grad_bias)
-        return loss
+        return losses.mean()
 
     @staticmethod
     @once_differentiable
