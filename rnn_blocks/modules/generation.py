@@ -40,10 +40,10 @@ def sample_token(
     check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
+    logits = (logits.float() - logits.float().amax(-1, keepdim=True)) / temperature  # no overflow where it is tiny
     if top_k is not None and top_k < logits.shape[-1]:
-        smallest = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
+        largest = logits.topk(top_k)  # exactly k, whichever of equal ones
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, largest.indices, largest.values)
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)

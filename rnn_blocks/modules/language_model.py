@@ -1,5 +1,6 @@
 """A recurrent language model: predict the next token."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy
 from rnn_blocks.modules.text_batch import TextBatch
 from rnn_blocks.modules.token_loss import TokenLoss
 
-CARRIED_STATE = "carried_state"  # the checkpoint's key
+CARRIED_STATE, LOSS_SINCE_LOG = "carried_state", "loss_since_log"  # the checkpoint's keys
 
 
 def adam(params: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -57,7 +58,7 @@ class LanguageModel(pl.LightningModule):
         lr_interval: whether the schedule steps each ``"epoch"`` or each ``"step"``.
 
     Raises:
-        ValueError: for tied weights where the layer's sizes differ, or a dropout outside [0, 1).
+        ValueError: for tied weights where the layer's sizes differ, or a number out of its range.
 
     >>> import rnn_blocks
     >>> model = LanguageModel(rnn_blocks.LSTM(16, 16, num_layers=2), vocab_size=50, tie_weights=True)
@@ -90,6 +91,8 @@ class LanguageModel(pl.LightningModule):
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         if vocab_size < 2:
             raise ValueError(f"vocab_size must be at least 2, got {vocab_size}")
+        if init_range is not None and not 0 < init_range < math.inf:
+            raise ValueError(f"init_range must be above 0, got {init_range}")
         if lr_interval not in ("epoch", "step"):
             raise ValueError(f"lr_interval must be 'epoch' or 'step', got {lr_interval!r}")
         if tie_weights and layer.input_size != layer.output_size:
@@ -179,7 +182,8 @@ class LanguageModel(pl.LightningModule):
     def training_step(self, batch: TextBatch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch (with ``sum_over_time``, times its steps), in nats."""
         loss = self._loss(batch, "train")
-        if self.trainer._logger_connector.should_update_logs:
+        # while gradients accumulate, Lightning drops what is logged
+        if self.trainer._logger_connector.should_update_logs and not self.trainer.fit_loop._should_accumulate():
             self._log_training()
         return loss * batch[0].shape[1] if self.sum_over_time else loss
 
@@ -218,6 +222,8 @@ class LanguageModel(pl.LightningModule):
     def on_train_start(self) -> None:
         """Starts the clock of the throughput."""
         self._last_log = time.perf_counter()
+        if self.trainer.global_step == 0:  # a new training from a checkpoint's weights
+            self._stage_statistics("train").reset()
 
     def on_validation_start(self) -> None:
         """Stops the clock of the throughput."""
@@ -228,11 +234,14 @@ class LanguageModel(pl.LightningModule):
         self._last_log += time.perf_counter() - self._validation_began
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the state carried from batch to batch, of all ranks."""
+        """Adds the state carried from batch to batch, and the loss since the last log, of all ranks."""
         state = self._carried["train"]
-        if state is not None and self.trainer.world_size > 1:
-            state = map_state(lambda tensor: self._gathered(tensor), state)
+        sums = self._stage_statistics("train").sums()
+        if self.trainer.world_size > 1:
+            state = None if state is None else map_state(lambda tensor: self._gathered(tensor), state)
+            sums = self._gathered(sums[None]).sum(0)
         checkpoint[CARRIED_STATE] = state
+        checkpoint[LOSS_SINCE_LOG] = sums
 
     def _gathered(self, tensor: Tensor) -> Tensor:
         lanes = self.all_gather(tensor)
@@ -240,8 +249,10 @@ class LanguageModel(pl.LightningModule):
         return lanes.flatten(0, 1)  # (ranks, lanes, …) -> (all lanes, …)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes that state back, to carry on from."""
+        """Takes them back, to carry on from."""
         self._carried["train"] = checkpoint.get(CARRIED_STATE)
+        if LOSS_SINCE_LOG in checkpoint and self.global_rank == 0:  # the sum over ranks must count it once
+            self._stage_statistics("train").add_sums(checkpoint[LOSS_SINCE_LOG])
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, where there is one, the schedule."""
@@ -283,11 +294,14 @@ class LanguageModel(pl.LightningModule):
         Raises:
             ValueError: for an empty prompt, an id outside the vocabulary, or an option out of its range.
         """
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
         prompt = torch.as_tensor(prompt, dtype=torch.int64, device=self.device)
         prompt = prompt if prompt.dim() == 2 else prompt.view(1, -1)
         stream = self.stream(prompt, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         return torch.cat([prompt, *(next(stream)[:, None] for _ in range(max_tokens))], dim=1)
 
+    @torch.no_grad()  # as a decorator: a `with` around a yield would switch the caller's gradients off, too
     def stream(
         self,
         prompt: Tensor,
@@ -324,8 +338,7 @@ class LanguageModel(pl.LightningModule):
         was_training = self.training
         self.eval()
         try:
-            with torch.no_grad():
-                hidden, state = self._hidden(prompt, None)
-                yield from stream_tokens(step, self.output(hidden[-1]), state, draw)
+            hidden, state = self._hidden(prompt, None)
+            yield from stream_tokens(step, self.output(hidden[-1]), state, draw)
         finally:
             self.train(was_training)
