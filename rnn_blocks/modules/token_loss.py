@@ -42,6 +42,17 @@ class TokenLoss(Metric):
         self.tokens += num_tokens
         self.bytes += num_bytes
 
+    def sums(self) -> Tensor:
+        """What was added up on this rank since the last reset: nats, tokens and bytes, ``(3,)``, float64."""
+        return torch.stack([self.nats, self.tokens, self.bytes])
+
+    def add_sums(self, sums: Tensor) -> None:
+        """Add what :meth:`sums` gave, of a checkpoint say."""
+        nats, tokens, num_bytes = sums.to(self.nats)
+        self.nats += nats
+        self.tokens += tokens
+        self.bytes += num_bytes
+
     def compute(self) -> dict[str, Tensor]:
         """``loss`` (nats a token), ``perplexity`` and, where the bytes are known, ``bits_per_byte``."""
         loss = self.nats / self.tokens
