@@ -42,12 +42,12 @@ class AdaptiveGradientClipping(Callback):
     Works on whole (accumulated), unscaled gradients, under automatic and manual optimisation, in any precision that
     Lightning has. Every optimizer has its own history.
 
-    | metric | |
-    | --- | --- |
-    | `grad_clip/threshold` | norm above which this step was clipped; left out while nothing is known |
-    | `grad_clip/coefficient` | what this step's gradient was multiplied by; 0 where it was not finite |
-    | `grad_clip/clipped_fraction` | share of the steps since the last log that were clipped |
-    | `grad_clip/skipped_steps` | steps with a non-finite gradient so far |
+    ==============================  ==============================================================================
+    `grad_clip/threshold`           norm above which this step was clipped; left out while nothing is known
+    `grad_clip/coefficient`         what this step's gradient was multiplied by; 0 where it was not finite
+    `grad_clip/clipped_fraction`    share of the steps since the last log that were clipped
+    `grad_clip/skipped_steps`       steps with a non-finite gradient so far
+    ==============================  ==============================================================================
 
     Logged on the trainer's logging steps, each name ending in `/optimizer_0`, … where there are several optimizers.
 

@@ -22,12 +22,12 @@ from rnn_blocks.callbacks.support import (
 class GradientNormMonitor(Callback):
     """Logs gradient norms, as they are before clipping and, beside `AdaptiveGradientClipping`, after it.
 
-    | metric | |
-    | --- | --- |
-    | `grad_norm/total` | norm of all the optimizer's gradients, before clipping |
-    | `grad_norm/clipped` | the same after clipping; 0 where the update was skipped |
-    | `grad_norm/<module>` | norm over one top-level module, before clipping |
-    | `grad_norm/parameter/<name>` | norm of a single parameter's gradient, for the `top_k` largest |
+    ==============================  ==============================================================
+    `grad_norm/total`               norm of all the optimizer's gradients, before clipping
+    `grad_norm/clipped`             the same after clipping; 0 where the update was skipped
+    `grad_norm/<module>`            norm over one top-level module, before clipping
+    `grad_norm/parameter/<name>`    norm of a single parameter's gradient, for the `top_k` largest
+    ==============================  ==============================================================
 
     With several optimizers each name ends in `/optimizer_0`, `/optimizer_1`, …. Gradients are whole (accumulated) and
     unscaled. They are measured on the trainer's logging steps only (``log_every_n_steps``) and read in one transfer;

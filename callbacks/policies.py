@@ -107,7 +107,7 @@ class Auto(ClippingPolicy):
 
     *Outliers.* Among the last `window` finite log-norms let m be the median and s = 1.4826·MAD the robust deviation,
     taken for smaller samples towards a prior: σ² = (n·s² + n₀σ₀²)/(n + n₀), n₀ = 8, σ₀ = ½. A norm of
-    z = (ln‖g‖ − m)/σ above `deviations` =: k is an outlier, and brought down the more the further out it lies:
+    z = (ln‖g‖ − m)/σ above `deviations` =: k is an outlier, and brought down the more the further out it lies::
 
         threshold = exp(m + k·σ),  target = exp(m + k²·σ/z)
 
@@ -116,7 +116,7 @@ class Auto(ClippingPolicy):
 
     *Step length.* An outlier rule follows the norms, and so follows them up when a training runs away. Where the update
     scales with the gradient (`torch.optim.SGD`, `ASGD`), no step may therefore be longer than `update_ratio` =: ρ of
-    the weights' initial norm, in the long run of its momentum:
+    the weights' initial norm, in the long run of its momentum::
 
         ‖ΔW‖ = lr/(1−momentum)·‖g‖ ≤ ρ·‖W₀‖,  so  threshold = ρ·‖W₀‖·(1−momentum)/lr
 

@@ -27,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the command line; by default the process's.
 
     Returns:
-        The exit code: 0, 1 where a run failed, 2 for bad input.
+        0; 1 where a run failed; 2 for bad input.
 
     >>> main(["langage-model", "fit"])
     2

@@ -110,7 +110,7 @@ class TextDataModule(LightningDataModule):
 
     @property
     def vocabulary_size(self) -> int:
-        """Types of the vocabulary: one more than the greatest token id."""
+        """How many types the vocabulary has, one more than the greatest token id."""
         return int(self.tokenizer.get_vocab_size())
 
     @property
