@@ -34,7 +34,13 @@ def quiet() -> None:
     >>> quiet()
     """
     os.environ.setdefault("WANDB_SILENT", "true")
-    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*could not find the monitored key.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*could not find the monitored key.*",
+        ".*callbacks used to create the checkpoint.*",
+        ".*Checkpoint directory .* exists.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(("💡", "GPU available", "TPU available", "`weights_only`"))
