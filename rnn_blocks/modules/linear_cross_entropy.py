@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
 from rnn_blocks.engine.products import can_pack, packed_product
 
 TILE = 1024  # words of the vocabulary a tile: with a few hundred rows it stays in the caches
 ROWS = 1024  # rows at a time: bounds what is held at once to ROWS x vocabulary
-LARGEST_LOSS = 60.0  # nats of one row: exp(60), times rows, weights and vocabulary, is far from float32's end at exp(88)
+LARGEST_LOSS = 60.0  # nats of a row: exp(60) times rows, weights and vocabulary stays far from float32's end, exp(88)
 
 
 def linear_cross_entropy(
@@ -37,6 +36,7 @@ def linear_cross_entropy(
 
     Raises:
         IndexError: where a target is not an id of the vocabulary.
+        RuntimeError: where the tiled way is differentiated twice.
 
     >>> hidden, weight = torch.randn(4, 3), torch.randn(9, 3)
     >>> targets = torch.tensor([1, 8, -100, 0])
@@ -119,8 +119,9 @@ class _TiledCrossEntropy(torch.autograd.Function):
         return losses.mean()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        if torch.is_grad_enabled():  # create_graph: what was made in forward would pass for a constant
+            raise RuntimeError("linear_cross_entropy has no second derivative: use cross_entropy(linear(...)) for that")
         if ctx.gradients is None:
             raise RuntimeError(
                 "the gradients of linear_cross_entropy were already used: it cannot be differentiated twice"
