@@ -73,12 +73,13 @@ class Layer(nn.Module):
         if lengths is not None:
             lengths = self._checked_lengths(lengths, time, batch, inputs.device)
         if resets is not None:
-            resets = resets.transpose(0, 1) if self.batch_first else resets
-            if resets.shape != (time, batch):
+            marks = (batch, time) if self.batch_first else (time, batch)
+            if resets.shape != marks:
                 raise ValueError(
-                    f"resets must mark each step of each sequence, {batch} sequences of {time} steps, "
-                    f"got a tensor of shape {tuple(resets.shape)} (time first)"
+                    f"resets must mark each step of each sequence, {batch} sequences of {time} steps as {marks}, "
+                    f"got a tensor of shape {tuple(resets.shape)}"
                 )
+            resets = resets.transpose(0, 1) if self.batch_first else resets
         if state is None:
             state = self.initial_state(batch, inputs)
         else:
