@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("rnn-blocks", deadline=None, max_examples=40)
+settings.register_profile("rnn-blocks", deadline=None, max_examples=25)
 settings.load_profile("rnn-blocks")
 
 

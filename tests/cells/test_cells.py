@@ -34,9 +34,7 @@ def test_a_step_is_the_equations(name):
 )
 def test_a_step_is_that_of_torchs_cell(cell, twin):
     with torch.no_grad():
-        for name, value in zip(
-            ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), oracles.weights_of(cell), strict=True
-        ):
+        for name, value in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), oracles.weights_of(cell), strict=True):
             getattr(twin, name).copy_(value)
     inputs = torch.randn(5, 3)
     state = oracles.random_state(cell.initial_state(5, inputs))

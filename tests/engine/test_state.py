@@ -15,7 +15,12 @@ def test_map_state_keeps_the_nest_and_reaches_every_tensor():
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(torch.ones(1), (torch.ones(1),)), ((torch.ones(1),), torch.ones(1)), (NEST, NEST[:1]), (NEST, (NEST[0], NEST[0]))],
+    [
+        (torch.ones(1), (torch.ones(1),)),
+        ((torch.ones(1),), torch.ones(1)),
+        (NEST, NEST[:1]),
+        (NEST, (NEST[0], NEST[0])),
+    ],
 )
 def test_states_of_different_nests_are_refused(first, second):
     with pytest.raises(ValueError, match="the states are not of one shape"):

@@ -1,0 +1,250 @@
+"""The fused output layer against ``cross_entropy(linear(...))``, values and every gradient."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+from torch.testing import assert_close
+
+from rnn_blocks import linear_cross_entropy
+from rnn_blocks.engine import products
+from rnn_blocks.modules import linear_cross_entropy as public
+from rnn_blocks.modules.linear_cross_entropy import LARGEST_LOSS, _TiledCrossEntropy
+
+SETTINGS = linear_cross_entropy.__globals__  # the module's own name is shadowed by the function's
+
+
+def problem(rows: int, features: int, vocabulary: int, *, with_bias: bool = True, scale: float = 1.0):
+    hidden = torch.randn(rows, features) * scale
+    weight = torch.randn(vocabulary, features)
+    bias = torch.randn(vocabulary) if with_bias else None
+    return hidden, weight, bias, torch.randint(vocabulary, (rows,))
+
+
+def differentiated(function, hidden, weight, bias, targets, factor=1.0, **options):
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (hidden, weight, bias) if tensor is not None]
+    loss = function(*leaves[:2], leaves[2] if bias is not None else None, targets, **options)
+    (loss * factor).backward()
+    return loss.detach(), [leaf.grad for leaf in leaves]
+
+
+def plain(hidden, weight, bias, targets, **options) -> Tensor:
+    return cross_entropy(linear(hidden, weight, bias), targets, **options)
+
+
+def assert_as_in_float64(hidden, weight, bias, targets, factor=1.0, **options) -> None:
+    loss, gradients = differentiated(linear_cross_entropy, hidden, weight, bias, targets, factor, **options)
+    wide = [None if tensor is None else tensor.double() for tensor in (hidden, weight, bias)]
+    expected, exact = differentiated(plain, *wide, targets, factor, **options)
+    assert_close(loss.double(), expected, rtol=2e-6, atol=2e-6)
+    for gradient, reference in zip(gradients, exact, strict=True):
+        error = (gradient.double() - reference).norm()
+        assert error <= 3e-5 * max(float(reference.norm()), 1e-6), (float(error), float(reference.norm()))
+
+
+@pytest.fixture
+def count_tiled(monkeypatch):
+    """How many times the tiled way was taken."""
+    calls = []
+    original = _TiledCrossEntropy.apply
+    monkeypatch.setattr(_TiledCrossEntropy, "apply", lambda *args: calls.append(len(args[3])) or original(*args))
+    return calls
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.integers(2, 20),
+    st.booleans(),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([1.0, -0.3, 0.0, 1e4]),
+    st.data(),
+)
+def test_loss_and_gradients_at_any_tiling(rows, features, vocabulary, with_bias, tile, chunk, factor, data):
+    hidden, weight, bias, targets = problem(rows, features, vocabulary, with_bias=with_bias)
+    ignored = data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows))
+    ignored[data.draw(st.integers(0, rows - 1))] = False
+    ignore_index = data.draw(st.sampled_from([-100, -1, 0]))
+    targets = torch.where(torch.tensor(ignored), ignore_index, targets.clamp(min=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SETTINGS, "TILE", tile)
+        patch.setitem(SETTINGS, "ROWS", chunk)
+        assert_as_in_float64(hidden, weight, bias, targets, factor, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+def test_usual_sizes_take_the_tiled_way_in_chunks_of_rows(with_bias, count_tiled):
+    assert_as_in_float64(*problem(1500, 16, 3001, with_bias=with_bias))
+    assert count_tiled == [1024, 476]
+
+
+@pytest.mark.parametrize("nats", [0.01, 20.0, 59.0, 61.0, 79.0, 84.0, 86.0, 87.5, 88.5, 95.0, 1e4])
+@pytest.mark.parametrize("rows", [1, 64])
+def test_a_row_of_any_loss_gets_right_gradients(nats, rows):
+    """One wrong and confident row among good ones: its exponential must not spoil them."""
+    weight = torch.tensor([[1.0, 0.0], [0.0, 20.0], [0.0, -20.0]])
+    hidden = torch.tensor([[3.0, 0.01]]).repeat(rows, 1)
+    hidden[0, 0] = nats
+    targets = torch.zeros(rows, dtype=torch.int64)
+    targets[0] = 2
+    assert_as_in_float64(hidden, weight, None, targets)
+    assert_as_in_float64(hidden, weight, torch.tensor([0.0, 0.1, 0.2]), targets, 0.5)
+
+
+def test_losses_past_the_limit_are_reached_by_the_test_above():
+    assert 59.0 < LARGEST_LOSS < 61.0
+
+
+def test_chunks_that_overflow_and_chunks_that_do_not_add_up(monkeypatch):
+    monkeypatch.setitem(SETTINGS, "ROWS", 3)
+    hidden, weight, bias, targets = problem(8, 4, 9)
+    hidden[4] *= 200
+    assert_as_in_float64(hidden, weight, bias, targets, 2.0)
+
+
+def test_numbers_that_are_not_finite_give_a_loss_that_is_not():
+    hidden, weight, bias, targets = problem(4, 3, 5)
+    hidden[1, 1] = torch.nan
+    assert linear_cross_entropy(hidden, weight, bias, targets).isnan()
+
+
+def test_where_no_row_counts_the_loss_is_nan_as_torchs_is():
+    hidden, weight, bias, targets = problem(4, 3, 5)
+    targets.fill_(-100)
+    loss = linear_cross_entropy(hidden.requires_grad_(), weight, bias, targets)
+    assert loss.isnan()
+    assert plain(hidden, weight, bias, targets).isnan()
+    assert loss.requires_grad
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_a_frozen_part_gets_no_gradient_and_the_others_theirs(frozen):
+    *parts, targets = problem(6, 4, 7)
+    leaves = [part.clone().requires_grad_(k != frozen) for k, part in enumerate(parts)]
+    linear_cross_entropy(*leaves, targets).backward()
+    _, exact = differentiated(plain, *parts, targets)
+    for k, leaf in enumerate(leaves):
+        if k == frozen:
+            assert leaf.grad is None
+        else:
+            assert_close(leaf.grad, exact[k], rtol=1e-4, atol=1e-6)
+
+
+def test_only_one_part_learns():
+    *parts, targets = problem(6, 4, 7)
+    _, exact = differentiated(plain, *parts, targets)
+    for learns in range(3):
+        leaves = [part.clone().requires_grad_(k == learns) for k, part in enumerate(parts)]
+        linear_cross_entropy(*leaves, targets).backward()
+        assert_close(leaves[learns].grad, exact[learns], rtol=1e-4, atol=1e-6)
+
+
+def test_without_gradients_none_is_made(monkeypatch):
+    *parts, targets = problem(6, 4, 7)
+    leaves = [part.requires_grad_() for part in parts]
+    expected = linear_cross_entropy(*leaves, targets)
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *_, **__: pytest.fail("a gradient was made"))
+    monkeypatch.setattr(torch, "mm", lambda *_, **__: pytest.fail("a gradient was made"))
+    with torch.no_grad():
+        loss = linear_cross_entropy(*leaves, targets)
+    assert not loss.requires_grad
+    assert_close(loss, expected.detach())
+
+
+def test_gradients_reach_through_what_made_the_hidden_states():
+    hidden, weight, bias, targets = problem(6, 4, 7)
+    encoder = torch.randn(4, 4, requires_grad=True)
+    linear_cross_entropy(torch.tanh(hidden @ encoder), weight, bias, targets).backward()
+    found, encoder.grad = encoder.grad, None
+    plain(torch.tanh(hidden @ encoder), weight, bias, targets).backward()
+    assert_close(found, encoder.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_tied_weights_gather_both_gradients():
+    shared = torch.randn(7, 4, requires_grad=True)
+    ids, targets = torch.randint(7, (6,)), torch.randint(7, (6,))
+    found = torch.autograd.grad(linear_cross_entropy(shared[ids], shared, None, targets), shared)
+    exact = torch.autograd.grad(plain(shared[ids], shared, None, targets), shared)
+    assert_close(found, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_what_comes_in_is_left_as_it_was():
+    tensors = problem(6, 4, 7)
+    copies = [tensor.clone() for tensor in tensors]
+    differentiated(linear_cross_entropy, *tensors)
+    assert all(map(torch.equal, tensors, copies))
+
+
+def test_hidden_states_that_are_not_contiguous_are_read_right():
+    hidden, weight, bias, targets = problem(6, 4, 7)
+    assert_as_in_float64(hidden.t().contiguous().t(), weight.t().contiguous().t(), bias, targets)
+
+
+def test_a_second_backward_raises():
+    hidden, weight, bias, targets = problem(6, 4, 7)
+    loss = linear_cross_entropy(hidden.requires_grad_(), weight, bias, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="linear_cross_entropy were already used"):
+        loss.backward()
+
+
+def test_a_second_derivative_raises():
+    hidden, weight, bias, targets = problem(6, 4, 7)
+    loss = linear_cross_entropy(hidden.requires_grad_(), weight, bias, targets)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss * 2, hidden, create_graph=True)
+
+
+@pytest.mark.parametrize("bad", [7, -1, 10**6])
+def test_a_target_outside_the_vocabulary_raises(bad):
+    hidden, weight, bias, targets = problem(6, 4, 7)
+    targets[3] = bad
+    with pytest.raises(IndexError, match=f"target {bad} is out of bounds for a vocabulary of 7"):
+        linear_cross_entropy(hidden, weight, bias, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_dtypes_take_the_plain_way(dtype, count_tiled):
+    hidden, weight, bias, targets = problem(6, 4, 7)
+    parts = [tensor.to(dtype) for tensor in (hidden, weight, bias)]
+    found = differentiated(linear_cross_entropy, *parts, targets)
+    expected = differentiated(plain, *parts, targets)
+    assert_close(found, expected, rtol=0, atol=0)
+    assert not count_tiled
+
+
+def test_autocast_takes_the_plain_way(count_tiled):
+    hidden, weight, bias, targets = problem(6, 4, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = differentiated(linear_cross_entropy, hidden, weight, bias, targets)
+        expected = differentiated(plain, hidden, weight, bias, targets)
+    assert_close(found, expected, rtol=0, atol=0)
+    assert not count_tiled
+
+
+@pytest.mark.parametrize("can_pack", [True, False])
+def test_a_torch_without_packed_products_gives_the_same(can_pack, monkeypatch, count_tiled):
+    if not can_pack:
+        monkeypatch.setitem(SETTINGS, "can_pack", lambda tensor: False)
+    assert_as_in_float64(*problem(20, 4, 30))
+    assert bool(count_tiled) == (can_pack and products.can_pack(torch.ones(1)))
+
+
+def test_the_tiles_themselves_are_right_without_packed_products(monkeypatch, count_tiled):
+    monkeypatch.setattr(products, "can_pack", lambda tensor: False)
+    assert_as_in_float64(*problem(20, 4, 30))
+    assert count_tiled == [20]
+
+
+def test_on_every_device(device):
+    hidden, weight, bias, targets = (tensor.to(device) for tensor in problem(20, 4, 30))
+    found = differentiated(linear_cross_entropy, hidden, weight, bias, targets)
+    expected = differentiated(plain, hidden, weight, bias, targets)
+    assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_function_is_reached_by_its_public_name():
+    assert public is linear_cross_entropy
