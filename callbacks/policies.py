@@ -20,6 +20,9 @@ class Step(NamedTuple):
         learning_rate: length of the update that a lasting gradient of norm 1 makes, lr·(1−dampening)/(1−momentum) with
             SGD; None where the update does not scale with the gradient (Adam and its kin).
         initial_weight_norm: ‖W₀‖, the norm of the optimizer's weights before the first step, ``()``.
+
+    >>> Step(norm=torch.tensor(6.0), learning_rate=None, initial_weight_norm=torch.tensor(1.0)).norm
+    tensor(6.)
     """
 
     norm: Tensor
@@ -33,6 +36,9 @@ class Clip(NamedTuple):
     Attributes:
         threshold: ``()``; infinite where nothing is known yet.
         target: ``()``, never above the threshold.
+
+    >>> Clip(threshold=torch.tensor(5.0), target=torch.tensor(5.0)).threshold
+    tensor(5.)
     """
 
     threshold: Tensor
