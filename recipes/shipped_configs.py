@@ -27,7 +27,7 @@ def config_path(recipe: str, given: str) -> Path:
 
     >>> config_path("language-model", "default").name
     'default.yaml'
-    >>> config_path("language-model", "defalt")
+    >>> config_path("language-model", "defalt")  # doctest: +NORMALIZE_WHITESPACE
     Traceback (most recent call last):
     ...
     rnn_blocks.recipes.errors.InputError: --config defalt: no such file or shipped configuration; did you mean
