@@ -106,8 +106,10 @@ def _draw_loss(rows: list[dict[str, str]]) -> Any | None:
         axes.lines[0].set_label("train")
     if len(val_loss):
         axes.plot(val_steps, val_loss, color=ORANGE, marker="o", markersize=4, label="validation")
+        with np.errstate(over="ignore"):  # of a run that diverged: inf
+            perplexity = np.exp(val_loss[-1])
         axes.annotate(
-            f"perplexity {np.exp(val_loss[-1]):.4g}",
+            f"perplexity {perplexity:.4g}",
             (val_steps[-1], val_loss[-1]),
             textcoords="offset points",
             xytext=(-4, 10),

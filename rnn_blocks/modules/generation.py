@@ -33,11 +33,14 @@ def sample_token(
 
     Raises:
         ValueError: for a negative temperature, ``top_k`` below 1 or ``top_p`` outside (0, 1].
+        FloatingPointError: where a logit is NaN or infinite, as those of a model that has diverged are.
 
     >>> sample_token(torch.tensor([[0.0, 5.0, 1.0]]), temperature=0.0)
     tensor([1])
     """
     check_sampling(temperature, top_k, top_p)
+    if not bool(logits.amax(-1).isfinite().all()):  # minus infinity rules a token out
+        raise FloatingPointError("a logit of the next token is NaN or infinite: the model has diverged")
     if temperature == 0:
         return logits.argmax(-1)
     logits = (logits.float() - logits.float().amax(-1, keepdim=True)) / temperature  # no overflow where it is tiny
