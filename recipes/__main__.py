@@ -97,7 +97,17 @@ def _run(recipe: str, args: list[str]) -> int:
     if args[0] == "generate":
         from jsonargparse import auto_cli
 
-        auto_cli(generate, args=args[1:], prog=f"rnn-blocks {recipe} generate", as_positional=False)
+        from rnn_blocks.recipes.parser import RecipeParser
+
+        auto_cli(
+            generate,
+            args=args[1:],
+            prog=f"rnn-blocks {recipe} generate",
+            description="Continue a prompt, writing to standard output as the text comes.",
+            as_positional=False,
+            allow_abbrev=False,
+            parser_class=RecipeParser,
+        )
     else:
         LanguageModelCLI(args)
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+from filelock import FileLock
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -59,21 +60,30 @@ class RecipeCLI(LightningCLI):
         self.checkpoint: dict[str, Any] = {}
         self.folder: RunFolder | None = None
         self._resumed: RunFolder | None = None
+        self._lock: FileLock | None = None
         args = self._prepared(args)
         defaults = {"default_config_files": [str(shipped_configs(self.recipe)[DEFAULT])]}
-        super().__init__(
-            model_class,
-            datamodule_class,
-            save_config_callback=None,
-            parser_class=RecipeParser,
-            parser_kwargs={
-                "prog": f"rnn-blocks {self.recipe}",
-                **dict.fromkeys(self.subcommands(), defaults),
-            },
-            auto_configure_optimizers=False,
-            seed_everything_default=1,
-            args=args,
-        )
+        try:
+            super().__init__(
+                model_class,
+                datamodule_class,
+                save_config_callback=None,
+                parser_class=RecipeParser,
+                parser_kwargs={
+                    "prog": f"rnn-blocks {self.recipe}",
+                    "allow_abbrev": False,
+                    **dict.fromkeys(self.subcommands(), defaults),
+                },
+                auto_configure_optimizers=False,
+                seed_everything_default=1,
+                args=args,
+            )
+        finally:
+            self._leave_folder()
+
+    def _leave_folder(self) -> None:
+        if self.folder is not None and self._lock is not None:
+            self.folder.leave(self._lock)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -152,6 +162,22 @@ class RecipeCLI(LightningCLI):
         self._lock = self.folder.lock()
         os.environ[ENVIRONMENT] = str(self.folder.path.resolve())
 
+    def instantiate_classes(self) -> None:
+        """Lightning's; what a class says of its arguments is bad input.
+
+        Raises:
+            InputError: with the message of the class, without what the parser puts around it.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            root: BaseException = error
+            while root.__cause__ is not None:
+                root = root.__cause__
+                if isinstance(root, InputError):
+                    break
+            raise root if isinstance(root, InputError) else InputError(str(root)) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's, with the run's loggers, checkpoints and plots."""
         options = self.config[self.config["subcommand"]]
@@ -159,6 +185,9 @@ class RecipeCLI(LightningCLI):
             check_fits(self.checkpoint, self.model, self.checkpoint_path)
         if self.folder is None:
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()])
+        data_state = self.checkpoint.get(type(self.datamodule).__qualname__)
+        if data_state is not None:
+            self.datamodule.load_state_dict(data_state)  # raises for other data before anything is written
         check_disk_space(self.model, self.folder.path)
         resumed = self._resumed is not None
         loggers = make_loggers(
@@ -178,8 +207,9 @@ class RecipeCLI(LightningCLI):
     def _add_callbacks(self, trainer: pl.Trainer, options: Namespace) -> None:
         assert self.folder is not None
         config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
-        trainer.callbacks[:0] = [TrackedRun(self.folder, _without_checkpoint(config)), *self.extra_callbacks(options)]
-        trainer.callbacks += [
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:0] = [TrackedRun(self.folder, _without_checkpoint(config)), *self.extra_callbacks(options)]
+        callbacks += [
             RandomState(),
             StopOnNonFinite(),
             RunPlots(self.folder),
@@ -217,12 +247,13 @@ class RecipeCLI(LightningCLI):
 
 
 def _value_of(args: list[str], option: str) -> str | None:
+    found = None  # the last one counts, as for every option
     for index, arg in enumerate(args):
         if arg == option and index + 1 < len(args):
-            return args[index + 1]
-        if arg.startswith(f"{option}="):
-            return arg.split("=", 1)[1]
-    return None
+            found = args[index + 1]
+        elif arg.startswith(f"{option}="):
+            found = arg.split("=", 1)[1]
+    return found
 
 
 def _with_value(args: list[str], option: str, value: str) -> list[str]:

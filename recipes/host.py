@@ -42,9 +42,12 @@ def quiet() -> None:
         ".*Checkpoint directory .* exists.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not record.getMessage().startswith(("💡", "GPU available", "TPU available", "`weights_only`"))
-    )
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_says_something)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡", "GPU available", "TPU available", "`weights_only`"))
 
 
 def _fast_and_exact_onednn() -> bool:

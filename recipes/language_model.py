@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from tokenizers import Tokenizer
 
 from rnn_blocks.modules import LanguageModel
+from rnn_blocks.modules.generation import check_sampling
 from rnn_blocks.recipes.checkpoints import read_checkpoint
 from rnn_blocks.recipes.cli import OUTPUT_DIR, RecipeCLI
 from rnn_blocks.recipes.errors import InputError
@@ -105,6 +106,7 @@ def generate(
     if max_tokens < 1:
         raise InputError(f"--max_tokens must be at least 1, got {max_tokens}")
     try:
+        check_sampling(temperature, top_k, top_p)  # before anything is written
         stream = model.stream(torch.tensor([ids]), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         written = tokenizer.decode(ids)
         sys.stdout.write(written)

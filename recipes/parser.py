@@ -1,9 +1,11 @@
 """A command-line parser that knows what one may have meant."""
 
 import difflib
+import inspect
 import re
 import sys
-from typing import Any, NoReturn
+from pydoc import locate
+from typing import Any, NoReturn, cast
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -36,6 +38,9 @@ class RecipeParser(LightningArgumentParser):
         for option in unknown:
             for parser in self._all_parsers():
                 near += [name for name in parser.near_options(option) if name not in near]
+        for class_path, option in re.findall(r"class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message):
+            arguments = list(inspect.signature(cast(type, locate(class_path))).parameters)
+            near += difflib.get_close_matches(option, arguments, n=2)
         if near:
             message = f"{message}\nDid you mean {' or '.join(near[:3])}?"
         if not self.exit_on_error:

@@ -1,6 +1,7 @@
 """A run's folder: where everything it writes lies, and nothing of any other run."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -65,6 +66,15 @@ class RunFolder:
             raise InputError(f"{self.path}: another process is training in this folder") from error
         return lock
 
+    def leave(self, lock: FileLock) -> None:
+        """Let other processes in again; a folder that nothing was written to goes."""
+        empty = {path.name for path in self.path.iterdir()} <= {".lock", "checkpoints"} and not any(
+            self.checkpoints.iterdir()
+        )
+        if empty:
+            shutil.rmtree(self.path)
+        lock.release()
+
 
 def new_run_folder(parent: Path, name: str | None = None) -> RunFolder:
     """Make a folder that no run has written to: ``parent/DATE_TIME[-name]``.
@@ -111,6 +121,8 @@ def find_checkpoint(given: str, parent: Path) -> Path:
     if given in (LAST, BEST):
         found = [path for run in runs(parent) if (path := run.checkpoint(given)).is_file()]
         if not found:
+            if runs(parent):
+                raise InputError(f"--ckpt_path {given}: no run in {parent} has a checkpoints/{given}.ckpt yet")
             raise InputError(f"--ckpt_path {given}: there is no run in {parent} yet")
         return max(found, key=lambda path: path.stat().st_mtime_ns)
     path = Path(given)
