@@ -26,6 +26,9 @@ napoleon_use_ivar = True
 html_theme = "furo"
 html_title = f"rnn-blocks {release}"
 html_copy_source = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["width.css"]
 
 # The other packages' documentation is not looked up: the build needs no network.
 nitpick_ignore_regex = [

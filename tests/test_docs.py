@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from rnn_blocks.recipes.__main__ import main
 from rnn_blocks.recipes.metrics_csv import read_metrics
 from rnn_blocks.recipes.run_folder import RunFolder, runs
+from rnn_blocks.recipes.text.settings import TokenizerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
@@ -33,14 +35,15 @@ def blocks(page: Path, *languages: str) -> list[tuple[int, str]]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Every ``rnn-blocks`` command that a page shows, with the page's name."""
+    """Every ``rnn-blocks`` command that the pages show, with the name of the first page that shows it."""
     lines = [
         (name_of(page), line.removeprefix("$ "))
         for page in PAGES
         for _, block in blocks(page, "console")
         for line in block.splitlines()
     ]
-    return [(page, shlex.split(line)[1:]) for page, line in lines if line.startswith("rnn-blocks ")]
+    shown = {line: page for page, line in reversed(lines) if line.startswith("rnn-blocks ")}
+    return [(page, shlex.split(line)[1:]) for line, page in shown.items()]
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +63,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     text = home / "sea.txt"
     text.write_text("the sea, the open sea\nthe blue, the fresh, the ever free\n" * 200)
     sizes = ["--model.layer.init_args.input_size", "8", "--model.layer.init_args.hidden_size", "8"]
-    data = ["--data.source", str(text), "--data.tokenizer", "char", "--data.vocab_size", "null"]
+    data = ["--data.source", str(text), "--data.tokenizer", "char"]
     data += ["--data.batch_size", "4", "--data.bptt", "8", "--data.cache_dir", str(home / "cache")]
     length = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
     run = ["--output_dir", str(home / "runs"), "--logger", "csv", "--trainer.enable_progress_bar", "false"]
@@ -127,6 +130,9 @@ def test_commands_of_the_pages_are_understood(
     streams = capsys.readouterr()
     assert ended.value.code in (0, None), streams.err
     assert streams.out
+    if "--print_config" in args:
+        data = yaml.safe_load(streams.out)["data"]
+        TokenizerSettings(data["tokenizer"], data["vocab_size"], data["min_count"], data["vocabulary"])
 
 
 def test_every_metric_of_a_run_is_in_the_table(tiny_run: RunFolder) -> None:
