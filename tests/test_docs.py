@@ -150,3 +150,10 @@ def test_every_shipped_configuration_is_described() -> None:
     shipped = [path.stem for path in (ROOT / "recipes" / "configs" / "language-model").glob("*.yaml")]
     assert shipped
     assert [name for name in shipped if f"| `{name}` |" not in page] == []
+
+
+def test_every_benchmark_is_described() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    scripts = [path.name for path in (ROOT / "tests" / "benchmarks").glob("*.py")]
+    assert scripts
+    assert [name for name in scripts if f"| `{name}` |" not in page] == []
