@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,15 +34,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write the checkpoint; on a full disk the one that was there stays, and the error says so."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process leaves is written over
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             if isinstance(error, OSError | RuntimeError):
                 kept = f"{path} still holds the checkpoint before it" if path.exists() else "none was written"
                 raise OSError(f"{path}: the checkpoint could not be written ({error}); {kept}") from error
