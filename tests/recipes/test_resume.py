@@ -1,0 +1,138 @@
+"""A run that was cut off goes on as if it had not been."""
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import assert_same, finish, load, metrics, only_run, recipe, start, tiny, trained
+
+from rnn_blocks.recipes.checkpoints import LastCheckpoint
+from rnn_blocks.recipes.run_folder import RunFolder, runs
+
+# Dropout, a schedule of the learning rate and adaptive clipping: all that has a state. An epoch has 39 steps.
+SETTINGS = {"trainer.max_steps": 100, "trainer.val_check_interval": 26, "model.dropout": 0.2}
+
+
+@pytest.fixture(scope="module")
+def cut_off(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunFolder, dict[int, Path]]]:
+    """A finished run, and copies of its folder as a kill would leave it when the step after a checkpoint begins."""
+    output_dir, copies = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("copies")
+    there: dict[int, Path] = {}
+
+    def copy(self: LastCheckpoint, trainer: Any, *_: Any) -> None:
+        step = trainer.global_step
+        if step and step % 13 == 0:
+            there[step] = Path(shutil.copytree(Path(self.dirpath).parent, copies / str(step)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LastCheckpoint, "on_train_batch_start", copy)
+        assert recipe("fit", *tiny(text, output_dir, **SETTINGS)) == 0
+    folder = only_run(output_dir)
+    whole = Path(shutil.copytree(folder.path, copies / "whole"))
+    there[100] = whole
+    yield folder, there
+
+
+def test_after_sigkill_in_mid_epoch_a_run_ends_bit_for_bit_as_an_undisturbed_one(
+    text: Path, tmp_path: Path, cut_off: tuple[RunFolder, dict[int, Path]]
+) -> None:
+    process = start("fit", *tiny(text, tmp_path, **SETTINGS))
+    while not list(tmp_path.glob("language-model/*/checkpoints/last.ckpt")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    folder, at = only_run(tmp_path), load(only_run(tmp_path))
+    assert 0 < at["global_step"] < 100
+    assert not at["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+
+    finish(start("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path)))
+    whole = RunFolder(cut_off[1][100])
+    assert load(folder)["global_step"] == 100
+    assert_same(trained(load(folder)), trained(load(whole)))
+    assert metrics(folder) == metrics(whole)
+    steps = [row["step"] for row in metrics(folder)]
+    assert len(set(steps)) == len(steps) >= 12
+
+
+@pytest.mark.parametrize(
+    ("step", "validated", "epoch_ended"),
+    [(13, False, False), (39, False, True), (52, True, False), (78, True, True)],
+)
+def test_from_any_place_of_an_epoch_a_resumed_run_ends_bit_for_bit_as_the_whole_one(
+    cut_off: tuple[RunFolder, dict[int, Path]], step: int, validated: bool, epoch_ended: bool
+) -> None:
+    folder, copies = cut_off
+    whole = RunFolder(copies[100])
+    shutil.rmtree(folder.path)
+    shutil.copytree(copies[step], folder.path)
+    at = load(folder)
+    assert at["global_step"] == step
+    assert ("val/loss" in metrics(folder)[-1]) == validated
+    assert at["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] == epoch_ended
+
+    assert recipe("fit", "--ckpt_path", "last", "--output_dir", str(folder.path.parent.parent)) == 0
+    assert_same(trained(load(folder)), trained(load(whole)))
+    assert metrics(folder) == metrics(whole)
+
+
+def test_what_is_compared_holds_every_kind_of_state(cut_off: tuple[RunFolder, dict[int, Path]]) -> None:
+    """Else the comparisons above could pass on nothing."""
+    early, late = (trained(load(RunFolder(cut_off[1][step]))) for step in (52, 78))
+    clipping = next(name for name in early["callbacks"] if name.startswith("AdaptiveGradientClipping"))
+    for state in (early, late):
+        assert state["state_dict"]
+        assert state["optimizer_states"][0]["state"]
+        assert state["lr_schedulers"][0]["last_epoch"] == state["global_step"]
+        assert state["callbacks"][clipping]["optimizers"]["0"]["history"]["count"] == state["global_step"]
+        assert state["carried_state"] is not None
+        assert float(torch.stack([t.abs().sum() for t in state["carried_state"][0]]).sum()) > 0
+    assert not torch.equal(early["callbacks"]["RandomState"]["torch"], late["callbacks"]["RandomState"]["torch"])
+    with pytest.raises(AssertionError):
+        assert_same(early, late)
+
+
+def test_resuming_a_finished_run_does_nothing_and_loses_nothing(
+    finished_run: RunFolder, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder = _copy(finished_run, tmp_path)
+    assert recipe("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path)) == 0
+    assert_same(trained(load(folder)), trained(load(finished_run)))
+    assert_same(load(folder, "best")["state_dict"], load(finished_run, "best")["state_dict"])
+    assert metrics(folder) == metrics(finished_run)
+    assert folder.samples.read_text() == finished_run.samples.read_text()
+    assert len(runs(tmp_path / "language-model")) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_longer_resumed_run_keeps_the_configuration_it_had_before(finished_run: RunFolder, tmp_path: Path) -> None:
+    folder = _copy(finished_run, tmp_path)
+    args = ["--ckpt_path", "last", "--output_dir", str(tmp_path), "--trainer.max_steps", "24"]
+    assert recipe("fit", *args) == 0
+    assert load(folder)["global_step"] == 24
+    assert "max_steps: 24" in folder.config.read_text()
+    assert (folder.path / "config.before-1.yaml").read_text() == finished_run.config.read_text()
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_training_from_a_checkpoint_that_is_not_the_last_starts_a_run_of_its_own(
+    finished_run: RunFolder, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in finished_run.path.rglob("*") if path.is_file()}
+    args = ["--ckpt_path", str(finished_run.checkpoint("best")), "--output_dir", str(tmp_path)]
+    assert recipe("fit", *args, "--trainer.max_steps", "26") == 0
+    folder = only_run(tmp_path)
+    assert load(folder)["global_step"] == 26
+    assert min(int(row["step"]) for row in metrics(folder)) >= load(finished_run, "best")["global_step"]
+    assert {path: path.read_bytes() for path in finished_run.path.rglob("*") if path.is_file()} == before
+
+
+def _copy(run: RunFolder, output_dir: Path) -> RunFolder:
+    path = shutil.copytree(run.path, output_dir / "language-model" / run.path.name)
+    return RunFolder(Path(path))
