@@ -136,6 +136,15 @@ class RecipeCLI(LightningCLI):
         )
         parser.set_defaults({"trainer.enable_model_summary": False})
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's, with a short usage line and the Trainer's many options below the recipe's own."""
+        usage = f"rnn-blocks {self.recipe} {subcommand} [--config NAME|PATH] [options]"
+        parser = super()._prepare_subcommand_parser(klass, subcommand, usage=usage, **kwargs)
+        groups: Any = parser._action_groups
+        trainer = next(group for group in groups if any(a.dest == "trainer.max_steps" for a in group._group_actions))
+        groups.sort(key=lambda group: group is trainer)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Lightning's, without its warning that the process has arguments too."""
         self.config = parser.parse_args(args)
@@ -189,6 +198,7 @@ class RecipeCLI(LightningCLI):
         if data_state is not None:
             self.datamodule.load_state_dict(data_state)  # raises for other data before anything is written
         check_disk_space(self.model, self.folder.path)
+        _check_schedule(self.checkpoint, options["trainer"].get("max_steps") or -1)
         resumed = self._resumed is not None
         loggers = make_loggers(
             options["logger"],
@@ -244,6 +254,16 @@ class RecipeCLI(LightningCLI):
         elif (self.folder.path / "wandb").is_dir():
             lines.append(f"W&B run    {self.folder.path / 'wandb'}")
         sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _check_schedule(checkpoint: dict[str, Any], max_steps: int) -> None:
+    for schedule in checkpoint.get("lr_schedulers", []):
+        total = schedule.get("total_steps")  # of OneCycleLR, which cannot go on
+        if total is not None and max_steps > total:
+            raise InputError(
+                f"--trainer.max_steps {max_steps}: the checkpoint's learning-rate schedule ends at step {total}; "
+                "start a new training with a longer schedule, or choose a schedule without an end"
+            )
 
 
 def _value_of(args: list[str], option: str) -> str | None:

@@ -52,7 +52,7 @@ def make_loggers(
 def _wandb_logger(folder: RunFolder, project: str, recipe: str, run_id: str | None) -> WandbLogger:
     import wandb
 
-    # a run's files go on with it only if the run says so; offline, "sync --append" joins the parts
+    # "allow" lets the files of several processes be parts of one run
     return WandbLogger(
         name=folder.path.name,
         save_dir=str(folder.path),

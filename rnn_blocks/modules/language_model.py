@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -329,16 +330,23 @@ class LanguageModel(pl.LightningModule):
             generator.manual_seed(seed)
 
         def step(ids: Tensor, state: State) -> tuple[Tensor, State]:
-            hidden, state = self.layer.step(self.embedding(ids), state)
-            return self.output(hidden), state
+            with self._evaluating():
+                hidden, state = self.layer.step(self.embedding(ids), state)
+                return self.output(hidden), state
 
         def draw(logits: Tensor) -> Tensor:
             return sample_token(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
 
+        with self._evaluating():
+            hidden, state = self._hidden(prompt, None)
+            logits = self.output(hidden[-1])
+        yield from stream_tokens(step, logits, state, draw)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         was_training = self.training
         self.eval()
         try:
-            hidden, state = self._hidden(prompt, None)
-            yield from stream_tokens(step, self.output(hidden[-1]), state, draw)
+            yield
         finally:
             self.train(was_training)

@@ -1,0 +1,72 @@
+"""Whether the recipe's fast output layer and host settings train as the plain ones do: two loss curves, one picture.
+
+The default recipe's model trains twice on the same batches of the standard library's source code: with `cross_entropy`
+of a `linear`, and with the tiled `linear_cross_entropy` under the recipe's host settings. Prints the largest difference
+between the two losses and draws both.
+
+    python tests/benchmarks/loss_curves.py [--steps 300] [--to docs/images/loss_curves.png]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.nn.functional import cross_entropy, linear
+
+import rnn_blocks
+from rnn_blocks.modules import language_model
+from rnn_blocks.recipes.host import tune_host
+from rnn_blocks.recipes.text.data import TextDataModule
+
+
+def plain(hidden, weight, bias, targets):
+    return cross_entropy(linear(hidden, weight, bias), targets)
+
+
+def curve(data: TextDataModule, steps: int, loss_function) -> list[float]:
+    language_model.linear_cross_entropy = loss_function
+    torch.manual_seed(1)
+    model = rnn_blocks.LanguageModel(rnn_blocks.LSTM(256, 256), data.vocabulary_size, tie_weights=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    losses = []
+    for number, batch in zip(range(steps), data.train_dataloader(), strict=False):
+        optimizer.zero_grad()
+        loss = model._loss(batch, "train")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        losses.append(loss.item())
+        print(f"step {number + 1}/{steps}", end="\r", file=sys.stderr)
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--to", type=Path, default=Path("loss_curves.png"))
+    options = parser.parse_args()
+    data = TextDataModule(batch_size=16, bptt=64)
+    data.prepare()
+    reference = curve(data, options.steps, plain)
+    tune_host()
+    tiled = curve(data, options.steps, rnn_blocks.linear_cross_entropy)
+    worst = max(abs(a - b) for a, b in zip(reference, tiled, strict=True))
+    print(f"{options.steps} steps, last loss plain {reference[-1]:.6f}, tiled {tiled[-1]:.6f}, largest gap {worst:.1e}")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(reference, color="#e07b39", linewidth=3, alpha=0.5, label="cross_entropy of a linear")
+    axes.plot(tiled, color="#3b6fb6", linewidth=1, label="linear_cross_entropy, host settings")
+    axes.set_title(f"The same curve (largest gap {worst:.0e} nats)", loc="left")
+    axes.set_xlabel("step")
+    axes.set_ylabel("cross-entropy, nats a token")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    figure.savefig(options.to, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
