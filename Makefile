@@ -35,7 +35,7 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m build --quiet --wheel
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/pip install --quiet -c constraints.txt dist/*.whl
-	cd / && "$(CURDIR)/.venv-wheel/bin/python" "$(CURDIR)/tests/check_wheel.py"
+	cd / && "$(CURDIR)/.venv-wheel/bin/python" -P "$(CURDIR)/tests/check_wheel.py"
 	rm -rf .venv-wheel
 
 check: test lint types docs wheel
