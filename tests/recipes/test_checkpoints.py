@@ -49,7 +49,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it_and_nothing_else(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(place, failure)
-        with pytest.raises(OSError, match="could not be written.*still holds the checkpoint before it"):
+        with pytest.raises(OSError, match=r"could not be written.*still holds the checkpoint before it"):
             AtomicCheckpointIO().save_checkpoint({"step": 2}, earlier)
     assert AtomicCheckpointIO().load_checkpoint(earlier) == {"step": 1}
     assert os.listdir(earlier.parent) == ["last.ckpt"]

@@ -3,7 +3,6 @@
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ SETTINGS = {"trainer.max_steps": 100, "trainer.val_check_interval": 26, "model.d
 
 
 @pytest.fixture(scope="module")
-def cut_off(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunFolder, dict[int, Path]]]:
+def cut_off(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[int, Path]]:
     """A finished run, and copies of its folder as a kill would leave it when the step after a checkpoint begins."""
     output_dir, copies = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("copies")
     there: dict[int, Path] = {}
@@ -35,7 +34,7 @@ def cut_off(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     folder = only_run(output_dir)
     whole = Path(shutil.copytree(folder.path, copies / "whole"))
     there[100] = whole
-    yield folder, there
+    return folder, there
 
 
 def test_after_sigkill_in_mid_epoch_a_run_ends_bit_for_bit_as_an_undisturbed_one(

@@ -66,15 +66,18 @@ def recipe(*args: str) -> int:
         torch.set_float32_matmul_precision(precision)
 
 
-def start(*args: str, **environment: str) -> "subprocess.Popen[str]":
-    """`rnn-blocks language-model ARGS` in a process of its own, with nobody at the keyboard."""
+def start(*args: str, **environment: str | None) -> "subprocess.Popen[str]":
+    """`rnn-blocks language-model ARGS` in a process of its own, with nobody at the keyboard.
+
+    A variable of the environment that is None is not set there.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "rnn_blocks.recipes", "language-model", *args],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={k: v for k, v in {**os.environ, "OMP_NUM_THREADS": "1", **environment}.items() if v is not None},
     )
 
 
@@ -106,7 +109,7 @@ def column(folder: RunFolder, name: str) -> dict[int, float]:
 
 
 def trained(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """All of a checkpoint that decides how a training goes on, nothing that names its place or counts how it got there."""
+    """All of a checkpoint that decides how a training goes on, nothing that names its place."""
     kept = {name: value for name, value in checkpoint.items() if name not in ("callbacks", "loops")}
     by_place = ("ModelCheckpoint", "LastCheckpoint", "TrackedRun")
     kept["callbacks"] = {k: v for k, v in checkpoint["callbacks"].items() if not k.startswith(by_place)}

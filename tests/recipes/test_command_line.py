@@ -1,0 +1,405 @@
+"""`rnn-blocks`: help, configurations by name, and bad input told in one line."""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_runs import WORDS, load, only_run, options, recipe, tiny, write_text
+
+from rnn_blocks.recipes.__main__ import COMMANDS, RECIPES, main
+from rnn_blocks.recipes.run_folder import RunFolder, new_run_folder, runs
+from rnn_blocks.recipes.shipped_configs import shipped_configs
+
+CONFIGS = shipped_configs("language-model")
+
+
+def resolved(folder: RunFolder) -> dict:
+    return yaml.safe_load(folder.config.read_text())
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["language-model"], ["language-model", "--help"]])
+def test_help_names_every_recipe_command_and_shipped_configuration(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 0
+    shown = capsys.readouterr().out
+    for recipe_name in RECIPES:
+        assert recipe_name in shown
+        assert all(command in shown for command in COMMANDS[recipe_name])
+    assert all(name in shown for name in CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (
+            "fit",
+            ["--data.bptt BPTT", "--model.dropout", "--logger", "--ckpt_path", "--output_dir", "--trainer"],
+        ),
+        ("validate", ["--data.eval_bptt", "--ckpt_path"]),
+        ("test", ["--data.test", "--ckpt_path"]),
+        ("generate", ["--prompt", "--temperature", "--top_p", "--seed"]),
+    ],
+)
+def test_a_commands_help_names_its_options_and_what_they_mean(
+    command: str, shown: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(option in text for option in shown)
+    options_told = re.findall(r"^  --(?:data|samples)\.[\w.]+ \S+\n? +(\S.*)", text, re.MULTILINE)
+    assert command == "generate" or len(options_told) > 10
+
+
+def test_the_installed_command_is_this_program_and_hands_on_its_exit_code() -> None:
+    script = Path(sys.executable).with_name("rnn-blocks")
+    wrong = subprocess.run([script, "language-modle"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: 'language-modle' is no recipe; did you mean language-model?\n"
+
+
+def words(tmp_path: Path) -> dict[str, Path]:
+    """A text of words in three files, as `ptb-small` asks for."""
+    return {f"data.{split}": write_text(tmp_path / f"{split}.txt", 500) for split in ("train", "val", "test")}
+
+
+SMALL = {
+    "model.layer.init_args.input_size": 8,
+    "model.layer.init_args.hidden_size": 8,
+    "trainer.max_steps": 2,
+    "trainer.limit_val_batches": 2,
+    "trainer.enable_progress_bar": "false",
+    "samples.max_tokens": 2,
+    "logger": "csv",
+}
+
+
+@pytest.mark.parametrize("configs", [[name] for name in CONFIGS] + [["ptb-small", "adaptive-clipping"]])
+def test_every_shipped_configuration_trains_by_its_bare_name(configs: list[str], tmp_path: Path) -> None:
+    named = [part for name in configs for part in ("--config", name)]
+    settings = SMALL | words(tmp_path) | {"output_dir": tmp_path}
+    if "ptb-small" not in configs:
+        settings |= {"data.vocab_size": 300, "data.batch_size": 4}
+    assert recipe("fit", *named, *options(**settings)) == 0
+    folder = only_run(tmp_path)
+    assert load(folder)["global_step"] == 2
+    policies = [
+        callback["init_args"]["policy"]
+        for callback in resolved(folder)["trainer"]["callbacks"]
+        if callback["class_path"].endswith("AdaptiveGradientClipping")
+    ]
+    fixed = [{"class_path": "rnn_blocks.callbacks.Fixed", "init_args": {"threshold": 5.0}}]
+    assert (policies == fixed) == (configs == ["ptb-small"])
+    assert len(policies) == 1
+
+
+def test_ptb_small_is_the_small_model_of_zaremba(tmp_path: Path) -> None:
+    config = yaml.safe_load(CONFIGS["ptb-small"].read_text())
+    layer, model, data = config["model"]["layer"]["init_args"], config["model"], config["data"]
+    assert (layer["num_layers"], layer["hidden_size"], layer["input_size"]) == (2, 200, 200)
+    assert (data["bptt"], data["batch_size"], model["init_range"], model["dropout"]) == (20, 20, 0.1, 0.0)
+    assert (config["trainer"]["max_epochs"], model["optimizer"]["init_args"]["lr"]) == (13, 1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, **model["lr_scheduler"]["init_args"])
+    rates = []
+    for _ in range(13):
+        rates += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    assert rates == [1.0] * 4 + [0.5**n for n in range(1, 10)]
+
+
+def test_the_later_of_two_configurations_wins_and_an_option_wins_over_both(text: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("model: {dropout: 0.1}\ndata: {bptt: 9}\nseed_everything: 7\n")
+    two.write_text("model: {dropout: 0.2}\ndata: {bptt: 10}\n")
+    args = tiny(text, tmp_path, **{"trainer.max_steps": 2, "data.bptt": 11})
+    assert recipe("fit", "--config", str(one), f"--config={two}", *args) == 0
+    config = resolved(only_run(tmp_path))
+    assert (config["model"]["dropout"], config["data"]["bptt"], config["seed_everything"]) == (0.2, 11, 7)
+    assert config["model"]["layer"]["class_path"] == "rnn_blocks.LSTM", "the default configuration is still below"
+
+
+def test_a_layer_of_another_kind_is_chosen_by_an_option(text: Path, tmp_path: Path) -> None:
+    args = tiny(text, tmp_path, **{"trainer.max_steps": 2})
+    assert recipe("fit", "--model.layer", "rnn_blocks.GRU", *args) == 0
+    hyper_parameters = load(only_run(tmp_path))["hyper_parameters"]
+    assert hyper_parameters["layer"]["class_path"] == "rnn_blocks.GRU"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["langage-model", "fit"], "'langage-model' is no recipe; did you mean language-model?"),
+        (["zzz"], "'zzz' is no recipe; valid are language-model"),
+        (["language-model", "fitt"], "'fitt' is no command of language-model; did you mean fit"),
+        (["language-model", "fit", "--data.btpt", "3"], "--data.btpt 3\nDid you mean --data.bptt"),
+        (["language-model", "fit", "--hidden_size", "3"], "--hidden_size"),
+        (["language-model", "fit", "--trainer.max_step", "3"], "Did you mean --trainer.max_steps"),
+        (["language-model", "fit", "--model.layer.init_args.hiden_size", "3"], "Did you mean hidden_size"),
+        (["language-model", "fit", "--data.bptt", "three"], 'key "data.bptt":\n  Expected a <class \'int\'>'),
+        (["language-model", "fit", "--logger", "wanb"], "['wandb', 'tensorboard', 'csv']. Got value: wanb"),
+        (["language-model", "fit", "--config", "ptb-smal"], "--config ptb-smal: no such file or shipped configuration; "
+         "did you mean 'ptb-small'?"),
+        (["language-model", "fit", "--config", "zzz"], "shipped are adaptive-clipping, default, ptb-small"),
+        (["language-model", "generate", "--prompt", "a", "--temprature", "1"], "Did you mean --temperature?"),
+        (["language-model", "generate"], "the following arguments are required: prompt"),
+    ],
+)  # fmt: skip
+def test_what_does_not_exist_is_answered_by_what_is_near(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _assert_refused(args, message, capsys)
+    assert os.listdir(tmp_path) == []
+
+
+BAD_SETTINGS = {
+    "model.layer.init_args.hidden_size": (-1, "hidden_size must be at least 1, got -1"),
+    "model.layer.init_args.input_size": (24, "tie_weights needs a layer that gives as many features as it takes"),
+    "model.dropout": (1.5, "dropout must be at least 0 and below 1, got 1.5"),
+    "data.batch_size": (0, "batch_size 0: give 1 or more"),
+    "data.vocab_size": (10, "vocab_size 10: byte-level BPE needs at least 256"),
+    "checkpoint_every_n_steps": (0, "--checkpoint_every_n_steps must be at least 1, got 0"),
+    "data.train": ("train.txt", "train, val and test go together; missing: val, test"),
+    "data.tokenizer": ("char", "tokenizer char takes every character; leave vocab_size out"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_a_setting_out_of_its_range_is_refused_with_its_name_and_leaves_no_run(
+    name: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value, message = BAD_SETTINGS[name]
+    _assert_refused(["language-model", "fit", *tiny(text, tmp_path, **{name: value})], message, capsys)
+    assert runs(tmp_path / "language-model") == []
+
+
+BAD_TEXTS = {
+    "missing": (None, "text.txt: no such file"),
+    "empty": (b"", "text.txt: the file is empty"),
+    "binary": (b"plain, then \xff\xfe" * 999, "text.txt: not text in UTF-8: byte 0xff at offset 12"),
+    "cut gzip": (b"\x1f\x8b\x08\x00 not gzip at all", "text.txt"),
+    "short": (b"a few words\n" * 5, "one batch needs 129 (batch_size 8 × bptt 16 + 1): lower batch_size or bptt"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TEXTS)
+def test_a_text_that_cannot_be_used_is_refused_with_its_place_and_leaves_no_run(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, message = BAD_TEXTS[kind]
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    _assert_refused(["language-model", "fit", *tiny(path, tmp_path)], message, capsys)
+    assert runs(tmp_path / "language-model") == []
+
+
+def test_a_vocabulary_without_unk_is_refused(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vocabulary = tmp_path / "words.txt"
+    vocabulary.write_text("\n".join(WORDS))
+    settings = {"data.tokenizer": "word", "data.vocab_size": "null", "data.vocabulary": vocabulary}
+    args = ["language-model", "fit", *tiny(text, tmp_path, **settings)]
+    _assert_refused(args, "words.txt: the vocabulary has no <unk>", capsys)
+
+
+@pytest.mark.parametrize("below", [".", "deeper/down"])
+def test_an_output_folder_that_is_a_file_is_refused_and_another_one_named(
+    below: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    args = ["language-model", "fit", *tiny(text, tmp_path / "taken" / below)]
+    _assert_refused(args, "cannot write here (Not a directory); give another folder by --output_dir", capsys)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_training(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = namedtuple("usage", "total used free")(100, 0, 2**19)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    _assert_refused(["language-model", "fit", *tiny(text, tmp_path)], "MiB are free, the checkpoints of this", capsys)
+    assert runs(tmp_path / "language-model") == []
+
+
+def test_without_any_run_last_and_best_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--output_dir", str(tmp_path)]
+    nothing = f"there is no run in {tmp_path / 'language-model'} yet"
+    _assert_refused(["language-model", "fit", "--ckpt_path", "last", *where], nothing, capsys)
+    _assert_refused(["language-model", "test", *where], nothing, capsys)
+    _assert_refused(["language-model", "generate", "--prompt", "def", *where], nothing, capsys)
+    new_run_folder(tmp_path / "language-model")
+    _assert_refused(["language-model", "test", *where], "has a checkpoints/best.ckpt yet", capsys)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "generate"])
+def test_a_checkpoint_that_is_missing_or_cut_off_is_refused_by_every_command(
+    command: str, finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = finished_run.checkpoint("best").read_bytes(), tmp_path / "cut.ckpt"
+    cut.write_bytes(whole[: len(whole) // 2])
+    prompt = ["--prompt", "def"] if command == "generate" else []
+    args = ["language-model", command, *prompt, "--output_dir", str(tmp_path), "--ckpt_path"]
+    _assert_refused([*args, "no.ckpt"], "no.ckpt: no such file; valid are a checkpoint, a run's folder", capsys)
+    _assert_refused([*args, str(cut)], f"{cut}: not a checkpoint, or cut off ({len(whole) // 2:,} bytes)", capsys)
+    _assert_refused([*args, str(tmp_path)], "this folder holds no checkpoints/best.ckpt or checkpoints/last", capsys)
+    assert os.listdir(tmp_path) == ["cut.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model.layer.init_args.num_layers": 2}, "a checkpoint of another model: it lacks 'layer.layers.1."),
+        ({"data.vocab_size": 310}, "'embedding.weight' is (300, 16) there and (310, 16) in this configuration"),
+        ({"data.source": "other.txt"}, "the checkpoint was trained on other text"),
+    ],
+)
+def test_a_checkpoint_of_another_model_or_text_is_refused_and_leaves_no_run(
+    settings: dict[str, object],
+    message: str,
+    finished_run: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text(Path("other.txt")).write_text(write_text(Path("other.txt")).read_text().replace("97", "79") + "x = 1\n")
+    args = ["fit", "--ckpt_path", str(finished_run.checkpoint("best")), *options(output_dir=tmp_path, **settings)]
+    _assert_refused(["language-model", *args], message, capsys)
+    assert runs(tmp_path / "language-model") == []
+
+
+def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.zeros(3)}, path)
+    args = ["language-model", "generate", "--prompt", "def", "--ckpt_path", str(path)]
+    _assert_refused(args, "holds no tokenizer: not a checkpoint of the language-model recipe", capsys)
+    torch.save([1, 2], path)
+    _assert_refused(args, "not a checkpoint: it holds a list", capsys)
+
+
+def test_lightnings_own_logger_option_is_refused_with_the_one_to_use(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = '{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "x"}}'
+    args = ["language-model", "fit", *tiny(text, tmp_path, **{"trainer.logger": logger})]
+    _assert_refused(args, "--trainer.logger: choose by --logger wandb|tensorboard|csv", capsys)
+
+
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: new_run_folder(tmp_path, "same").path, range(32)))
+    assert len(set(folders)) == 32
+    assert all((path / "checkpoints").is_dir() for path in folders)
+    assert len(runs(tmp_path)) == 32
+
+
+HOLD = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_second_process_is_kept_out_of_a_run_that_is_training(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(finished_run.path, tmp_path / "language-model" / "run")))
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    args = ["language-model", "fit", "--ckpt_path", "last", "--output_dir", str(tmp_path), "--trainer.max_steps", "22"]
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder.path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        _assert_refused(args, f"{folder.path}: another process is training in this folder", capsys)
+        assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+        holder.communicate()
+    assert recipe(*args[1:3], str(folder.checkpoint("last")), *args[4:]) == 0
+    assert load(folder)["global_step"] == 22
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_an_evaluation_reads_the_runs_own_configuration_and_prints_perplexity_and_bits_per_byte(
+    command: str, finished_run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(finished_run.path.rglob("*"))
+    assert recipe(command, "--ckpt_path", str(finished_run.path), "--trainer.limit_val_batches", "1.0") == 0
+    shown = capsys.readouterr().out
+    split = {"validate": "val", "test": "test"}[command]
+    result = re.search(rf"{split}: perplexity ([\d.]+), bits per byte ([\d.]+)", shown)
+    assert result, shown
+    perplexity, bits = map(float, result.groups())
+    assert 1 < perplexity < 300
+    loss = float(re.findall(rf"{split}/loss\D+([\d.]+)", shown)[0])
+    assert perplexity == pytest.approx(math.exp(loss), rel=1e-3)
+    assert 0.3 * loss / math.log(2) < bits < 1.0 * loss / math.log(2)
+    assert sorted(finished_run.path.rglob("*")) == before
+
+
+def test_an_evaluations_result_is_that_of_the_validation_in_training(
+    finished_run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe("validate", "--ckpt_path", str(finished_run.checkpoint("best"))) == 0
+    loss = float(re.findall(r"val/loss\D+([\d.]+)", capsys.readouterr().out)[0])
+    scores = load(finished_run, "best")["callbacks"]
+    best = next(state["best_model_score"] for name, state in scores.items() if name.startswith("ModelCheckpoint"))
+    assert loss == pytest.approx(float(best), rel=1e-5)
+
+
+def test_generation_starts_with_the_prompt_and_repeats_with_its_seed(
+    finished_run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def written(**settings: object) -> str:
+        given = {"prompt": "def value", "ckpt_path": finished_run.path, "max_tokens": 30} | settings
+        assert recipe("generate", *options(**given)) == 0
+        return capsys.readouterr().out
+
+    one = written(seed=3, temperature=1.0)
+    assert one.startswith("def value")
+    assert len(one) > len("def value\n")
+    assert written(seed=3, temperature=1.0) == one
+    assert written(seed=4, temperature=1.0) != one
+    assert written(seed=3, temperature=0) == written(seed=4, temperature=0) == written(seed=5, top_k=1)
+    assert written(seed=3, ckpt_path="best", output_dir=finished_run.path.parents[1], temperature=1.0) == one
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt": ""}, "--prompt: the tokenizer makes no token of it"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"temperature": -1}, "temperature must be 0 (the most probable token) or above, got -1.0"),
+        ({"max_tokens": 0}, "--max_tokens must be at least 1, got 0"),
+    ],
+)
+def test_a_sampling_option_out_of_its_range_is_refused_before_anything_is_written(
+    settings: dict[str, object], message: str, finished_run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"prompt": "def", "ckpt_path": finished_run.path} | settings
+    _assert_refused(["language-model", "generate", *options(**given)], message, capsys)
+
+
+def _assert_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, the message on standard error, nothing on standard output and no traceback."""
+    capsys.readouterr()
+    code = recipe(*args[1:]) if args[0] == "language-model" else main(args)
+    shown = capsys.readouterr()
+    assert code == 2, shown.err
+    assert f"error: {message}" in shown.err or ("error: " in shown.err and message in shown.err), shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
