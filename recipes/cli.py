@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from filelock import FileLock
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from rnn_blocks.recipes.checkpoints import (
     AtomicCheckpointIO,
@@ -167,7 +168,12 @@ class RecipeCLI(LightningCLI):
         if inherited is not None:
             self.folder = inherited
             return
-        self.folder = self._resumed or new_run_folder(Path(options["output_dir"]) / self.recipe, options["name"])
+        runs = Path(options["output_dir"]) / self.recipe
+        if getattr(rank_zero_only, "rank", 0) != 0:  # started by torchrun, SLURM, …: the first rank writes for all
+            runs.mkdir(parents=True, exist_ok=True)
+            self.folder = self._resumed or RunFolder(runs)
+            return
+        self.folder = self._resumed or new_run_folder(runs, options["name"])
         self._lock = self.folder.lock()
         os.environ[ENVIRONMENT] = str(self.folder.path.resolve())
 

@@ -1,6 +1,9 @@
 """Two processes train one model, in one folder, as one run."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,19 @@ def test_two_ranks_resume_bit_for_bit(two_ranks: RunFolder, tmp_path: Path) -> N
     assert load(folder)["global_step"] == 14
     finish(start("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path), "--logger", "csv"))
     assert_same(trained(load(folder)), trained(load(two_ranks)))
+
+
+def test_two_ranks_of_an_external_launcher_make_one_folder(text: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    settings = tiny(text, tmp_path, **SETTINGS, **DDP, **{"trainer.max_steps": 4, "samples.prompts": "[]"})
+    ended = subprocess.run(
+        [*launcher, "-m", "rnn_blocks.recipes", "language-model", "fit", *settings],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert load(only_run(tmp_path))["global_step"] == 4
+    assert {path.name for path in (tmp_path / "language-model").iterdir()} == {only_run(tmp_path).path.name}
