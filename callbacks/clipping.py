@@ -77,7 +77,7 @@ class AdaptiveGradientClipping(Callback):
     >>> clipping = AdaptiveGradientClipping()
     >>> trainer = Trainer(callbacks=[clipping], logger=False, enable_checkpointing=False, accelerator="cpu")
     >>> clipping.policy
-    Auto(update_ratio=0.04, deviations=2.5, window=64)
+    Auto(update_ratio=0.05, deviations=2.5, window=64)
     """
 
     def __init__(

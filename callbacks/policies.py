@@ -127,10 +127,9 @@ class Auto(ClippingPolicy):
         ‖ΔW‖ = lr/(1−momentum)·‖g‖ ≤ ρ·‖W₀‖,  so  threshold = ρ·‖W₀‖·(1−momentum)/lr
 
     The lower of the two holds. The bound falls as the learning rate rises, which is what the hand-set thresholds of
-    published recipes do too: 5/lr to 10/lr against weights of norm 125 to 190 is 4–5 %, and 4 % is the median of six of
-    them. The *initial* norm, because a hot training inflates its weights and would loosen its own bound. With a
-    learning rate of 0, or weights that all start at 0 and so have no scale, there is no such bound, and the outlier
-    rule is left.
+    published recipes do too: 5/lr to 10/lr against weights of norm 125 to 190 is 4–5 %. The *initial* norm, because a
+    hot training inflates its weights and would loosen its own bound. With a learning rate of 0, or weights that all
+    start at 0 and so have no scale, there is no such bound, and the outlier rule is left.
 
     Related: Pascanu et al. 2013 (Algorithm 1) for the clip; Kumar et al. 2025 (ZClip) for the reciprocal target; You et
     al. 2017 (LARS) and Brock et al. 2021 (AGC) for measuring gradients against weights.
@@ -150,11 +149,11 @@ class Auto(ClippingPolicy):
     >>> spike = Step(torch.tensor(1000.0), None, weights)
     >>> round(policy.clip(history, spike).target.item(), 2)  # no higher than a usual norm
     1.16
-    >>> round(policy.clip(history, spike._replace(learning_rate=20.0)).target.item(), 4)  # 4 % of 100, at a rate of 20
-    0.2
+    >>> policy.clip(history, spike._replace(learning_rate=20.0)).target.item()  # 5 % of 100, at a rate of 20
+    0.25
     """
 
-    update_ratio: float = 0.04
+    update_ratio: float = 0.05
     deviations: float = 2.5
     window: int = 64
 

@@ -108,13 +108,13 @@ def test_norms_that_never_vary_are_not_clipped():
     assert_close(clipped_norms(Auto(), norms), norms, rtol=0, atol=0)
 
 
-def test_with_sgd_no_step_is_longer_than_4_percent_of_the_initial_weights_from_the_first_on():
+def test_with_sgd_no_step_is_longer_than_5_percent_of_the_initial_weights_from_the_first_on():
     norms = lognormal(100, 0) * torch.logspace(-3, 3, 100, dtype=torch.float64)
     for learning_rate in (0.1, 20.0):
         after = clipped_norms(Auto(), norms, learning_rate)
-        assert (after * learning_rate <= 4.0 * (1 + 1e-9)).all()
+        assert (after * learning_rate <= 5.0 * (1 + 1e-9)).all()
         assert (after == norms)[:5].all()
-    assert clipped_norms(Auto(), torch.tensor([1e6], dtype=torch.float64), 20.0).item() == pytest.approx(0.2)
+    assert clipped_norms(Auto(), torch.tensor([1e6], dtype=torch.float64), 20.0).item() == 0.25
 
 
 @pytest.mark.parametrize(("rate", "weights"), [(0.0, 100.0), (torch.tensor(0.0), 100.0), (0.1, 0.0)])
