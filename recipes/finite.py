@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from rnn_blocks.callbacks.support import is_logging_step
+
 ADVICE = "The checkpoints written before are whole. Lower the learning rate, or clip: AdaptiveGradientClipping"
 
 
@@ -38,7 +40,7 @@ class StopOnNonFinite(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, torch.Tensor):
             return
-        look = loss.device.type == "cpu" or trainer._logger_connector.should_update_logs
+        look = loss.device.type == "cpu" or is_logging_step(trainer)
         if not look:
             return
         self._in_a_row = 0 if bool(loss.isfinite()) else self._in_a_row + 1

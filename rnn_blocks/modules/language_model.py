@@ -154,9 +154,10 @@ class LanguageModel(pl.LightningModule):
         hidden, state = self._hidden(batch.inputs, state)
         targets = batch.targets.t().flatten()  # (time * batch,)
         loss = linear_cross_entropy(hidden.flatten(0, 1), self.output.weight, self.output.bias, targets)
-        sound = loss.isfinite() | (targets == -100).all()  # else the state would spoil every batch to come
+        num_tokens = (targets != -100).sum()
+        sound = loss.isfinite() | (num_tokens == 0)  # else the state would spoil every batch to come
         self._carried[stage] = map_state(lambda tensor: torch.where(sound, tensor, 0.0), detach_state(state))
-        self._stage_statistics(stage).update(loss, (targets != -100).sum(), batch.num_bytes)
+        self._stage_statistics(stage).update(loss, num_tokens, batch.num_bytes)
         return loss
 
     def _stage_statistics(self, stage: str) -> TokenLoss:
