@@ -3,13 +3,13 @@
 Nothing here uses the package's engines or steps: a mistake would have to be made twice to go unseen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rnn_blocks import Cell, ElmanCell, GRUCell, LSTMCell
-from rnn_blocks.engine import State, state_tensors
+from rnn_blocks.engine import State, map_state, state_tensors
 
 CELLS = {
     "elman-tanh": lambda i, h: ElmanCell(i, h),
@@ -35,54 +35,96 @@ class LeakySum(Cell):
         return like.new_zeros(batch_size, self.hidden_size), (like.new_ones(batch_size, 1),)
 
 
-def equations(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """One step for one sequence, ``x`` (input_size,), each gate with weights of its own."""
-    h = state[0]
-    gates = len(cell.weight_hh) // cell.hidden_size
-    W, U, b = (p.view(gates, cell.hidden_size, *p.shape[1:]) for p in (cell.weight_ih, cell.weight_hh, cell.bias))
-    if isinstance(cell, ElmanCell):
-        a = W[0] @ x + U[0] @ h + b[0]
-        h = torch.tanh(a) if cell.nonlinearity == "tanh" else torch.clamp(a, min=0)
-        return h, [h]
-    if isinstance(cell, GRUCell):
-        r = 1 / (1 + torch.exp(-(W[0] @ x + b[0] + U[0] @ h)))
-        z = 1 / (1 + torch.exp(-(W[1] @ x + b[1] + U[1] @ h)))
-        n = torch.tanh(W[2] @ x + b[2] + r * (U[2] @ h + cell.bias_hn))
-        h = (1 - z) * n + z * h
-        return h, [h]
-    i, f, o = (1 / (1 + torch.exp(-(W[k] @ x + U[k] @ h + b[k]))) for k in (0, 1, 3))
-    c = f * state[1] + i * torch.tanh(W[2] @ x + U[2] @ h + b[2])
+Equations = Callable[[Cell, Tensor, State], tuple[Tensor, State]]
+EQUATIONS: dict[type[Cell], Equations] = {}
+
+
+def equations_of(*kinds: type[Cell]) -> Callable[[Equations], Equations]:
+    """Registers a function ``(cell, x, state) -> (output, state)``: one step of one sequence, without a batch.
+
+    ``x`` is ``(input_size,)`` and every tensor of the state has its batch dimension taken off.
+    """
+
+    def register(function: Equations) -> Equations:
+        EQUATIONS.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+def equations(cell: Cell, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """One step of one sequence by the equations of the cell's kind."""
+    return EQUATIONS[type(cell)](cell, x, state)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def by_gate(cell: Cell, *names: str) -> list[Tensor]:
+    """Weights cut into one for each gate, ``(gates, hidden_size, …)``."""
+    return [p.view(-1, cell.hidden_size, *p.shape[1:]) for p in (getattr(cell, name) for name in names)]
+
+
+@equations_of(ElmanCell)
+def elman(cell: ElmanCell, x: Tensor, h: State) -> tuple[Tensor, State]:
+    a = cell.weight_ih @ x + cell.weight_hh @ h + cell.bias
+    h = torch.tanh(a) if cell.nonlinearity == "tanh" else torch.clamp(a, min=0)
+    return h, h
+
+
+@equations_of(GRUCell)
+def gru(cell: GRUCell, x: Tensor, h: State) -> tuple[Tensor, State]:
+    W, U, b = by_gate(cell, "weight_ih", "weight_hh", "bias")
+    r = sigmoid(W[0] @ x + b[0] + U[0] @ h)
+    z = sigmoid(W[1] @ x + b[1] + U[1] @ h)
+    n = torch.tanh(W[2] @ x + b[2] + r * (U[2] @ h + cell.bias_hn))
+    h = (1 - z) * n + z * h
+    return h, h
+
+
+@equations_of(LSTMCell)
+def lstm(cell: LSTMCell, x: Tensor, state: State) -> tuple[Tensor, State]:
+    h, c = state
+    W, U, b = by_gate(cell, "weight_ih", "weight_hh", "bias")
+    i, f, o = (sigmoid(W[k] @ x + U[k] @ h + b[k]) for k in (0, 1, 3))
+    c = f * c + i * torch.tanh(W[2] @ x + U[2] @ h + b[2])
     h = o * torch.tanh(c)
-    return h, [h, c]
+    return h, (h, c)
+
+
+@equations_of(LeakySum)
+def leaky_sum(cell: LeakySum, x: Tensor, state: State) -> tuple[Tensor, State]:
+    h, (count,) = state
+    h = 0.9 * h + torch.tanh(cell.mix.weight @ x + cell.mix.bias) / (1 + count)
+    return h * h, (h, (count + 1,))
 
 
 def run_by_hand(
     cells: Sequence[Cell],
     inputs: Tensor,
-    states: Sequence[Sequence[Tensor]],
-    lengths: Sequence[int],
+    states: Sequence[State],
+    lengths: Sequence[int] | None = None,
     resets: Sequence[Sequence[bool]] | None = None,
-) -> tuple[Tensor, list[list[Tensor]]]:
+) -> tuple[Tensor, list[State]]:
     """A stack of cells, sequence by sequence and step by step; ``inputs`` (batch, time, features), states per cell."""
     batch, time = inputs.shape[:2]
+    fresh = [map_state(lambda tensor: tensor[0], cell.initial_state(1, inputs)) for cell in cells]
     outputs, finals = [], []
     for n in range(batch):
-        state = [[tensor[n] for tensor in part] for part in states]
+        state = [map_state(lambda tensor: tensor[n], part) for part in states]  # noqa: B023 (used at once)
         steps = []
         for t in range(time):
-            if t >= lengths[n]:
+            if lengths is not None and t >= lengths[n]:
                 steps.append(inputs.new_zeros(cells[-1].hidden_size))
                 continue
             x = inputs[n, t]
             for k, cell in enumerate(cells):
-                before = [torch.zeros_like(s) for s in state[k]] if resets is not None and resets[n][t] else state[k]
-                x, state[k] = equations(cell, x, before)
+                x, state[k] = equations(cell, x, fresh[k] if resets is not None and resets[n][t] else state[k])
             steps.append(x)
         outputs.append(torch.stack(steps))
         finals.append(state)
-    after = [
-        [torch.stack([finals[n][k][j] for n in range(batch)]) for j in range(len(states[k]))] for k in range(len(cells))
-    ]
+    after = [map_state(lambda *rows: torch.stack(rows), *(final[k] for final in finals)) for k in range(len(cells))]
     return torch.stack(outputs), after
 
 
@@ -132,13 +174,16 @@ def weighted_sum(outputs: Tensor, state: State, seed: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64, device=outputs.device)
     for tensor in [outputs, *state_tensors(state)]:
-        weights = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-        total = total + (tensor.double() * weights).sum()
+        for part in torch.view_as_real(tensor).unbind(-1) if tensor.is_complex() else [tensor]:
+            weights = torch.randn(part.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+            total = total + (part.double() * weights).sum()
     return total
 
 
 def gradients_of(total: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Gradients, zero where ``total`` does not depend on a tensor."""
+    if not total.requires_grad:
+        return [torch.zeros_like(t) for t in tensors]
     found = torch.autograd.grad(total, list(tensors), allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]
 

@@ -1,8 +1,10 @@
 """The cell face: one step of time."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
-from rnn_blocks.engine import State
+from rnn_blocks.engine import State, map_state, with_hidden
 
 
 class Cell(nn.Module):
@@ -10,7 +12,8 @@ class Cell(nn.Module):
 
     A cell of your own needs :meth:`step`, in plain torch, and nothing else: autograd does the rest. What needs no state
     can move into :meth:`project`, which sees all time steps at once and so does them in one product; a state other than
-    one ``(batch, hidden_size)`` tensor is told by :meth:`initial_state`.
+    one ``(batch, hidden_size)`` tensor is told by :meth:`initial_state`. Its first tensor is ``h``, what recurrent
+    connections read.
 
     Args:
         input_size: features of each input.
@@ -30,6 +33,12 @@ class Cell(nn.Module):
     tensor([[1.5000]])
     """
 
+    fusable: bool = False
+    """Whether ``engine="auto"`` may take the fused engine: the step is a pure function of tensors."""
+
+    native_on: ClassVar[frozenset[str]] = frozenset()
+    """The types of device on which :meth:`native` is the fastest way to train."""
+
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
@@ -38,13 +47,25 @@ class Cell(nn.Module):
         self.input_size = input_size
         self.hidden_size = hidden_size
 
-    def project(self, inputs: Tensor) -> Tensor:
-        """All that needs no state: ``(time, batch, input_size)`` to what :meth:`step` takes, ``(time, batch, …)``."""
+    def project(self, inputs: Tensor) -> State:
+        """All that needs no state: ``(time, batch, input_size)`` to what :meth:`step` takes.
+
+        The result is a tensor ``(time, batch, …)`` or a nest of such; a step is given a slice of each.
+        """
         return inputs
 
-    def step(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, projected: State, state: State) -> tuple[Tensor, State]:
         """One time step: a slice of :meth:`project`'s result and the state, to the output and the next state."""
         raise NotImplementedError(f"{type(self).__name__} needs a `step(projected, state) -> (output, state)`")
+
+    def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:
+        """A step in which the recurrent connections read ``hidden`` in place of the state's own ``h``.
+
+        Wrappers that change what is read, and not what is remembered, call it: recurrent dropout, skips through time.
+        By default ``hidden`` takes the place of ``h`` altogether; a cell whose ``h`` is memory as well (a GRU's) says
+        here which is which.
+        """
+        return self.step(projected, with_hidden(state, hidden))
 
     def initial_state(self, batch_size: int, like: Tensor) -> State:
         """The state before the first step: zeros, of the dtype and on the device of ``like``."""
@@ -58,7 +79,7 @@ class Cell(nn.Module):
         """One step from raw inputs, ``(batch, input_size)``."""
         if state is None:
             state = self.initial_state(inputs.shape[0], inputs)
-        return self.step(self.project(inputs.unsqueeze(0)).squeeze(0), state)
+        return self.step(map_state(lambda tensor: tensor.squeeze(0), self.project(inputs.unsqueeze(0))), state)
 
     def extra_repr(self) -> str:
         """The sizes."""

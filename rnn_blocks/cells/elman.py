@@ -28,16 +28,18 @@ class ElmanCell(WeightedCell):
     torch.Size([5, 3])
     """
 
+    native_on = frozenset({"cuda"})
+
     def __init__(self, input_size: int, hidden_size: int, *, nonlinearity: Literal["tanh", "relu"] = "tanh") -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
         super().__init__(input_size, hidden_size, num_gates=1)
         self.nonlinearity = nonlinearity
 
-    def step(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+    def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:
         """``(batch, hidden_size)`` and ``h`` to the next ``h``, twice."""
-        assert isinstance(state, Tensor)
-        pre_activation = projected + linear(state, self.weight_hh)
+        assert isinstance(projected, Tensor)
+        pre_activation = projected + linear(hidden, self.weight_hh)
         h = pre_activation.tanh() if self.nonlinearity == "tanh" else pre_activation.relu()
         return h, h
 

@@ -27,19 +27,21 @@ class GRUCell(WeightedCell):
     torch.Size([5, 3])
     """
 
+    native_on = frozenset({"cuda"})
+
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size, num_gates=3)
         self.bias_hn = nn.Parameter(torch.empty(hidden_size))
         self.reset_parameters()
 
-    def step(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+    def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:
         """``(batch, 3 * hidden_size)`` and ``h`` to the next ``h``, twice."""
         h = state
+        assert isinstance(projected, Tensor)
         assert isinstance(h, Tensor)
-        x_r, x_z, x_n = projected.chunk(3, dim=-1)
-        h_r, h_z, h_n = linear(h, self.weight_hh).chunk(3, dim=-1)
-        r = (x_r + h_r).sigmoid()
-        z = (x_z + h_z).sigmoid()
+        x_rz, x_n = projected.split([2 * self.hidden_size, self.hidden_size], dim=-1)
+        h_rz, h_n = linear(hidden, self.weight_hh).split([2 * self.hidden_size, self.hidden_size], dim=-1)
+        r, z = (x_rz + h_rz).sigmoid().chunk(2, dim=-1)
         n = (x_n + r * (h_n + self.bias_hn)).tanh()
         h = n + z * (h - n)
         return h, h

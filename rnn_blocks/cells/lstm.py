@@ -27,15 +27,18 @@ class LSTMCell(WeightedCell):
     (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
+    native_on = frozenset({"cpu", "cuda"})
+
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size, num_gates=4)
 
-    def step(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+    def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:
         """``(batch, 4 * hidden_size)`` and ``(h, c)`` to ``h`` and the next ``(h, c)``."""
-        h, c = state
-        assert isinstance(h, Tensor)
+        assert isinstance(projected, Tensor)
+        _, c = state
         assert isinstance(c, Tensor)
-        i, f, g, o = (projected + linear(h, self.weight_hh)).chunk(4, dim=-1)
+        gates = projected + linear(hidden, self.weight_hh)  # (batch, 4 * hidden_size)
+        i, f, g, o = gates.chunk(4, dim=-1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
         return h, (h, c)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_blocks.cells.cell import Cell
+from rnn_blocks.engine import State, hidden_of
 
 
 class WeightedCell(Cell):
@@ -21,6 +22,8 @@ class WeightedCell(Cell):
     >>> WeightedCell(2, 3, num_gates=4).weight_ih.shape
     torch.Size([12, 2])
     """
+
+    fusable = True
 
     def __init__(self, input_size: int, hidden_size: int, *, num_gates: int) -> None:
         super().__init__(input_size, hidden_size)
@@ -38,6 +41,10 @@ class WeightedCell(Cell):
     def project(self, inputs: Tensor) -> Tensor:
         """``W x + b`` for all steps in one product: ``(time, batch, gates * hidden_size)``."""
         return nn.functional.linear(inputs, self.weight_ih, self.bias)
+
+    def step(self, projected: State, state: State) -> tuple[Tensor, State]:
+        """One time step, by :meth:`advance`."""
+        return self.advance(projected, state, hidden_of(state))
 
     def native_weights(self) -> list[Tensor]:
         """The weights as torch's kernels take them: theirs has a second bias, zero here."""

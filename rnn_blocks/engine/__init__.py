@@ -1,7 +1,29 @@
-"""Running a step over time, fast: torch's native kernels, and the plain loop for everything else."""
+"""Running a step over time, fast: torch's native kernels, the traced step, the scan, and the plain loop."""
 
+from rnn_blocks.engine.fused import run_fused
 from rnn_blocks.engine.loop import run_loop
 from rnn_blocks.engine.native import run_native
-from rnn_blocks.engine.state import State, describe_state, detach_state, map_state, state_tensors
+from rnn_blocks.engine.state import (
+    State,
+    describe_state,
+    detach_state,
+    hidden_of,
+    like_state,
+    map_state,
+    state_tensors,
+    with_hidden,
+)
 
-__all__ = ["State", "describe_state", "detach_state", "map_state", "run_loop", "run_native", "state_tensors"]
+__all__ = [
+    "State",
+    "describe_state",
+    "detach_state",
+    "hidden_of",
+    "like_state",
+    "map_state",
+    "run_fused",
+    "run_loop",
+    "run_native",
+    "state_tensors",
+    "with_hidden",
+]

@@ -1,18 +1,18 @@
 """The plain loop: any step over time, with autograd doing the rest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from rnn_blocks.engine.state import State, map_state
+from rnn_blocks.engine.state import State, like_state, map_state, state_tensors
 
-Step = Callable[[Tensor, State], tuple[Tensor, State]]
+Step = Callable[[State, State], tuple[Tensor, State]]
 
 
 def run_loop(
     step: Step,
-    projected: Tensor | Sequence[Tensor],
+    projected: State,
     state: State,
     *,
     fresh: State | None = None,
@@ -23,7 +23,7 @@ def run_loop(
 
     Args:
         step: ``(projected_t, state) -> (output_t, state)``; batch is the first dimension of each tensor.
-        projected: what each step takes, ``(time, batch, …)``.
+        projected: what each step takes, ``(time, batch, …)``, or a nest of such.
         state: the state before the first step.
         fresh: the state to start afresh from where ``resets`` says so.
         lengths: steps that count in each sequence, ``(batch,)``; past them outputs are zero and the state stays.
@@ -32,35 +32,60 @@ def run_loop(
     Returns:
         The outputs, ``(time, batch, …)``, and the state after the last step (of each sequence).
 
+    Raises:
+        ValueError: for resets without a state to start afresh from.
+
     >>> outputs, state = run_loop(lambda x, h: (x + h, x + h), torch.ones(3, 1, 1), torch.zeros(1, 1))
     >>> outputs.flatten().tolist(), state.item()
     ([1.0, 2.0, 3.0], 3.0)
     """
     # unbind, not projected[t]: the backward of indexing writes a whole zero tensor at every step
-    steps = projected.unbind(0) if isinstance(projected, Tensor) else projected
-    active = None
-    if lengths is not None:
-        time = torch.arange(len(steps), device=lengths.device)
-        active = (time[:, None] < lengths).unbind(0)  # time x (batch,)
-    restart = None if resets is None else resets.bool().unbind(0)
+    steps = list(zip(*(tensor.unbind(0) for tensor in state_tensors(projected)), strict=True))
+    active, restart = step_masks(len(steps), lengths, resets, fresh)
     outputs = []
-    for t, projected_t in enumerate(steps):
-        before = state
-        if restart is not None:
-            if fresh is None:
-                raise ValueError("resets need the state to start afresh from: give `fresh`")
-            before = _select(restart[t], fresh, state)
-        output, after = step(projected_t, before)
-        if active is not None:
-            output = torch.where(_column(active[t], output), output, 0.0)
-            after = _select(active[t], after, state)
-        state = after
+    for t, tensors in enumerate(steps):
+        projected_t = like_state(projected, tensors)
+        output, state = masked_step(
+            step,
+            projected_t,
+            state,
+            active=None if active is None else active[t],
+            restart=None if restart is None else restart[t],
+            fresh=fresh,
+        )
         outputs.append(output)
     return torch.stack(outputs), state
 
 
+def step_masks(
+    time: int, lengths: Tensor | None, resets: Tensor | None, fresh: State | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which sequences a step counts in and which start afresh before it, both ``(time, batch)`` or ``None``."""
+    active = None
+    if lengths is not None:
+        active = torch.arange(time, device=lengths.device)[:, None] < lengths
+    if resets is not None and fresh is None:
+        raise ValueError("resets need the state to start afresh from: give `fresh`")
+    return active, None if resets is None else resets.bool()
+
+
+def masked_step(
+    step: Step, projected: State, state: State, *, active: Tensor | None, restart: Tensor | None, fresh: State | None
+) -> tuple[Tensor, State]:
+    """One step in which some sequences may start afresh, and some be over; the masks are ``(batch,)``."""
+    before = state
+    if restart is not None:
+        assert fresh is not None
+        before = _select(restart, fresh, state)
+    output, after = step(projected, before)
+    if active is not None:
+        output = torch.where(_column(active, output), output, 0.0)
+        after = _select(active, after, state)
+    return output, after
+
+
 def _select(condition: Tensor, chosen: State, other: State) -> State:
-    return map_state(lambda a, b: torch.where(_column(condition, a), a, b), chosen, other)
+    return map_state(lambda a, b: a if a is b else torch.where(_column(condition, a), a, b), chosen, other)
 
 
 def _column(mask: Tensor, like: Tensor) -> Tensor:

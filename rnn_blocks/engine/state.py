@@ -1,6 +1,6 @@
 """The state of a recurrence: a tensor, or a tuple of states, with the batch as the first dimension of each tensor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias, Union
 
 from torch import Tensor
@@ -49,6 +49,39 @@ def detach_state(state: State) -> State:
     False
     """
     return map_state(lambda tensor: tensor.detach(), state)
+
+
+def hidden_of(state: State) -> Tensor:
+    """The first tensor of ``state``: by convention ``h``, what recurrent connections read.
+
+    >>> import torch
+    >>> hidden_of(((torch.ones(1), torch.zeros(2)), torch.zeros(3)))
+    tensor([1.])
+    """
+    while not isinstance(state, Tensor):
+        state = state[0]
+    return state
+
+
+def with_hidden(state: State, hidden: Tensor) -> State:
+    """``state`` with another first tensor.
+
+    >>> import torch
+    >>> with_hidden((torch.ones(1), torch.zeros(1)), torch.full((1,), 7.0))
+    (tensor([7.]), tensor([0.]))
+    """
+    return hidden if isinstance(state, Tensor) else (with_hidden(state[0], hidden), *state[1:])
+
+
+def like_state(state: State, tensors: Iterable[Tensor]) -> State:
+    """``tensors``, in the order of :func:`state_tensors`, in the nest of ``state``.
+
+    >>> import torch
+    >>> like_state((torch.ones(1), (torch.ones(1),)), [torch.zeros(1), torch.zeros(2)])
+    (tensor([0.]), (tensor([0., 0.]),))
+    """
+    remaining = iter(tensors)
+    return map_state(lambda _: next(remaining), state)
 
 
 def describe_state(state: State) -> str:

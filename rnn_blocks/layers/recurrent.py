@@ -2,14 +2,15 @@
 
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from rnn_blocks.cells import Cell
-from rnn_blocks.engine import State, run_loop
+from rnn_blocks.engine import State, run_fused, run_loop
 from rnn_blocks.layers.layer import Layer
 
-Engine: TypeAlias = Literal["auto", "native", "loop"]
-ENGINES: tuple[Engine, ...] = ("auto", "native", "loop")
+Engine: TypeAlias = Literal["auto", "native", "fused", "loop"]
+ENGINES: tuple[Engine, ...] = ("auto", "native", "fused", "loop")
 
 
 class Recurrent(Layer):
@@ -17,8 +18,9 @@ class Recurrent(Layer):
 
     Args:
         cell: any :class:`~rnn_blocks.Cell`, yours included.
-        engine: ``"native"`` runs torch's own kernel (oneDNN, cuDNN), for the plain cells that have one; ``"loop"``
-            steps through time in Python; ``"auto"`` takes the native kernel where it can.
+        engine: ``"native"`` runs torch's own kernel (oneDNN, cuDNN), for the plain cells that have one; ``"fused"``
+            records one step and its derivative, and runs them without autograd in between; ``"loop"`` steps through time
+            in Python under autograd; ``"auto"`` takes the fastest that the cell, the device and the arguments allow.
         batch_first: see :class:`~rnn_blocks.Layer`.
 
     Raises:
@@ -45,20 +47,36 @@ class Recurrent(Layer):
 
     def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         """Over all steps, by the engine asked for; time first."""
-        if self.engine != "loop" and resets is None:
+        engine = self._engine_for(inputs, resets)
+        if engine == "native":
             result = self.cell.native(inputs, state, lengths)
             if result is not None:
                 return result
-        if self.engine == "native":
-            why = (
-                f"{type(self.cell).__name__} has no native kernel"
-                if resets is None
-                else "native kernels take no resets"
-            )
-            raise ValueError(f"engine='native' cannot run this: {why}; use engine='auto' or 'loop'")
+            if self.engine == "native":
+                raise ValueError(
+                    f"engine='native' cannot run this: {type(self.cell).__name__} has no native kernel; "
+                    "use engine='auto', 'fused' or 'loop'"
+                )
         fresh = None if resets is None else self.cell.initial_state(inputs.shape[1], inputs)
         projected = self.cell.project(inputs)
+        if engine == "fused":
+            return run_fused(self.cell, projected, state, fresh=fresh, lengths=lengths, resets=resets)
         return run_loop(self.cell.step, projected, state, fresh=fresh, lengths=lengths, resets=resets)
+
+    def _engine_for(self, inputs: Tensor, resets: Tensor | None) -> Engine:
+        if torch.compiler.is_compiling():  # which records steps itself, and cannot look into a recorded one
+            return "loop"
+        if self.engine != "auto":
+            if self.engine == "native" and resets is not None:
+                raise ValueError(
+                    "engine='native' cannot run this: native kernels take no resets; "
+                    "use engine='auto', 'fused' or 'loop'"
+                )
+            return self.engine
+        training = torch.is_grad_enabled()
+        if resets is None and (inputs.device.type in self.cell.native_on or not training):
+            return "native"
+        return "fused" if training and self.cell.fusable else "loop"
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time, straight through the cell: what generation and decoding use."""

@@ -36,13 +36,6 @@ def test_the_loop_adds_up_what_counts_since_the_last_reset(data: st.DataObject, 
         assert (total[n].item(), steps[n].item()) == (value, count)
 
 
-def test_a_list_of_steps_runs_as_a_tensor_does():
-    inputs = torch.randn(5, 2, 1)
-    whole, _ = run_loop(add, inputs, start(2))
-    listed, _ = run_loop(add, list(inputs), start(2))
-    assert torch.equal(whole, listed)
-
-
 def test_what_lies_past_a_length_takes_no_gradient():
     inputs = torch.randn(4, 2, 1, requires_grad=True)
     outputs, (total, _) = run_loop(add, inputs, start(2), lengths=torch.tensor([2, 0]))

@@ -59,12 +59,12 @@ def test_native_loop_and_equations_agree_in_float64(name, batch, time, input_siz
     loop = outcome(cell, "loop", inputs, state, given_lengths)
 
     x = inputs.clone().requires_grad_()
-    before = [tensor.clone().requires_grad_() for tensor in state_tensors(state)]
-    outputs, (after,) = oracles.run_by_hand([cell], x, [before], lengths or [time] * batch)
-    total = oracles.weighted_sum(outputs, tuple(after))
+    before = map_state(lambda tensor: tensor.clone().requires_grad_(), state)
+    outputs, (after,) = oracles.run_by_hand([cell], x, [before], lengths)
+    total = oracles.weighted_sum(outputs, after)
     by_hand = (
-        [outputs.detach(), *(t.detach() for t in after)],
-        oracles.gradients_of(total, [x, *before, *cell.parameters()]),
+        [outputs.detach(), *(t.detach() for t in state_tensors(after))],
+        oracles.gradients_of(total, [x, *state_tensors(before), *cell.parameters()]),
     )
     for found in (native, loop):
         for got, expected in zip(found, by_hand, strict=True):

@@ -58,7 +58,7 @@ def test_a_state_of_another_shape_is_refused_with_the_right_one(state):
 
 
 def test_an_unknown_engine_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="engine must be one of 'auto', 'native', 'loop', got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be one of 'auto', 'native', 'fused', 'loop', got 'fast'"):
         GRU(3, 4, engine="fast")
 
 
@@ -67,9 +67,9 @@ def test_the_native_engine_says_what_it_cannot_run():
         def step(self, projected, state):
             return state, state
 
-    with pytest.raises(ValueError, match="Own has no native kernel; use engine='auto' or 'loop'"):
+    with pytest.raises(ValueError, match="Own has no native kernel; use engine='auto', 'fused' or 'loop'"):
         Recurrent(Own(3, 3), engine="native")(INPUTS)
-    with pytest.raises(ValueError, match="native kernels take no resets; use engine='auto' or 'loop'"):
+    with pytest.raises(ValueError, match="native kernels take no resets; use engine='auto', 'fused' or 'loop'"):
         Recurrent(GRUCell(3, 4), engine="native")(INPUTS, resets=torch.zeros(2, 5, dtype=torch.bool))
 
 

@@ -1,0 +1,7 @@
+"""Cells for the tests of every cell, with their equations: gated."""
+
+from collections.abc import Callable
+
+from rnn_blocks import Cell
+
+CELLS: dict[str, Callable[[int, int], Cell]] = {}
