@@ -17,7 +17,7 @@ class WeightedCell(Cell):
     Args:
         input_size: features of each input.
         hidden_size: features of the state and of each output.
-        num_gates: how many blocks of ``hidden_size`` rows the weights hold.
+        num_gates: how many blocks of ``hidden_size`` rows the weights hold; an attribute, so that initialisers can cut.
 
     >>> WeightedCell(2, 3, num_gates=4).weight_ih.shape
     torch.Size([12, 2])
@@ -27,6 +27,7 @@ class WeightedCell(Cell):
 
     def __init__(self, input_size: int, hidden_size: int, *, num_gates: int) -> None:
         super().__init__(input_size, hidden_size)
+        self.num_gates = num_gates
         self.weight_ih = nn.Parameter(torch.empty(num_gates * hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(num_gates * hidden_size, hidden_size))
         self.bias = nn.Parameter(torch.empty(num_gates * hidden_size))
