@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_blocks.cells.cell import Cell
-from rnn_blocks.engine import State, hidden_of
+from rnn_blocks.engine import State, hidden_of, input_product
 
 
 class WeightedCell(Cell):
@@ -25,27 +25,47 @@ class WeightedCell(Cell):
 
     fusable = True
 
+    forget_block: int | None = None
+    """Which block is the gate that keeps the past where it is open, if there is one."""
+
+    input_block: int | None = None
+    """Which block is the gate that lets the present in, if that is not just what the forget gate leaves."""
+
     def __init__(self, input_size: int, hidden_size: int, *, num_gates: int) -> None:
         super().__init__(input_size, hidden_size)
         self.num_gates = num_gates
         self.weight_ih = nn.Parameter(torch.empty(num_gates * hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(num_gates * hidden_size, hidden_size))
         self.bias = nn.Parameter(torch.empty(num_gates * hidden_size))
-        self.reset_parameters()
+        WeightedCell.reset_parameters(self)  # a subclass' own may ask for parameters that are not there yet
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew."""
+        """Draw the cell's own parameters anew."""
         bound = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
+        for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, -bound, bound)
 
-    def project(self, inputs: Tensor) -> Tensor:
+    def project(self, inputs: Tensor) -> State:
         """``W x + b`` for all steps in one product: ``(time, batch, gates * hidden_size)``."""
-        return nn.functional.linear(inputs, self.weight_ih, self.bias)
+        return input_product(inputs, self.weight_ih, self.bias)
 
     def step(self, projected: State, state: State) -> tuple[Tensor, State]:
         """One time step, by :meth:`advance`."""
         return self.advance(projected, state, hidden_of(state))
+
+    def gate_bias(self, gate: int) -> Tensor:
+        """The part of the bias that opens or shuts a gate, ``(hidden_size,)``, for initialisers to write to."""
+        return self.bias.view(self.num_gates, -1)[gate]
+
+    def recurrent_blocks(self) -> tuple[Tensor, ...]:
+        """The square matrices of the recurrent weights, one a gate, for initialisers to write to."""
+        return self.weight_hh.view(-1, *[self.weight_hh.shape[1]] * 2).unbind(0)
+
+    def reset_biases(self) -> None:
+        """Set the biases to zero, or to what the cell wants there: what initialisers of the weights leave behind."""
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
 
     def native_weights(self) -> list[Tensor]:
         """The weights as torch's kernels take them: theirs has a second bias, zero here."""

@@ -3,6 +3,7 @@
 from rnn_blocks.engine.fused import run_fused
 from rnn_blocks.engine.loop import run_loop
 from rnn_blocks.engine.native import run_native
+from rnn_blocks.engine.products import input_product
 from rnn_blocks.engine.state import (
     State,
     describe_state,
@@ -19,6 +20,7 @@ __all__ = [
     "describe_state",
     "detach_state",
     "hidden_of",
+    "input_product",
     "like_state",
     "map_state",
     "run_fused",

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rnn_blocks.engine.loop import masked_step, step_masks
+from rnn_blocks.engine.products import sum_of_products
 from rnn_blocks.engine.state import State, like_state, state_tensors
-from rnn_blocks.engine.trace import Program, WeightGradient, trace_step
+from rnn_blocks.engine.trace import Program, Source, WeightGradient, trace_step
 
 MOST_PROGRAMS = 64  # kept for one cell: a program is for one set of shapes
 
@@ -28,9 +29,9 @@ def run_fused(
 ) -> tuple[Tensor, State]:
     """Run ``cell.step`` over time as :func:`~rnn_blocks.engine.run_loop` does, from a traced step.
 
-    Arguments and results are the loop's, with the cell in place of its step: its parameters and buffers are what the step may
-    use besides its arguments. The step must be a pure function of tensors: it is run once for each combination of shapes,
-    dtypes and settings, and what was recorded is run from then on.
+    Arguments and results are the loop's, with the cell in place of its step: its parameters and buffers are what the step
+    may use besides its arguments. The step must be a pure function of tensors: it is run once for each combination of
+    shapes, dtypes and settings, and what was recorded is run from then on.
 
     Raises:
         ValueError: where the step cannot be recorded.
@@ -104,8 +105,9 @@ class _StepOf(nn.Module):
         self.cell = cell
 
     def forward(self, projected: State, state: State) -> tuple[Tensor, State]:
-        step: Callable[[State, State], tuple[Tensor, State]] = self.cell.step
-        return step(projected, state)
+        step: Any = self.cell.step
+        result: tuple[Tensor, State] = step(projected, state)
+        return result
 
 
 def _kind(tensor: Tensor, differentiate: bool) -> tuple[Any, ...]:
@@ -137,54 +139,93 @@ class _Unrolled(torch.autograd.Function):
         projected, masks, state = ([next(parts) for _ in range(size)] for size in sizes)
         constants = list(parts)
         kept = program.invariant(*constants)
-        steps = zip(*(tensor.unbind(0) for tensor in (*projected, *masks)), strict=True)
-        outputs, saved = [], []
-        for slices in steps:
-            (output, *state), keep = program.forward(*slices, *state, *constants, *kept)
-            outputs.append(output)
+        shape, dtype = program.output
+        outputs = torch.empty(len(projected[0]), *shape, dtype=dtype, device=projected[0].device)
+        # detached, so that what is saved holds the numbers, and not the tensor that hands them out with its graph
+        slices = zip(*(tensor.detach().unbind(0) for tensor in (*projected, *masks, outputs)), strict=True)
+        before, saved = state, []
+        after: Sequence[Tensor] = state
+        for *given, out in slices:
+            after, keep = program.forward(*given, *after, *constants, *kept, out)
             saved.append(keep)
         if any(ctx.needs_input_grad):
             ctx.program, ctx.sizes, ctx.saved, ctx.kept = program, sizes, saved, kept
-            ctx.save_for_backward(*constants)
-        # cloned: what is saved may not be what is handed out, which somebody may change
-        return torch.stack(outputs), *(tensor.clone() for tensor in state)
+            first = [] if program.carried is None else [before[program.carried], outputs]
+            ctx.save_for_backward(*first, *constants)
+        # cloned, since somebody may change what is handed out
+        return outputs, *(tensor.clone() for tensor in after)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_outputs: Tensor, *grad_state: Tensor) -> tuple[Any, ...]:
-        program, constants = ctx.program, ctx.saved_tensors
-        tangents: Sequence[Tensor] = grad_state
-        grad_projected, collected = [], []
-        for keep, grad_output in zip(reversed(ctx.saved), reversed(grad_outputs.unbind(0)), strict=True):
-            to_projected, to_state, parts = program.backward(*keep, grad_output, *tangents, *constants, *ctx.kept)
-            tangents = [_zeros_for(t, g) for t, g in zip(tangents, to_state, strict=True)]
-            grad_projected.append(to_projected)
-            collected.append(parts)
-        stacked = [
-            None if parts[0] is None else torch.stack(parts[::-1]) for parts in zip(*grad_projected, strict=True)
+        program: Program = ctx.program
+        time, device = len(grad_outputs), grad_outputs.device
+        if program.carried is None:
+            constants, outputs, first = ctx.saved_tensors, None, None
+            now: Sequence[Tensor | None] = [None] * time
+        else:
+            first, outputs, *constants = ctx.saved_tensors
+            now = outputs.unbind(0)
+        before = [first, *now[:-1]]
+        buffers = [torch.empty(time, *slot.shape, dtype=slot.dtype, device=device) for slot in program.slots]
+        views = [
+            view.unbind(0)
+            for slot, buffer in zip(program.slots, buffers, strict=True)
+            for view in (buffer, *(buffer.split(slot.pieces, -1) if slot.pieces else ()))
         ]
-        gathered = list(zip(*collected, strict=True))
-        weights = [None if how is None else _put_together(how, gathered) for how in program.weight_gradients]
-        return None, None, *stacked, *[None] * ctx.sizes[1], *tangents, *weights
+        slots = list(zip(*views, strict=True)) or [()] * time
+        grads = grad_outputs.unbind(0)
+        tangents: Sequence[Tensor] = grad_state
+        totals: Sequence[Tensor] = ()
+        for t in reversed(range(time)):
+            to_state, parts = program.backward(
+                *ctx.saved[t], before[t], now[t], grads[t], *tangents, *constants, *ctx.kept, *slots[t]
+            )
+            tangents = [torch.zeros_like(old) if g is None else g for old, g in zip(tangents, to_state, strict=True)]
+            totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
+        gathered = _Gathered(program, buffers, ctx.saved, outputs, first, totals)
+        weights = [None if how is None else gathered.gradient(how) for how in program.weight_gradients]
+        to_projected = [None if number is None else buffers[number] for number in program.projected_slots]
+        return None, None, *to_projected, *[None] * ctx.sizes[1], *tangents, *weights
 
 
-def _zeros_for(tangent: Tensor, gradient: Tensor | None) -> Tensor:
-    return torch.zeros_like(tangent) if gradient is None else gradient
+class _Gathered:
+    """What all steps left behind, to be summed up into the weights' gradients."""
 
+    def __init__(
+        self,
+        program: Program,
+        buffers: Sequence[Tensor],
+        saved: Sequence[Sequence[Tensor]],
+        outputs: Tensor | None,
+        first: Tensor | None,
+        totals: Sequence[Tensor],
+    ) -> None:
+        self.program, self.buffers, self.saved = program, buffers, saved
+        self.outputs, self.first, self.totals = outputs, first, totals
 
-def _put_together(how: WeightGradient, gathered: Sequence[Sequence[Tensor]]) -> Tensor:
-    parts = gathered[how.left]
-    if how.kind == "product":
-        left, right = torch.cat(parts), torch.cat(gathered[how.right])
-        # the wider factor on the right: libraries multiply such products faster
-        gradient = left.t() @ right if left.shape[1] <= right.shape[1] else (right.t() @ left).t()
-    elif how.kind == "sum":
-        gradient = torch.stack(parts).sum([0, *(dim + 1 for dim in how.dims)], keepdim=how.keepdim)
-        gradient = gradient.squeeze(0) if how.keepdim else gradient
-    else:
-        gradient = parts[0]
-        for part in parts[1:]:
-            gradient = gradient + part
-    for function, args, options in how.finish:
-        gradient = function(gradient, *args, **options)
-    return gradient
+    def _all(self, source: Source) -> Tensor:
+        if source.place == "slot":
+            buffer = self.buffers[source.number]
+            pieces = self.program.slots[source.number].pieces
+            return buffer if source.piece is None else buffer.split(pieces, -1)[source.piece]
+        if source.place == "saved":
+            return torch.stack([keep[source.number] for keep in self.saved])
+        assert self.outputs is not None
+        assert self.first is not None
+        return self.outputs if source.place == "output" else torch.cat([self.first[None], self.outputs[:-1]])
+
+    def gradient(self, how: WeightGradient) -> Tensor:
+        """The weight's gradient, as ``how`` says."""
+        if how.kind == "total":
+            gradient = self.totals[how.left.number]
+        elif how.kind == "sum":
+            gradient = self._all(how.left).sum([0, *(dim + 1 for dim in how.dims)], keepdim=how.keepdim)
+            gradient = gradient.squeeze(0) if how.keepdim else gradient
+        else:
+            assert how.right is not None
+            left, right = self._all(how.left).flatten(0, 1), self._all(how.right).flatten(0, 1)
+            gradient = sum_of_products(left, right)
+        for function, args, options in how.finish:
+            gradient = function(gradient, *args, **options)
+        return gradient

@@ -60,7 +60,8 @@ def _run_ragged(
     rows = lengths.nonzero().squeeze(1)
     hidden_size = weights[1].shape[1]
     if len(rows) == 0:
-        return inputs.new_zeros(*inputs.shape[:2], hidden_size), state
+        nothing = sum((weight[:0].sum() for weight in weights), inputs[:, rows].sum())  # zero, but differentiable
+        return inputs.new_zeros(*inputs.shape[:2], hidden_size) + nothing, state
     packed = pack_padded_sequence(inputs[:, rows], lengths[rows].cpu(), enforce_sorted=False)
     order, undo = packed.sorted_indices, packed.unsorted_indices
     layered = map_state(lambda tensor: tensor[rows][order].unsqueeze(0), state)

@@ -1,12 +1,13 @@
 """Products with one factor packed once and used many times."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-Product = Callable[[Tensor], Tensor]
+Product = Callable[..., Tensor]
 
 
 def packed_product(weight: Tensor) -> Product:
@@ -45,3 +46,55 @@ def can_pack(weight: Tensor) -> bool:
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+class _InputProduct(torch.autograd.Function):
+    """``linear`` whose weight gradient is :func:`sum_of_products`."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        need_inputs, need_weight, need_bias = ctx.needs_input_grad
+        flat = grad.flatten(0, -2)
+        return (
+            grad @ weight if need_inputs else None,
+            sum_of_products(flat, inputs.flatten(0, -2)) if need_weight else None,
+            flat.sum(0) if need_bias else None,
+        )
+
+
+def input_product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``inputs @ weight.T + bias`` for all steps at once: ``linear`` with a faster weight gradient on CPU.
+
+    Args:
+        inputs: ``(time, batch, in)``.
+        weight: ``(out, in)``.
+        bias: ``(out,)``.
+
+    >>> input_product(torch.ones(5, 1, 2), torch.ones(3, 2)).shape
+    torch.Size([5, 1, 3])
+    """
+    if (
+        inputs.device.type != "cpu"
+        or not torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+    ):
+        return linear(inputs, weight, bias)
+    product: Product = _InputProduct.apply
+    return product(inputs, weight, bias)
+
+
+def sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """``leftᵀ right``: a weight's gradient over all steps, ``(rows, m)`` and ``(rows, n)`` to ``(m, n)``.
+
+    >>> sum_of_products(torch.ones(5, 2), torch.ones(5, 3)).tolist()
+    [[5.0, 5.0, 5.0], [5.0, 5.0, 5.0]]
+    """
+    # the wider factor goes to the right: libraries multiply such products up to a third faster
+    return left.t() @ right if left.shape[1] <= right.shape[1] else (right.t() @ left).t()
