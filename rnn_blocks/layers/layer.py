@@ -10,7 +10,8 @@ class Layer(nn.Module):
     """A sequence in and a sequence out, with the state going in and coming out.
 
     ``outputs, state = layer(inputs, state=None, *, lengths=None, resets=None)``. Nothing is remembered on the layer
-    itself, so a whole sequence, its chunks one after the other, and its single steps give the same outputs and states.
+    itself, so a whole sequence, its chunks one after the other, and its single steps give the same outputs and states
+    (but where the layer is not :attr:`causal`).
 
     Args:
         input_size: features of the inputs.
@@ -23,6 +24,10 @@ class Layer(nn.Module):
     >>> isinstance(layer, Layer), layer.input_size, layer.output_size
     (True, 3, 4)
     """
+
+    causal: bool = True
+    """Whether outputs depend on no later input. A layer that looks ahead, such as a bidirectional one, has no single
+    steps, and its chunks do not add up to the whole."""
 
     def __init__(self, input_size: int, output_size: int, *, batch_first: bool = True) -> None:
         super().__init__()
@@ -88,9 +93,21 @@ class Layer(nn.Module):
         return (outputs.transpose(0, 1) if self.batch_first else outputs), state
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One step of time: ``(batch, input_size)`` and a state to ``(batch, output_size)`` and the next state."""
+        """One step of time: ``(batch, input_size)`` and a state to ``(batch, output_size)`` and the next state.
+
+        Raises:
+            ValueError: for a layer that is not :attr:`causal`.
+        """
+        self._check_causal()
         outputs, state = self(inputs.unsqueeze(1 if self.batch_first else 0), state)
         return outputs.squeeze(1 if self.batch_first else 0), state
+
+    def _check_causal(self) -> None:
+        if not self.causal:
+            raise ValueError(
+                f"{type(self).__name__} has no single steps: it reads sequences from both ends; "
+                "run it over a whole sequence"
+            )
 
     @staticmethod
     def _checked_lengths(lengths: Tensor, time: int, batch: int, device: torch.device) -> Tensor:
