@@ -1,0 +1,102 @@
+"""Dropout of a layer's weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import dropout
+
+from rnn_blocks.engine import State
+from rnn_blocks.layers.layer import Layer
+
+
+class WeightDrop(Layer):
+    """DropConnect on the recurrent weights of a layer, whatever it is made of.
+
+    Wan et al. (2013), "Regularization of neural networks using DropConnect"; Merity et al. (2018), "Regularizing and
+    optimizing LSTM language models", section 2. In training each call runs the layer with, in place of ``U``::
+
+        U · [u ≥ p] / (1 - p)    u uniform in [0, 1) for each number of U
+
+    with one mask for all the steps and sequences of the call: of a chunk, in truncated BPTT. In evaluation it is the
+    layer.
+
+    What is left of the weights is handed to the layer for the time of the call. Its parameters are neither renamed nor
+    written to, and gradients reach them through the mask. The layer runs on its own engine, native kernels included.
+
+    Args:
+        layer: any layer.
+        p: the part of the weights that is zeroed.
+        weights: which ones, by the last part of a parameter's name, in every cell inside.
+
+    Raises:
+        ValueError: for a ``p`` outside of [0, 1), and a name that no parameter of the layer has.
+
+    >>> import torch, rnn_blocks
+    >>> layer = WeightDrop(rnn_blocks.LSTM(3, 4, num_layers=2), p=0.5)
+    >>> outputs, state = layer(torch.randn(2, 7, 3))
+    >>> outputs.shape
+    torch.Size([2, 7, 4])
+    """
+
+    def __init__(self, layer: Layer, p: float, *, weights: Sequence[str] = ("weight_hh",)) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"p must be at least 0 and below 1, got {p}")
+        names = {_last_part(name) for name, _ in layer.named_parameters()}
+        unknown = [name for name in weights if name not in names]
+        if unknown or not weights or isinstance(weights, str):
+            raise ValueError(
+                f"weights must be names of parameters of this {type(layer).__name__}, some of "
+                f"{', '.join(map(repr, sorted(names)))}, got {weights!r}"
+            )
+        super().__init__(layer.input_size, layer.output_size, batch_first=layer.batch_first)
+        self.layer = layer
+        self.p = p
+        self.weights = tuple(weights)
+        self.causal = layer.causal
+
+    def initial_state(self, batch_size: int, like: Tensor) -> State:
+        """The layer's."""
+        return self.layer.initial_state(batch_size, like)
+
+    def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+        """The layer's, with what is left of its weights; time first."""
+        return self._dropped("run", inputs, state, lengths, resets)
+
+    def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The layer's step; in training each has a mask of its own."""
+        return self._dropped("step", inputs, state)
+
+    def _dropped(self, method: str, *arguments: Any) -> tuple[Tensor, State]:
+        call = _Call(self.layer, method)
+        if not self.training or not self.p:
+            return call.forward(*arguments)
+        dropped = {
+            name: dropout(parameter, self.p)
+            for name, parameter in call.named_parameters()
+            if _last_part(name) in self.weights
+        }
+        result: tuple[Tensor, State] = functional_call(call, dropped, arguments)
+        return result
+
+    def extra_repr(self) -> str:
+        """The probability, and which weights."""
+        return f"p={self.p}, weights={self.weights}"
+
+
+class _Call(nn.Module):
+    """A method of a layer as a module's call, which is what ``functional_call`` takes."""
+
+    def __init__(self, layer: Layer, method: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.method = method
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, State]:
+        result: tuple[Tensor, State] = getattr(self.layer, self.method)(*arguments)
+        return result
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
