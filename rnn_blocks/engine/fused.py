@@ -11,11 +11,11 @@ from torch.func import functional_call
 from rnn_blocks.engine.loop import masked_step, step_masks
 from rnn_blocks.engine.products import sum_of_products
 from rnn_blocks.engine.state import State, like_state, state_tensors
-from rnn_blocks.engine.trace import Program, Source, WeightGradient, trace_step
+from rnn_blocks.engine.trace import Program, Source, WeightGradient, steady_dtypes, trace_step
 
 MOST_PROGRAMS = 64  # kept for one cell: a program is for one set of shapes
 
-_programs: WeakKeyDictionary[nn.Module, dict[Any, Program]] = WeakKeyDictionary()
+_programs: WeakKeyDictionary[nn.Module, dict[Any, Program | tuple[torch.dtype, ...]]] = WeakKeyDictionary()
 
 
 def run_fused(
@@ -29,9 +29,9 @@ def run_fused(
 ) -> tuple[Tensor, State]:
     """Run ``cell.step`` over time as :func:`~rnn_blocks.engine.run_loop` does, from a traced step.
 
-    Arguments and results are the loop's, with the cell in place of its step: its parameters and buffers are what the step
-    may use besides its arguments. The step must be a pure function of tensors: it is run once for each combination of
-    shapes, dtypes and settings, and what was recorded is run from then on.
+    Arguments and results are those of the loop, with the cell in place of its step: its parameters and buffers are all
+    that the step may use besides its arguments. The step must be a pure function of tensors: it is recorded once for
+    each combination of shapes, dtypes and settings, and what was recorded is run from then on.
 
     Raises:
         ValueError: where the step cannot be recorded.
@@ -66,24 +66,26 @@ def run_fused(
         return [output, *state_tensors(after)]
 
     tensors = [*projected_leaves, *masks, *state_leaves, *constants]
+    device = projected_leaves[0].device.type
     differentiate = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     key = (
-        *(_kind(tensor, differentiate) for tensor in tensors),
+        *(_kind(tensor, tensor.shape[1:], differentiate) for tensor in (*projected_leaves, *masks)),
+        *(_kind(tensor, tensor.shape, differentiate) for tensor in (*state_leaves, *constants)),
         *(len(group) for group in (projected_leaves, masks, state_leaves)),
         differentiate,
-        _precision(projected_leaves[0].device.type),
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         active is None,
         *_settings(cell),
     )
     programs = _programs.setdefault(cell, {})
     program = programs.get(key)
     if program is None:
-        program = trace_step(
+        slices = ([t[0].detach() for t in projected_leaves], [m[0] for m in masks], [t.detach() for t in state_leaves])
+        given = [tensor.detach() for tensor in constants]
+        program = steady_dtypes(step, slices, given) or trace_step(
             step,
-            [tensor[0].detach() for tensor in projected_leaves],
-            [mask[0] for mask in masks],
-            [tensor.detach() for tensor in state_leaves],
-            [tensor.detach() for tensor in constants],
+            *slices,
+            given,
             projected_need=[tensor.requires_grad for tensor in projected_leaves],
             constants_need=[tensor.requires_grad for tensor in constants],
             differentiate=differentiate,
@@ -91,6 +93,9 @@ def run_fused(
         while len(programs) >= MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
         programs[key] = program
+    if isinstance(program, tuple):  # autocast makes a state of another precision: start with that
+        cast = [tensor.to(dtype) for tensor, dtype in zip(state_leaves, program, strict=True)]
+        return run_fused(cell, projected, like_state(state, cast), fresh=fresh, lengths=lengths, resets=resets)
     sizes = (len(projected_leaves), len(masks), len(state_leaves))
     run: Callable[..., tuple[Tensor, ...]] = _Unrolled.apply
     outputs, *after = run(program, sizes, *tensors)
@@ -110,12 +115,8 @@ class _StepOf(nn.Module):
         return result
 
 
-def _kind(tensor: Tensor, differentiate: bool) -> tuple[Any, ...]:
-    return tuple(tensor.shape), tensor.dtype, tensor.device, differentiate and tensor.requires_grad
-
-
-def _precision(device: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+def _kind(tensor: Tensor, shape: torch.Size, differentiate: bool) -> tuple[Any, ...]:
+    return tuple(shape), tensor.dtype, tensor.device, differentiate and tensor.requires_grad
 
 
 def _settings(cell: nn.Module) -> list[Any]:
@@ -127,7 +128,14 @@ def _settings(cell: nn.Module) -> list[Any]:
 
 
 def _comparable(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return id(value), value._version
     return value if isinstance(value, int | float | str | bool | None) else (repr(value), id(value))
+
+
+def _recorded_precision(like: Tensor) -> torch.autocast:
+    """Autocast off: its casts are in the record already."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class _Unrolled(torch.autograd.Function):
@@ -138,16 +146,18 @@ class _Unrolled(torch.autograd.Function):
         parts = iter(tensors)
         projected, masks, state = ([next(parts) for _ in range(size)] for size in sizes)
         constants = list(parts)
-        kept = program.invariant(*constants)
         shape, dtype = program.output
         outputs = torch.empty(len(projected[0]), *shape, dtype=dtype, device=projected[0].device)
+        with _recorded_precision(outputs):
+            kept = program.invariant(*constants)
         # detached, so that what is saved holds the numbers, and not the tensor that hands them out with its graph
         slices = zip(*(tensor.detach().unbind(0) for tensor in (*projected, *masks, outputs)), strict=True)
         before, saved = state, []
         after: Sequence[Tensor] = state
-        for *given, out in slices:
-            after, keep = program.forward(*given, *after, *constants, *kept, out)
-            saved.append(keep)
+        with _recorded_precision(outputs):
+            for *given, out in slices:
+                after, keep = program.forward(*given, *after, *constants, *kept, out)
+                saved.append(keep)
         if any(ctx.needs_input_grad):
             ctx.program, ctx.sizes, ctx.saved, ctx.kept = program, sizes, saved, kept
             first = [] if program.carried is None else [before[program.carried], outputs]
@@ -177,12 +187,15 @@ class _Unrolled(torch.autograd.Function):
         grads = grad_outputs.unbind(0)
         tangents: Sequence[Tensor] = grad_state
         totals: Sequence[Tensor] = ()
-        for t in reversed(range(time)):
-            to_state, parts = program.backward(
-                *ctx.saved[t], before[t], now[t], grads[t], *tangents, *constants, *ctx.kept, *slots[t]
-            )
-            tangents = [torch.zeros_like(old) if g is None else g for old, g in zip(tangents, to_state, strict=True)]
-            totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
+        with _recorded_precision(grad_outputs):
+            for t in reversed(range(time)):
+                to_state, parts = program.backward(
+                    *ctx.saved[t], before[t], now[t], grads[t], *tangents, *constants, *ctx.kept, *slots[t]
+                )
+                tangents = [
+                    torch.zeros_like(old) if g is None else g for old, g in zip(tangents, to_state, strict=True)
+                ]
+                totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
         gathered = _Gathered(program, buffers, ctx.saved, outputs, first, totals)
         weights = [None if how is None else gathered.gradient(how) for how in program.weight_gradients]
         to_projected = [None if number is None else buffers[number] for number in program.projected_slots]

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
@@ -37,7 +38,7 @@ class WeightGradient:
     """How the gradient of one weight is put together from the steps.
 
     ``kind`` is "product" (``Σ leftᵀ right``), "sum" (of ``left`` over time and ``dims``) or "total" (``Σ left``). The
-    operands are :class:`Source`\\ s; ``finish`` are the linear operators that follow.
+    operands are each a :class:`Source`; ``finish`` are the linear operators that follow.
     """
 
     kind: str
@@ -52,8 +53,8 @@ class WeightGradient:
 class Source:
     """Where the values of all steps lie.
 
-    "slot" (the backward program wrote them to a buffer, or to a piece of it), "saved" (by the forward program), "output"
-    (the outputs), "before" (the outputs one step earlier) or "total" (added up on the way).
+    "slot" (the backward program wrote them to a buffer, or to a piece of it), "saved" (by the forward program),
+    "output" (the outputs), "before" (the outputs one step earlier) or "total" (added up on the way).
     """
 
     place: str
@@ -63,7 +64,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Slot:
-    """One step of a buffer that the backward program writes to; ``pieces`` are the sizes that its last dimension falls into."""
+    """One step of a buffer that the backward program writes to; ``pieces``: the sizes its last dimension falls into."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -94,6 +95,17 @@ class Program:
     projected_slots: tuple[int | None, ...]
     weight_gradients: tuple[WeightGradient | None, ...]
     source: str
+
+
+def steady_dtypes(
+    step: Joint, slices: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], constants: Sequence[Tensor]
+) -> tuple[torch.dtype, ...] | None:
+    """The dtypes of the state after a step where they differ from those before it, as under autocast; else ``None``."""
+    devices = sorted({tensor.device.index or 0 for tensor in constants if tensor.is_cuda})
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        after = step(*slices, constants)[1:]
+    found = tuple(tensor.dtype for tensor in after)
+    return None if found == tuple(tensor.dtype for tensor in slices[2]) else found
 
 
 def trace_step(
@@ -153,6 +165,8 @@ def trace_step(
             with torch.no_grad():
                 tangents = [torch.zeros_like(r) for r in step(projected, masks, state, constants)]
             module = make_fx(joint)(*inputs, *tangents)
+            if any(_changes(node) for node in module.graph.nodes):  # noise is drawn in place, for one
+                module = make_fx(functionalize(module))(*inputs, *tangents)
         except (RuntimeError, TypeError) as error:
             raise NotTraceableError(f"this step cannot be recorded: {error}") from error
     return _Splitter(module, groups, len(tangents), needs).program()
@@ -194,8 +208,8 @@ class _Splitter:
         for node in list(self.graph.nodes):
             if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
                 continue
-            if node.target._schema.is_mutable:
-                raise NotTraceableError(f"this step cannot be recorded: {node.target} changes a tensor in place")
+            if _changes(node):
+                raise NotTraceableError(f"this step cannot be recorded: it changes an input in place ({node.target})")
             if node.target in _VIEWS:
                 node.replace_all_uses_with(node.args[0])
             elif node.target is aten.t.default and _is_call(node.args[0], aten.t.default):
@@ -380,6 +394,10 @@ def _is_call(node: Any, target: Any) -> bool:
 def _cat_dim(node: fx.Node) -> int:
     dim: Any = node.args[1] if len(node.args) > 1 else 0
     return int(dim) % len(_meta(node)[0])
+
+
+def _changes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _is_random(node: fx.Node) -> bool:
