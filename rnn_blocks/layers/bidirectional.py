@@ -1,18 +1,16 @@
 """Past and future: one layer from each end of the sequence."""
 
-import copy
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnn_blocks.engine import State
 from rnn_blocks.layers.layer import Layer
+from rnn_blocks.layers.redrawn import redrawn
 
 Merge: TypeAlias = Literal["concat", "sum", "mean"]
 MERGES: tuple[Merge, ...] = ("concat", "sum", "mean")
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Bidirectional(Layer):
@@ -52,7 +50,7 @@ class Bidirectional(Layer):
         if merge not in MERGES:
             raise ValueError(f"merge must be one of {', '.join(map(repr, MERGES))}, got {merge!r}")
         if backward is None:
-            backward = _redrawn(forward)
+            backward = redrawn(forward)
         shared = ["input_size", "batch_first"] if merge == "concat" else ["input_size", "batch_first", "output_size"]
         for name in shared:
             ahead, back = getattr(forward, name), getattr(backward, name)
@@ -108,13 +106,3 @@ def _resets_from_the_end(resets: Tensor, lengths: Tensor | None) -> Tensor:
     The last step itself never starts afresh: what lies beyond it is the state that goes in.
     """
     return torch.cat([torch.zeros_like(resets[:1]), reverse_time(resets, lengths)[:-1]])
-
-
-def _redrawn(module: AnyModule) -> AnyModule:
-    """A copy with weights of its own."""
-    twin = copy.deepcopy(module)
-    for part in reversed(list(twin.modules())):  # the outer ones last: they may set their parts' weights
-        reset = getattr(part, "reset_parameters", None)
-        if callable(reset):
-            reset()
-    return twin
