@@ -59,22 +59,21 @@ class VariationalDropout(Layer):
         if lengths is not None:
             active = torch.arange(len(inputs), device=inputs.device)[:, None] < lengths  # (time, batch)
         if resets is not None:
-            noise = _noise_of_steps(noise, resets.bool() if active is None else resets.bool() & active)
+            noise = self._noise_of_steps(noise, resets.bool() if active is None else resets.bool() & active)
             state = noise[-1]
         outputs = torch.where(noise >= self.p, inputs / (1 - self.p), 0.0) if self.training and self.p else inputs
         if active is not None:
             outputs = torch.where(active[..., None], outputs, 0.0)
         return outputs, state
 
+    def _noise_of_steps(self, noise: Tensor, resets: Tensor) -> Tensor:
+        """``(time, batch, size)``: at each step the noise of the last reset, and before the first what came in."""
+        time, batch = resets.shape
+        drawn = self.initial_state(time * batch, noise).view(time, *noise.shape)
+        steps = torch.arange(1, time + 1, device=resets.device)[:, None]
+        last = torch.where(resets, steps, 0).cummax(0).values  # (time, batch): 0 is the noise that came in
+        return torch.cat([noise[None], drawn])[last, torch.arange(batch, device=last.device)]
+
     def extra_repr(self) -> str:
         """The size and the probability."""
         return f"{self.input_size}, p={self.p}"
-
-
-def _noise_of_steps(noise: Tensor, resets: Tensor) -> Tensor:
-    """``(time, batch, size)``: at each step the noise of the last reset, and before the first what came in."""
-    time, batch = resets.shape
-    drawn = torch.rand(time, *noise.shape, dtype=noise.dtype, device=noise.device)
-    steps = torch.arange(1, time + 1, device=resets.device)[:, None]
-    last = torch.where(resets, steps, 0).cummax(0).values  # (time, batch): 0 is the noise that came in
-    return torch.cat([noise[None], drawn])[last, torch.arange(batch, device=last.device)]

@@ -1,0 +1,455 @@
+import copy
+import io
+import pickle
+
+import oracles
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import dropout
+from torch.testing import assert_close
+
+from rnn_blocks import (
+    GRU,
+    LSTM,
+    Bidirectional,
+    Elman,
+    ElmanCell,
+    EmbeddingDropout,
+    Recurrent,
+    RHNCell,
+    Stack,
+    VariationalDropout,
+    WeightDrop,
+    activation_regularisation,
+    detach_state,
+    embedding_dropout,
+    temporal_activation_regularisation,
+)
+from rnn_blocks.engine import state_tensors
+
+EXACT = {"rtol": 1e-10, "atol": 1e-12, "check_stride": False}
+
+
+def through_a_file(thing):
+    file = io.BytesIO()
+    torch.save(thing, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def copies_of(module):
+    loaded = copy.deepcopy(module)
+    for parameter in loaded.parameters():
+        nn.init.zeros_(parameter)
+    loaded.load_state_dict(through_a_file(module.state_dict()))
+    return copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded
+
+
+def run_seeded(layer, *arguments, **options):
+    torch.manual_seed(7)
+    return layer(*arguments, **options)
+
+
+# Variational dropout
+
+
+def masks_of(layer, batch, time, state=None, **options):
+    """Which features are zero, ``(batch, time, size)``, for inputs that are not."""
+    outputs, state = layer(torch.ones(batch, time, layer.input_size), state, **options)
+    return outputs == 0, state
+
+
+def test_one_mask_serves_all_steps_of_a_sequence(device):
+    layer = VariationalDropout(400, 0.3).to(device)
+    inputs = torch.randn(3, 5, 400, device=device, requires_grad=True)
+    outputs, noise = layer(inputs)
+    mask = outputs[:, 0] == 0
+    assert 0.25 < mask.float().mean() < 0.35
+    assert not torch.equal(mask[0], mask[1])
+    expected = torch.where(mask[:, None], 0.0, inputs / 0.7)
+    assert_close(outputs, expected)
+    found, gradients = (oracles.gradients_of(y.sin().sum(), [inputs]) for y in (outputs, expected))
+    assert_close(found, gradients)
+    assert noise.shape == (3, 400)
+
+
+def test_each_sequence_gets_a_new_mask():
+    layer = VariationalDropout(50, 0.5)
+    first, _ = masks_of(layer, 2, 1)
+    second, _ = masks_of(layer, 2, 1)
+    assert not torch.equal(first, second)
+
+
+def test_without_a_probability_nothing_is_dropped():
+    inputs = torch.randn(2, 3, 4)
+    assert torch.equal(VariationalDropout(4, 0.0)(inputs)[0], inputs)
+
+
+@given(st.integers(1, 3), st.lists(st.integers(1, 3), min_size=1, max_size=4), st.booleans(), st.integers(0, 10**6))
+def test_chunks_in_training_have_the_masks_of_the_whole(batch, cuts, resetting, seed):
+    layer = VariationalDropout(5, 0.5)
+    time = sum(cuts)
+    inputs = torch.ones(batch, time, 5)
+    resets = torch.rand(batch, time, generator=torch.Generator().manual_seed(seed)) < 0.4
+    outcomes = []
+    for pieces in ([time], cuts):
+        torch.manual_seed(seed)
+        state, outputs = None, []
+        for chunk, marks in zip(inputs.split(pieces, 1), resets.split(pieces, 1), strict=True):
+            output, state = layer(chunk, state, resets=marks if resetting else None)
+            outputs.append(output)
+        outcomes.append((torch.cat(outputs, 1), state))
+    assert_close(*outcomes, rtol=0, atol=0)
+
+
+def test_every_reset_brings_a_mask_of_its_own():
+    layer = VariationalDropout(40, 0.5)
+    resets = torch.tensor([[0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    before = layer.initial_state(3, torch.zeros(1))
+    masks, state = masks_of(layer, 3, 6, before, resets=resets)
+    kinds = [[0, 0, 1, 1, 2, 2], [3, 3, 3, 3, 3, 3], [4, 4, 4, 4, 4, 4]]
+    seen = {}
+    for row, numbers in zip(masks, kinds, strict=True):
+        for mask, number in zip(row, numbers, strict=True):
+            assert torch.equal(seen.setdefault(number, mask), mask)
+    assert len({tuple(mask.tolist()) for mask in seen.values()}) == 5
+    assert torch.equal(seen[0], before[0] < 0.5)
+    assert torch.equal(seen[4], before[2] < 0.5)
+    assert torch.equal(masks[:, -1], state < 0.5)
+
+
+def test_resets_past_a_length_bring_none():
+    layer = VariationalDropout(4, 0.5)
+    before = layer.initial_state(2, torch.zeros(1))
+    resets = torch.tensor([[1, 1, 1], [0, 1, 0]])
+    _, state = layer(torch.ones(2, 3, 4), before, lengths=torch.tensor([0, 1]), resets=resets)
+    assert torch.equal(state, before)
+
+
+def test_the_mask_survives_evaluation_copies_and_checkpoints():
+    layer = VariationalDropout(30, 0.5)
+    masks, state = masks_of(layer, 2, 2)
+    inputs = torch.randn(2, 3, 30)
+    evaluated, state = layer.eval()(inputs, state)
+    assert torch.equal(evaluated, inputs)
+    for twin in copies_of(layer.train()):
+        again, _ = masks_of(twin, 2, 2, through_a_file(detach_state(state)))
+        assert torch.equal(again, masks)
+    _, begun = layer.eval()(inputs)  # a state that begins in evaluation serves in training
+    assert masks_of(layer.train(), 2, 2, begun)[0].any()
+
+
+def test_variational_dropout_has_neither_parameters_nor_buffers():
+    assert not VariationalDropout(3, 0.5).state_dict()
+    assert repr(VariationalDropout(3, 0.5)) == "VariationalDropout(3, p=0.5)"
+
+
+# Weight drop
+
+
+class Watched(ElmanCell):
+    """A cell that notes how many of its recurrent weights are zero at each call."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+        self.seen: list[float] = []
+
+    def project(self, inputs):
+        self.seen.append((self.weight_hh == 0).float().mean().item())
+        return super().project(inputs)
+
+
+def test_weights_are_the_same_bits_after_fifty_calls_each_of_which_sees_a_part_zero():
+    layer = WeightDrop(Recurrent(Watched(3, 40), engine="loop"), 0.2)
+    cell = layer.layer.cell
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in layer.named_parameters()}
+    for _ in range(50):
+        layer(torch.randn(2, 3, 3))[0].sum().backward()
+    assert all(0.15 < part < 0.25 for part in cell.seen)
+    assert len(set(cell.seen)) > 10  # masks differ
+    for name, parameter in layer.named_parameters():
+        assert parameter is before[name][0]
+        assert torch.equal(parameter, before[name][1])
+    assert isinstance(cell.weight_hh, nn.Parameter)
+    assert cell.weight_hh.is_leaf
+
+
+def test_training_evaluation_and_training_again_drop_dont_drop_and_drop():
+    layer = WeightDrop(Recurrent(Watched(3, 40), engine="loop"), 0.2)
+    seen = layer.layer.cell.seen
+    for training in (True, False, True, False):
+        layer.train(training)(torch.randn(1, 2, 3))
+        layer.step(torch.randn(1, 3))
+    assert [part > 0 for part in seen] == [True, True, False, False] * 2
+
+
+LAYERS = {
+    **{
+        f"{make.__name__}-{engine}": lambda make=make, engine=engine: make(3, 4, num_layers=2, engine=engine)
+        for make in (LSTM, GRU, Elman)
+        for engine in ("native", "fused", "loop")
+    },
+    "bidirectional": lambda: Bidirectional(LSTM(3, 4), GRU(3, 2, engine="fused")),
+    "rhn": lambda: Recurrent(RHNCell(3, 4, depth=3)),
+}
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 0, 2]], ids=["whole", "ragged"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_is_the_layer_with_dropped_weights_and_their_gradients_masked(name, lengths):
+    layer = WeightDrop(LAYERS[name](), 0.4).double()
+    inputs = torch.randn(3, 4, 3, dtype=torch.float64, requires_grad=True)
+    state = oracles.random_state(layer.initial_state(3, inputs))
+    options = {} if lengths is None else {"lengths": torch.tensor(lengths)}
+
+    torch.manual_seed(3)
+    outputs, after = layer(inputs, state, **options)
+    found = oracles.gradients_of(oracles.weighted_sum(outputs, after), [inputs, *layer.parameters()])
+
+    torch.manual_seed(3)
+    plain = copy.deepcopy(layer.layer)
+    masks = []
+    for key, parameter in plain.named_parameters():
+        ones = torch.ones_like(parameter)
+        masks.append(dropout(ones, 0.4) if key.endswith("weight_hh") else ones)
+        parameter.data.mul_(masks[-1])
+    assert any(not mask.all() for mask in masks)
+    expected, final = plain(inputs, state, **options)
+    gradients = oracles.gradients_of(oracles.weighted_sum(expected, final), [inputs, *plain.parameters()])
+    assert_close(outputs, expected, **EXACT)
+    assert_close(state_tensors(after), state_tensors(final), **EXACT)
+    assert_close(found[0], gradients[0], **EXACT)
+    assert_close(found[1:], [g * mask for g, mask in zip(gradients[1:], masks, strict=True)], **EXACT)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_in_evaluation_it_is_the_layer(name):
+    layer = WeightDrop(LAYERS[name](), 0.4).eval()
+    inputs = torch.randn(2, 4, 3)
+    assert torch.equal(layer(inputs)[0], layer.layer(inputs)[0])
+    if layer.causal:
+        assert torch.equal(layer.step(inputs[:, 0])[0], layer.layer.step(inputs[:, 0])[0])
+
+
+def test_gradients_of_the_true_weights_are_those_of_finite_differences():
+    layer = WeightDrop(GRU(2, 3, engine="fused"), 0.4).double()
+    inputs = torch.randn(2, 3, 2, dtype=torch.float64)
+    weight = layer.layer.layers[0].cell.weight_hh
+    outputs, state = run_seeded(layer, inputs)
+    (gradient,) = oracles.gradients_of(oracles.weighted_sum(outputs, state), [weight])
+    for index in [(0, 0), (4, 1), (8, 2)]:
+        values = []
+        for change in (1e-6, -2e-6):
+            weight.data[index] += change
+            values.append(oracles.weighted_sum(*run_seeded(layer, inputs)))
+        weight.data[index] += 1e-6
+        assert_close((values[0] - values[1]) / 2e-6, gradient[index], rtol=1e-6, atol=1e-7)
+
+
+def test_one_mask_serves_all_sequences_of_a_call():
+    layer = WeightDrop(LSTM(3, 20), 0.5)
+    outputs, _ = layer(torch.randn(1, 6, 3).expand(4, 6, 3))
+    assert_close(outputs, outputs[:1].expand_as(outputs))
+    assert not torch.equal(outputs, layer(torch.randn(1, 6, 3).expand(4, 6, 3))[0])
+
+
+def test_the_state_dict_is_the_layers_behind_one_prefix():
+    layer = LSTM(3, 4, num_layers=2)
+    assert list(WeightDrop(layer, 0.5).state_dict()) == [f"layer.{key}" for key in layer.state_dict()]
+
+
+def test_a_call_that_fails_leaves_the_weights_in_place():
+    layer = WeightDrop(LSTM(3, 4, engine="native"), 0.5)
+    weight = layer.layer.layers[0].cell.weight_hh
+    with pytest.raises(ValueError, match="native kernels take no resets"):
+        layer(torch.randn(2, 3, 3), resets=torch.ones(2, 3, dtype=torch.bool))
+    assert layer.layer.layers[0].cell.weight_hh is weight
+
+
+def test_other_weights_can_be_dropped():
+    layer = WeightDrop(Recurrent(RHNCell(3, 30, depth=2), engine="loop"), 0.5, weights=("weight_ih", "weight_hh"))
+    untouched = WeightDrop(layer.layer, 0.5, weights=["bias"])
+    inputs = torch.randn(2, 3, 3)
+    found = []
+    for one in (layer, untouched):
+        gradients = oracles.gradients_of(one(inputs)[0].sum(), list(one.parameters()))
+        named = zip((key for key, _ in one.named_parameters()), gradients, strict=True)
+        found.append(
+            {key.removeprefix("layer.cell.") for key, gradient in named if (gradient == 0).float().mean() > 0.3}
+        )
+    assert found == [{"weight_ih", "weight_hh", "deeper.0.weight_hh"}, {"bias", "deeper.0.bias"}]
+
+
+def test_a_name_that_no_weight_has_is_refused_with_the_choices():
+    for weights in (("weight_hx",), (), "bias"):
+        with pytest.raises(
+            ValueError, match="names of parameters of this LSTM, some of 'bias', 'weight_hh', 'weight_ih', got"
+        ):
+            WeightDrop(LSTM(3, 4), 0.5, weights=weights)
+
+
+# All of them together: the model of Merity et al.
+
+
+def awd(**options):
+    layers = [VariationalDropout(3, 0.3), WeightDrop(LSTM(3, 4, **options), 0.3), VariationalDropout(4, 0.3)]
+    return Stack([*layers, WeightDrop(GRU(4, 5, **options), 0.3), VariationalDropout(5, 0.3)])
+
+
+def test_copies_of_a_regularised_stack_give_its_outputs_in_either_mode():
+    layer = awd()
+    layer(torch.randn(2, 4, 3))[0].sum().backward()
+    inputs = torch.randn(2, 4, 3)
+    for training in (True, False, True):
+        expected, _ = run_seeded(layer.train(training), inputs)
+        for twin in copies_of(layer):
+            assert torch.equal(run_seeded(twin, inputs)[0], expected)
+
+
+def test_truncated_backpropagation_trains_a_regularised_stack():
+    layer = awd()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    inputs, losses, state = torch.randn(4, 40, 3), [], None
+    for chunk in inputs.split(5, dim=1):
+        outputs, state = layer(chunk, state)
+        state = detach_state(state)
+        loss = outputs.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
+
+
+def test_chunks_in_evaluation_equal_the_whole():
+    layer = awd().double().eval()
+    inputs = torch.randn(2, 6, 3, dtype=torch.float64)
+    whole, _ = layer(inputs)
+    state, outputs = None, []
+    for chunk in inputs.split([1, 3, 2], dim=1):
+        output, state = layer(chunk, state)
+        outputs.append(output)
+    assert_close(torch.cat(outputs, 1), whole, **EXACT)
+
+
+# Embedding dropout
+
+
+def test_a_word_is_dropped_wherever_it_stands(device):
+    embedding = nn.Embedding(500, 3, device=device)
+    ids = torch.randint(0, 500, (4, 1000), device=device)
+    vectors = embedding_dropout(embedding, ids, 0.2, training=True)
+    dropped = (vectors == 0).all(-1)
+    gone = set(ids[dropped].tolist())
+    assert not gone & set(ids[~dropped].tolist())
+    assert 0.1 < len(gone) / 500 < 0.3
+    assert_close(vectors[~dropped], embedding(ids[~dropped]) / 0.8)
+
+
+def test_embedding_dropout_in_evaluation_is_the_embedding_again_and_again():
+    words = EmbeddingDropout(nn.Embedding(50, 4), 0.5)
+    ids = torch.arange(50)
+    before = words.embedding.weight.detach().clone()
+    for training in (True, False) * 25:
+        vectors = words.train(training)(ids)
+        assert torch.equal(vectors, words.embedding(ids)) != training
+        vectors.sum().backward()
+    assert torch.equal(words.embedding.weight, before)
+    assert list(words.state_dict()) == ["embedding.weight"]
+    for twin in copies_of(words):
+        assert torch.equal(run_seeded(twin, ids), run_seeded(words, ids))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_only_words_that_are_left_get_gradients(sparse):
+    embedding = nn.Embedding(20, 2, sparse=sparse, padding_idx=0, dtype=torch.float64)
+    ids = torch.tensor([[0, 3, 5, 3], [7, 7, 7, 11]])
+    vectors = embedding_dropout(embedding, ids, 0.5, training=True)
+    vectors.sum().backward()
+    gradient = embedding.weight.grad
+    assert gradient.is_sparse == sparse
+    expected = torch.zeros(20, 2, dtype=torch.float64)
+    for word, vector in zip(ids.flatten().tolist(), vectors.flatten(0, 1), strict=True):
+        expected[word] += 2.0 * bool(vector.any())
+    assert_close(gradient.to_dense(), expected)
+
+
+# Penalties on activations
+
+
+def plain_penalties(outputs, lengths):
+    """Both means, written out with loops over sequences, steps and features."""
+    squares, changes = [], []
+    for sequence, length in zip(outputs, lengths, strict=True):
+        for t in range(length):
+            squares += [h * h for h in sequence[t]]
+            changes += [(h - g) * (h - g) for h, g in zip(sequence[t], sequence[t - 1], strict=True)] if t else []
+    nothing = outputs.sum() * 0
+    return tuple(sum(found) / len(found) if found else nothing for found in (squares, changes))
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.booleans(), st.data())
+def test_penalties_and_their_gradients_are_the_plain_formulas(batch, time, size, ragged, batch_first, data):
+    outputs = torch.randn(batch, time, size, dtype=torch.float64)
+    steps = st.lists(st.integers(0, time), min_size=batch, max_size=batch)
+    lengths = data.draw(steps) if ragged else [time] * batch
+    for n, length in enumerate(lengths):
+        outputs[n, length:] = torch.nan  # padding
+    outputs.requires_grad_()
+    options = {"lengths": torch.tensor(lengths) if ragged else None, "batch_first": batch_first}
+    given_outputs = outputs if batch_first else outputs.transpose(0, 1)
+    ar = activation_regularisation(given_outputs, 2.0, **options)
+    tar = temporal_activation_regularisation(given_outputs, 3.0, **options)
+    mean_square, mean_change = plain_penalties(outputs.nan_to_num(), lengths)
+    assert_close((ar, tar), (2.0 * mean_square, 3.0 * mean_change))
+    found = oracles.gradients_of(ar + tar, [outputs])
+    expected = oracles.gradients_of(2.0 * mean_square + 3.0 * mean_change, [outputs])
+    assert_close(found, expected)
+
+
+def test_penalties_are_those_of_awd_lstm_for_whole_sequences():
+    h = torch.randn(6, 4, 5)  # (time, batch, features)
+    assert_close(activation_regularisation(h, 2.0, batch_first=False), 2 * h.pow(2).mean())
+    assert_close(temporal_activation_regularisation(h, 1.0, batch_first=False), (h[1:] - h[:-1]).pow(2).mean())
+
+
+@pytest.mark.parametrize("penalty", [activation_regularisation, temporal_activation_regularisation])
+def test_penalties_of_half_precision_stay_in_range(penalty):
+    outputs = torch.zeros(8, 64, 64, dtype=torch.float16)
+    outputs[:, ::2] = 100
+    result = penalty(outputs, 1.0)
+    assert result.dtype == torch.float32
+    assert 4e3 < result < 2e4
+
+
+@pytest.mark.parametrize(
+    ("penalty", "name"), [(activation_regularisation, "alpha"), (temporal_activation_regularisation, "beta")]
+)
+def test_penalties_refuse_bad_arguments(penalty, name):
+    for value in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"{name} must be at least 0 and finite, got {value}"):
+            penalty(torch.zeros(1, 2, 3), value)
+    with pytest.raises(ValueError, match=r"three-dimensional, as layers give them, got shape \(2, 3\)"):
+        penalty(torch.zeros(2, 3), 1.0)
+    with pytest.raises(ValueError, match=r"lengths must be 1 integers, one a sequence, got shape \(2,\)"):
+        penalty(torch.zeros(1, 2, 3), 1.0, lengths=torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5])
+def test_probabilities_outside_of_zero_to_one_are_refused(p):
+    embedding = nn.Embedding(3, 2)
+    for make in (
+        lambda: VariationalDropout(3, p),
+        lambda: WeightDrop(LSTM(3, 4), p),
+        lambda: EmbeddingDropout(embedding, p),
+        lambda: embedding_dropout(embedding, torch.tensor([1]), p, training=False),
+    ):
+        with pytest.raises(ValueError, match=f"p must be at least 0 and below 1, got {p}"):
+            make()
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        VariationalDropout(0, 0.5)
