@@ -1,0 +1,64 @@
+"""Dropout of what recurrent connections read, the same at all steps."""
+
+import torch
+from torch import Tensor
+
+from rnn_blocks.cells.cell import Cell
+from rnn_blocks.cells.wrapper import CellWrapper
+from rnn_blocks.engine import State, hidden_of
+
+
+class RecurrentDropout(CellWrapper):
+    """Variational dropout around any cell: recurrent connections read ``h`` through one mask for the whole sequence.
+
+    Gal & Ghahramani (2016), "A theoretically grounded application of dropout in recurrent neural networks", with the
+    gates sharing the mask. In training, with noise ``u`` uniform in [0, 1) for each unit of each sequence, they
+    read::
+
+        h_{t-1} · [u ≥ p] / (1 - p)
+
+    and in evaluation ``h_{t-1}`` itself. What the cell remembers is not touched (:meth:`~rnn_blocks.Cell.advance`).
+
+    The state is ``(the inner cell's, u)``: the mask goes with the sequence from one chunk to the next, and a sequence
+    that starts afresh gets another. Noise is drawn in evaluation too, so that a state fits either mode. All the
+    sequences that start afresh within one call, at whatever step, start from one draw, each from its own row of it.
+
+    Args:
+        cell: any cell.
+        p: the part of the units that is not read.
+
+    Raises:
+        ValueError: for a ``p`` outside of [0, 1).
+
+    >>> import torch, rnn_blocks
+    >>> cell = RecurrentDropout(rnn_blocks.GRUCell(2, 3), p=0.5)
+    >>> outputs, (h, noise) = rnn_blocks.Recurrent(cell)(torch.randn(5, 7, 2))
+    >>> noise.shape
+    torch.Size([5, 3])
+    """
+
+    keeps_state = True
+
+    def __init__(self, cell: Cell, p: float) -> None:
+        super().__init__(cell)
+        if not 0 <= p < 1:
+            raise ValueError(f"p must be at least 0 and below 1, got {p}")
+        self.p = p
+
+    def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:
+        """The inner cell's step, reading through the mask."""
+        inner, noise = state
+        assert isinstance(noise, Tensor)
+        if self.training and self.p:
+            hidden = torch.where(noise >= self.p, hidden / (1 - self.p), 0.0)
+        output, after = self.cell.advance(projected, inner, hidden)
+        return output, (after, noise)
+
+    def initial_state(self, batch_size: int, like: Tensor) -> State:
+        """The inner cell's, and noise ``(batch, units)``."""
+        inner = self.cell.initial_state(batch_size, like)
+        return inner, torch.rand(hidden_of(inner).shape, dtype=like.dtype, device=like.device)
+
+    def extra_repr(self) -> str:
+        """The probability."""
+        return f"p={self.p}"
