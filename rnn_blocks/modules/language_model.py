@@ -59,7 +59,7 @@ class LanguageModel(pl.LightningModule):
         lr_interval: whether the schedule steps each ``"epoch"`` or each ``"step"``.
 
     Raises:
-        ValueError: for tied weights where the layer's sizes differ, or a number out of its range.
+        ValueError: for a layer that looks ahead, tied weights where its sizes differ, or a number out of its range.
 
     >>> import rnn_blocks
     >>> model = LanguageModel(rnn_blocks.LSTM(16, 16, num_layers=2), vocab_size=50, tie_weights=True)
@@ -96,6 +96,11 @@ class LanguageModel(pl.LightningModule):
             raise ValueError(f"init_range must be above 0, got {init_range}")
         if lr_interval not in ("epoch", "step"):
             raise ValueError(f"lr_interval must be 'epoch' or 'step', got {lr_interval!r}")
+        if not layer.causal:
+            raise ValueError(
+                f"a language model predicts what comes next, but this {type(layer).__name__} reads it beforehand: "
+                "the layer must be causal, not bidirectional"
+            )
         if tie_weights and layer.input_size != layer.output_size:
             raise ValueError(
                 f"tie_weights needs a layer that gives as many features as it takes, "

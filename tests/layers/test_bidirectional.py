@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rnn_blocks import GRU, LSTM, Bidirectional, GRUCell, LSTMCell, Recurrent, Stack
+from rnn_blocks import GRU, LSTM, Bidirectional, GRUCell, LanguageModel, LSTMCell, Recurrent, Stack
 from rnn_blocks.engine import state_tensors
 from rnn_blocks.layers.bidirectional import reverse_time
 
@@ -125,6 +125,11 @@ def test_a_bidirectional_layer_and_what_holds_one_has_no_single_steps():
         with pytest.raises(ValueError, match=f"{name} has no single steps: it reads sequences from both ends"):
             ahead.step(inputs)
     assert Stack([GRU(3, 3)]).causal
+
+
+def test_a_language_model_refuses_a_layer_that_reads_what_it_is_to_predict():
+    with pytest.raises(ValueError, match="this GRU reads it beforehand: the layer must be causal, not bidirectional"):
+        LanguageModel(GRU(3, 4, bidirectional=True), vocab_size=5)
 
 
 def test_directions_that_do_not_fit_are_refused():
