@@ -164,6 +164,8 @@ def twin_gradients(twin: nn.RNNBase, cells: Sequence[Cell]) -> list[Tensor]:
 
 def random_state(state: State, scale: float = 0.7) -> State:
     """Random numbers in the place of ``state``'s."""
+    if isinstance(state, Tensor) and not (state.is_floating_point() or state.is_complex()):
+        return torch.randint_like(state, 0, 6)  # a count
     if isinstance(state, Tensor):
         return torch.randn_like(state) * scale
     return tuple(random_state(part, scale) for part in state)

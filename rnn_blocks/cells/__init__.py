@@ -1,8 +1,31 @@
 """One step of time each, one idea a file."""
 
 from rnn_blocks.cells.cell import Cell
+from rnn_blocks.cells.clockwork import Clockwork
+from rnn_blocks.cells.deep_transition import DeepInput, DeepOutput, DeepTransition
 from rnn_blocks.cells.elman import ElmanCell
 from rnn_blocks.cells.gru import GRUCell
+from rnn_blocks.cells.leaky import Leaky
+from rnn_blocks.cells.learned_state import LearnedState
 from rnn_blocks.cells.lstm import LSTMCell
+from rnn_blocks.cells.recurrent_dropout import RecurrentDropout
+from rnn_blocks.cells.skip_through_time import SkipThroughTime
+from rnn_blocks.cells.wrapper import CellWrapper
+from rnn_blocks.cells.zoneout import Zoneout
 
-__all__ = ["Cell", "ElmanCell", "GRUCell", "LSTMCell"]
+__all__ = [
+    "Cell",
+    "CellWrapper",
+    "Clockwork",
+    "DeepInput",
+    "DeepOutput",
+    "DeepTransition",
+    "ElmanCell",
+    "GRUCell",
+    "LSTMCell",
+    "Leaky",
+    "LearnedState",
+    "RecurrentDropout",
+    "SkipThroughTime",
+    "Zoneout",
+]
