@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rnn_blocks.engine.loop import masked_step, step_masks
-from rnn_blocks.engine.products import sum_of_products
 from rnn_blocks.engine.state import State, like_state, state_tensors
-from rnn_blocks.engine.trace import Program, Source, WeightGradient, steady_dtypes, trace_step
+from rnn_blocks.engine.trace import Program, Source, steady_dtypes, trace_step
 
 MOST_PROGRAMS = 64  # kept for one cell: a program is for one set of shapes
 
@@ -196,49 +195,28 @@ class _Unrolled(torch.autograd.Function):
                     torch.zeros_like(old) if g is None else g for old, g in zip(tangents, to_state, strict=True)
                 ]
                 totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
-        gathered = _Gathered(program, buffers, ctx.saved, outputs, first, totals)
-        weights = [None if how is None else gathered.gradient(how) for how in program.weight_gradients]
         to_projected = [None if number is None else buffers[number] for number in program.projected_slots]
+        sources = [_all_steps(source, program, buffers, ctx.saved, outputs, first) for source in program.sources]
+        weights = program.gather(*sources, *totals, *constants, *ctx.kept)
         return None, None, *to_projected, *[None] * ctx.sizes[1], *tangents, *weights
 
 
-class _Gathered:
-    """What all steps left behind, to be summed up into the weights' gradients."""
-
-    def __init__(
-        self,
-        program: Program,
-        buffers: Sequence[Tensor],
-        saved: Sequence[Sequence[Tensor]],
-        outputs: Tensor | None,
-        first: Tensor | None,
-        totals: Sequence[Tensor],
-    ) -> None:
-        self.program, self.buffers, self.saved = program, buffers, saved
-        self.outputs, self.first, self.totals = outputs, first, totals
-
-    def _all(self, source: Source) -> Tensor:
-        if source.place == "slot":
-            buffer = self.buffers[source.number]
-            pieces = self.program.slots[source.number].pieces
-            return buffer if source.piece is None else buffer.split(pieces, -1)[source.piece]
-        if source.place == "saved":
-            return torch.stack([keep[source.number] for keep in self.saved])
-        assert self.outputs is not None
-        assert self.first is not None
-        return self.outputs if source.place == "output" else torch.cat([self.first[None], self.outputs[:-1]])
-
-    def gradient(self, how: WeightGradient) -> Tensor:
-        """The weight's gradient, as ``how`` says."""
-        if how.kind == "total":
-            gradient = self.totals[how.left.number]
-        elif how.kind == "sum":
-            gradient = self._all(how.left).sum([0, *(dim + 1 for dim in how.dims)], keepdim=how.keepdim)
-            gradient = gradient.squeeze(0) if how.keepdim else gradient
-        else:
-            assert how.right is not None
-            left, right = self._all(how.left).flatten(0, 1), self._all(how.right).flatten(0, 1)
-            gradient = sum_of_products(left, right)
-        for function, args, options in how.finish:
-            gradient = function(gradient, *args, **options)
-        return gradient
+def _all_steps(
+    source: Source,
+    program: Program,
+    buffers: Sequence[Tensor],
+    saved: Sequence[Sequence[Tensor]],
+    outputs: Tensor | None,
+    first: Tensor | None,
+) -> Tensor:
+    """The values of all steps, with time and batch as one dimension."""
+    if source.place == "saved":
+        return torch.cat([keep[source.number] for keep in saved])
+    if source.place == "slot":
+        buffer = buffers[source.number]
+        if source.piece is not None:
+            buffer = buffer.split(program.slots[source.number].pieces, -1)[source.piece]
+        return buffer.flatten(0, 1)
+    assert outputs is not None
+    assert first is not None
+    return outputs.flatten(0, 1) if source.place == "output" else torch.cat([first, *outputs[:-1].unbind(0)])

@@ -1,0 +1,117 @@
+"""The graph of a recorded step: what its nodes are, and the same sums in fewer operators."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+_SAME = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    """Whether ``node`` calls one of ``targets``."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def meta(node: fx.Node) -> tuple[torch.Size, torch.dtype]:
+    """The shape and dtype of a node's tensor."""
+    value = node.meta["val"]
+    return value.shape, value.dtype
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def changes_tensors(node: fx.Node) -> bool:
+    """Whether a node works in place."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """``nodes`` and all that they are made of."""
+    found: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
+    return found
+
+
+def cat_dim(node: fx.Node) -> int:
+    """The dimension of a ``cat``."""
+    dim: Any = node.args[1] if len(node.args) > 1 else 0
+    return int(dim) % len(meta(node)[0])
+
+
+def tidy(graph: fx.Graph) -> None:
+    """Take out what does nothing, and make one operator of two where torch has one."""
+    for node in list(graph.nodes):
+        if is_call(node, *_SAME):
+            node.replace_all_uses_with(node.args[0])
+        elif is_call(node, aten.t.default) and is_call(node.args[0], aten.t.default):
+            node.replace_all_uses_with(node.args[0].args[0])
+        elif is_call(node, aten.add.Tensor) and not node.kwargs:
+            _fuse_sum(graph, node)
+        elif is_call(node, aten.cat.default):
+            _flatten_cat(node)
+        elif is_call(node, aten.native_layer_norm_backward.default):
+            _part_layer_norm(graph, node)
+    graph.eliminate_dead_code()
+
+
+def _fuse_sum(graph: fx.Graph, node: fx.Node) -> None:
+    """``x + a @ b``, ``x + a * b`` and ``x + (-y)``."""
+    for operand, other in (node.args, node.args[::-1]):
+        if not isinstance(operand, fx.Node) or not isinstance(other, fx.Node) or len(operand.users) != 1:
+            continue
+        if meta(other) != meta(operand) or meta(other) != meta(node):
+            continue
+        if operand.target is aten.mm.default:
+            fused = aten.addmm.default
+        elif operand.target is aten.mul.Tensor and all(isinstance(a, fx.Node) for a in operand.args):
+            fused = aten.addcmul.default
+        elif operand.target is aten.neg.default:
+            fused = aten.sub.Tensor
+        else:
+            continue
+        with graph.inserting_before(node):
+            replacement = graph.call_function(fused, (other, *operand.args))
+        replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement)
+        return
+
+
+def _flatten_cat(node: fx.Node) -> None:
+    """``cat([cat([a, b]), c])`` is ``cat([a, b, c])``."""
+    last = len(meta(node)[0]) - 1
+    if cat_dim(node) != last:
+        return
+    parts: list[fx.Node] = []
+    operands: Any = node.args[0]
+    for part in operands:
+        nested = is_call(part, aten.cat.default) and cat_dim(part) == last
+        parts.extend(part.args[0] if nested else [part])
+    node.args = (parts, last)
+
+
+def _part_layer_norm(graph: fx.Graph, node: fx.Node) -> None:
+    """The gradients of a layer norm's weights apart from its input's, which alone is needed to go on."""
+    weights = [user for user in node.users if user.args[1] != 0]
+    if not weights or len(weights) == len(node.users):
+        return
+    arguments: Any = node.args
+    target: Any = node.target
+    *operands, mask = arguments
+    with graph.inserting_before(node):
+        apart = graph.call_function(target, (*operands, [False, *mask[1:]]))
+    apart.meta = dict(node.meta)
+    node.args = (*operands, [True, False, False])
+    for user in weights:
+        user.replace_input_with(node, apart)

@@ -1,0 +1,125 @@
+"""Runs of graph nodes as Python functions."""
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from rnn_blocks.engine.graph import aten, is_call
+from rnn_blocks.engine.products import sum_of_products
+
+# torch's own bindings parse their arguments faster than an operator called through torch.ops, and write to `out`
+_BINDINGS: dict[Any, tuple[Callable[..., Any], str]] = {
+    aten.add.Tensor: (torch.add, "out"),
+    aten.sub.Tensor: (torch.sub, "out"),
+    aten.mul.Tensor: (torch.mul, "out"),
+    aten.div.Tensor: (torch.div, "out"),
+    aten.addcmul.default: (torch.addcmul, "out"),
+    aten.neg.default: (torch.neg, "out"),
+    aten.exp.default: (torch.exp, "out"),
+    aten.sigmoid.default: (torch.sigmoid, "out"),
+    aten.tanh.default: (torch.tanh, "out"),
+    aten.mm.default: (torch.mm, "out"),
+    aten.addmm.default: (torch.addmm, "out"),
+    aten.cat.default: (torch.cat, "out"),
+    aten.where.self: (torch.where, "out"),
+    aten.maximum.default: (torch.maximum, "out"),
+    aten.t.default: (torch.t, ""),
+    aten.relu.default: (torch.relu, ""),
+    aten.split.Tensor: (torch.unsafe_split, ""),
+    aten.split_with_sizes.default: (torch.unsafe_split_with_sizes, ""),
+}
+_WRITING = {
+    aten.sigmoid_backward.default: aten.sigmoid_backward.grad_input,
+    aten.tanh_backward.default: aten.tanh_backward.grad_input,
+    aten.threshold_backward.default: aten.threshold_backward.grad_input,
+}
+
+
+class Writer:
+    """Writes functions that share the names of a graph's nodes.
+
+    Args:
+        module: holds the graph and its constants.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module = module
+        self.names = {node: f"v{k}" for k, node in enumerate(module.graph.nodes)}
+        self.sources: list[str] = []
+        self.in_place: dict[fx.Node, str] = {}
+        """Values that stand in a tensor as soon as their parts do."""
+
+    def listing(self, nodes: Sequence[fx.Node | None]) -> str:
+        """A tuple of the nodes' values."""
+        return f"({''.join('None, ' if n is None else f'{self.names[n]}, ' for n in nodes)})"
+
+    def function(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        body: Sequence[fx.Node],
+        result: str,
+        targets: dict[fx.Node, list[str]] | None = None,
+    ) -> Any:
+        """A function of ``arguments`` that runs ``body`` and returns ``result``.
+
+        ``targets`` are the tensors that some nodes' values are to be written to.
+        """
+        targets = targets or {}
+        scope: dict[str, Any] = {"sum_of_products": sum_of_products}
+        lines = [f"def {name}({', '.join(arguments)}):"]
+        for node in body:
+            places = targets.get(node, [])
+            if node in self.in_place:
+                lines.append(f"    {self.names[node]} = {self.in_place[node]}")
+                places = [place for place in places if place != self.in_place[node]]
+                written = False
+            else:
+                call, written = self._call(node, scope, places[0] if places else None)
+                lines.append(f"    {self.names[node]} = {call}")
+            lines += [f"    {place}.copy_({self.names[node]})" for place in places[written:]]
+        for node, places in targets.items():
+            if node not in body:
+                lines += [f"    {place}.copy_({self.names[node]})" for place in places]
+        lines.append(f"    return {result}")
+        source = "\n".join(lines)
+        self.sources.append(source)
+        exec(source, scope)  # written above from the graph's own nodes
+        return scope[name]
+
+    def _call(self, node: fx.Node, scope: dict[str, Any], target: str | None) -> tuple[str, bool]:
+        """The expression, and whether it writes to ``target``."""
+        if node.op == "get_attr":
+            scope[f"c_{node.name}"] = getattr(self._module, str(node.target))
+            return f"c_{node.name}", False
+        function: Any = node.target
+        args: Any = node.args
+        if function is operator.getitem:
+            return f"{self._value(args[0], scope)}[{args[1]}]", False
+        if is_call(node, aten.mm.default) and is_call(args[0], aten.t.default) and not target:
+            return f"sum_of_products({self._value(args[0].args[0], scope)}, {self._value(args[1], scope)})", False
+        binding, out = _BINDINGS.get(function, (function, ""))
+        if target and function in _WRITING:
+            binding, out = _WRITING[function], "grad_input"
+        name = f"{node.name}_op"
+        scope[name] = binding
+        arguments = [self._value(argument, scope) for argument in args]
+        arguments += [f"{k}={self._value(v, scope)}" for k, v in node.kwargs.items()]
+        written = bool(target and out)
+        if written:
+            arguments.append(f"{out}={target}")
+        return f"{name}({', '.join(arguments)})", written
+
+    def _value(self, value: Any, scope: dict[str, Any]) -> str:
+        if isinstance(value, fx.Node):
+            return self.names[value]
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(self._value(v, scope) for v in value)}]"
+        if value is None or isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value)):
+            return repr(value)
+        scope[f"k{len(scope)}"] = value
+        return f"k{len(scope) - 1}"
