@@ -1,7 +1,5 @@
 """The cell face: one step of time."""
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from rnn_blocks.engine import State, map_state, with_hidden
@@ -36,8 +34,11 @@ class Cell(nn.Module):
     fusable: bool = False
     """Whether ``engine="auto"`` may take the fused engine: the step is a pure function of tensors."""
 
-    native_on: ClassVar[frozenset[str]] = frozenset()
+    native_on: frozenset[str] = frozenset()
     """The types of device on which :meth:`native` is the fastest way to train."""
+
+    output_is_hidden: bool = False
+    """Whether the output is ``h`` in another dtype; wrappers that change ``h`` see for themselves where it is ``h``."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()

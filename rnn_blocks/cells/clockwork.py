@@ -72,7 +72,7 @@ class Clockwork(CellWrapper):
         output, after = self.cell.advance(projected, inner, hidden)
         due = count % self.unit_periods == 0  # (batch, units)
         merged = map_units(lambda old, new: torch.where(due, new, old), self.cell, inner, after)
-        output, merged = with_output(output, after, merged)
+        output, merged = with_output(self.cell, output, after, merged)
         return output, (merged, count + 1)
 
     def initial_state(self, batch_size: int, like: Tensor) -> State:

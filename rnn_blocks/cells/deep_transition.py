@@ -148,6 +148,7 @@ class DeepOutput(CellWrapper):
     ) -> None:
         super().__init__(cell)
         self.hidden_size = cell.hidden_size if output_size is None else output_size
+        self.output_is_hidden = False
         self.output = MLP(cell.hidden_size, self.hidden_size, layers, width=width, nonlinearity=nonlinearity)
 
     def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:

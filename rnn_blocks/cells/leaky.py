@@ -82,7 +82,7 @@ class Leaky(CellWrapper):
         output, after = self.cell.advance(projected, state, hidden)
         h = hidden_of(state)
         h = h + self._rates() * (hidden_of(after) - h)
-        return with_output(output, after, with_hidden(after, h))
+        return with_output(self.cell, output, after, with_hidden(after, h))
 
     def _rates(self) -> Tensor:
         return self.rate_logits.sigmoid() if self.learned else self.rates

@@ -17,8 +17,8 @@ class CellWrapper(Cell):
     It says in :meth:`advance` what a step is; :meth:`step` follows from that. What it does not say is the inner cell's.
 
     Wrappers change what is remembered or what is read. Where the inner cell's output is its ``h`` itself (the same
-    tensor: the Elman network, the LSTM, the GRU) the output is the ``h`` that the wrapper makes of it; an output of the
-    inner cell's own stays as it is.
+    tensor, as in the Elman network, the LSTM and the GRU; or ``output_is_hidden``) the output is the ``h`` that the
+    wrapper makes of it; an output of the inner cell's own stays as it is.
 
     Args:
         cell: the inner cell, kept as ``cell``.
@@ -48,6 +48,7 @@ class CellWrapper(Cell):
         super().__init__(cell.input_size, cell.hidden_size)
         self.cell = cell
         self.fusable = cell.fusable
+        self.output_is_hidden = cell.output_is_hidden
 
     def project(self, inputs: Tensor) -> State:
         """The inner cell's."""
@@ -81,16 +82,19 @@ def first_state(cell: Cell) -> State:
     return cell.initial_state(1, torch.zeros(0, device="cpu"))  # a device with numbers, whatever the default is
 
 
-def with_output(output: Tensor, after: State, changed: State) -> tuple[Tensor, State]:
-    """What a step gives once a wrapper made ``changed`` of ``after``: an output that is the ``h`` follows it.
+def with_output(cell: Cell, output: Tensor, after: State, changed: State) -> tuple[Tensor, State]:
+    """What a step gives once a wrapper of ``cell`` made ``changed`` of ``after``: an output that is ``h`` follows it.
 
-    >>> h = torch.ones(1)
-    >>> with_output(h, h, 2 * h)
+    >>> from rnn_blocks.cells import GRUCell
+    >>> cell, h = GRUCell(1, 1), torch.ones(1)
+    >>> with_output(cell, h, h, 2 * h)
     (tensor([2.]), tensor([2.]))
-    >>> with_output(3 * h, h, 2 * h)
+    >>> with_output(cell, 3 * h, h, 2 * h)
     (tensor([3.]), tensor([2.]))
     """
-    return hidden_of(changed) if output is hidden_of(after) else output, changed
+    if output is hidden_of(after) or cell.output_is_hidden:
+        output = hidden_of(changed).to(output.dtype)
+    return output, changed
 
 
 def unit_tensors(cell: Cell, state: State) -> list[Tensor]:

@@ -74,7 +74,7 @@ class Zoneout(CellWrapper):
                 return new
             return torch.where(mask, old, new) if isinstance(mask, Tensor) else new + rate * (old - new)
 
-        return with_output(output, after, map_units(keep, self.cell, state, after))
+        return with_output(self.cell, output, after, map_units(keep, self.cell, state, after))
 
     def _rates(self) -> list[float]:
         return [self.p_hidden, self.p_others][: self.num_tensors]

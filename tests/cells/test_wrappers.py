@@ -199,6 +199,25 @@ def test_the_output_is_the_new_h_where_the_inner_cells_is_and_else_the_inner_cel
     assert_close(output, (2 * h) ** 2)
 
 
+def test_the_output_is_the_new_h_in_half_precision_too():
+    class Precise(Cell):
+        output_is_hidden = True
+
+        def step(self, projected, state):
+            state = 0.5 * state + projected.float()
+            return state.to(projected.dtype), state
+
+        def initial_state(self, batch_size, like):
+            return torch.zeros(batch_size, self.hidden_size)
+
+    for dtype in (torch.bfloat16, torch.float32):
+        outputs, h = Recurrent(Leaky(Precise(4, 4), time_constant=3.0))(torch.randn(2, 5, 4, dtype=dtype))
+        assert torch.equal(outputs[:, -1], h.to(dtype))
+        kept = DeepOutput(Precise(4, 4), layers=1)
+        outputs, _ = Recurrent(Leaky(kept.to(dtype), time_constant=3.0))(torch.randn(2, 5, 4, dtype=dtype))
+        assert not torch.equal(outputs[:, -1], h.to(dtype))
+
+
 def test_time_constants_are_spaced_evenly_on_a_logarithmic_scale():
     for learned in (False, True):
         cell = Leaky(LSTMCell(3, 5), time_constant=(2, 32), learned=learned)
