@@ -78,7 +78,8 @@ def gru(cell: GRUCell, x: Tensor, h: State) -> tuple[Tensor, State]:
     W, U, b = by_gate(cell, "weight_ih", "weight_hh", "bias")
     r = sigmoid(W[0] @ x + b[0] + U[0] @ h)
     z = sigmoid(W[1] @ x + b[1] + U[1] @ h)
-    n = torch.tanh(W[2] @ x + b[2] + r * (U[2] @ h + cell.bias_hn))
+    from_before = r * (U[2] @ h + cell.bias_hn) if cell.reset_after else U[2] @ (r * h)
+    n = torch.tanh(W[2] @ x + b[2] + from_before)
     h = (1 - z) * n + z * h
     return h, h
 
