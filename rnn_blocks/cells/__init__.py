@@ -5,11 +5,25 @@ from rnn_blocks.cells.clockwork import Clockwork
 from rnn_blocks.cells.deep_transition import DeepInput, DeepOutput, DeepTransition
 from rnn_blocks.cells.elman import ElmanCell
 from rnn_blocks.cells.gru import GRUCell
+from rnn_blocks.cells.indrnn import IndRNNCell
+from rnn_blocks.cells.initialisation import (
+    init_chrono,
+    init_identity,
+    init_orthogonal,
+    init_uniform,
+    init_unit_forget_bias,
+    initialise,
+)
+from rnn_blocks.cells.layer_norm_gru import LayerNormGRUCell
+from rnn_blocks.cells.layer_norm_lstm import LayerNormLSTMCell
 from rnn_blocks.cells.leaky import Leaky
 from rnn_blocks.cells.learned_state import LearnedState
 from rnn_blocks.cells.lstm import LSTMCell
+from rnn_blocks.cells.peephole_lstm import PeepholeLSTMCell
 from rnn_blocks.cells.recurrent_dropout import RecurrentDropout
+from rnn_blocks.cells.rhn import RHNCell
 from rnn_blocks.cells.skip_through_time import SkipThroughTime
+from rnn_blocks.cells.slstm import SLSTMCell
 from rnn_blocks.cells.wrapper import CellWrapper
 from rnn_blocks.cells.zoneout import Zoneout
 
@@ -22,10 +36,22 @@ __all__ = [
     "DeepTransition",
     "ElmanCell",
     "GRUCell",
+    "IndRNNCell",
     "LSTMCell",
+    "LayerNormGRUCell",
+    "LayerNormLSTMCell",
     "Leaky",
     "LearnedState",
+    "PeepholeLSTMCell",
+    "RHNCell",
     "RecurrentDropout",
+    "SLSTMCell",
     "SkipThroughTime",
     "Zoneout",
+    "init_chrono",
+    "init_identity",
+    "init_orthogonal",
+    "init_uniform",
+    "init_unit_forget_bias",
+    "initialise",
 ]

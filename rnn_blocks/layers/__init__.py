@@ -1,9 +1,39 @@
 """What users stack: a sequence in and a sequence out."""
 
+from rnn_blocks.layers.activation_penalty import activation_regularisation, temporal_activation_regularisation
 from rnn_blocks.layers.bidirectional import Bidirectional
+from rnn_blocks.layers.dilated import Dilated, DilatedRecurrent
+from rnn_blocks.layers.embedding_dropout import EmbeddingDropout, embedding_dropout
 from rnn_blocks.layers.layer import Layer
 from rnn_blocks.layers.ready_made import GRU, LSTM, Elman
+from rnn_blocks.layers.ready_made_gated import RHN, SLSTM, IndRNN, LayerNormGRU, LayerNormLSTM, PeepholeLSTM
 from rnn_blocks.layers.recurrent import Recurrent
+from rnn_blocks.layers.recurrent_stack import RecurrentStack
 from rnn_blocks.layers.stack import Stack
+from rnn_blocks.layers.variational_dropout import VariationalDropout
+from rnn_blocks.layers.weight_drop import WeightDrop
 
-__all__ = ["GRU", "LSTM", "Bidirectional", "Elman", "Layer", "Recurrent", "Stack"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RHN",
+    "SLSTM",
+    "Bidirectional",
+    "Dilated",
+    "DilatedRecurrent",
+    "Elman",
+    "EmbeddingDropout",
+    "IndRNN",
+    "Layer",
+    "LayerNormGRU",
+    "LayerNormLSTM",
+    "PeepholeLSTM",
+    "Recurrent",
+    "RecurrentStack",
+    "Stack",
+    "VariationalDropout",
+    "WeightDrop",
+    "activation_regularisation",
+    "embedding_dropout",
+    "temporal_activation_regularisation",
+]

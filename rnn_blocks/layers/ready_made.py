@@ -1,38 +1,25 @@
 """The layers that torch has too, under their own names."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, Self
 
-from rnn_blocks.cells import Cell, ElmanCell, GRUCell, LSTMCell
-from rnn_blocks.layers.recurrent import Engine, Recurrent
-from rnn_blocks.layers.stack import Stack
+from torch import nn
 
-
-def _recurrent_layers(
-    make_cell: Callable[[int, int], Cell],
-    input_size: int,
-    hidden_size: int,
-    num_layers: int,
-    engine: Engine,
-    batch_first: bool,
-) -> list[Recurrent]:
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-    sizes = [input_size] + [hidden_size] * (num_layers - 1)
-    return [Recurrent(make_cell(size, hidden_size), engine=engine, batch_first=batch_first) for size in sizes]
+from rnn_blocks.cells import ElmanCell, GRUCell, LSTMCell
+from rnn_blocks.layers.recurrent import Engine
+from rnn_blocks.layers.recurrent_stack import PlainRecurrentStack, RecurrentStack
+from rnn_blocks.layers.skip_paths import Skip
+from rnn_blocks.layers.torch_weights import options_for_torch, options_of_torch, read_weights, write_weights
 
 
-class Elman(Stack):
-    """Elman (1990) layers on top of each other: see :class:`~rnn_blocks.ElmanCell`.
+class Elman(RecurrentStack):
+    """Elman (1990) layers on top of each other, see :class:`~rnn_blocks.ElmanCell`.
+
+    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
-        input_size: features of the inputs.
-        hidden_size: features of each layer's outputs.
-        num_layers: how many layers.
         nonlinearity: ``"tanh"`` or ``"relu"``.
-        dropout: between layers.
-        engine: see :class:`~rnn_blocks.Recurrent`.
-        batch_first: see :class:`~rnn_blocks.Layer`.
 
     >>> import torch
     >>> outputs, (h,) = Elman(3, 4)(torch.randn(2, 7, 3))
@@ -43,31 +30,64 @@ class Elman(Stack):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         *,
         num_layers: int = 1,
-        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        bidirectional: bool = False,
         dropout: float = 0.0,
+        skip: Skip | None = None,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        init: str = "torch",
         engine: Engine = "auto",
         batch_first: bool = True,
     ) -> None:
-        def make_cell(input_size: int, hidden_size: int) -> Cell:
-            return ElmanCell(input_size, hidden_size, nonlinearity=nonlinearity)
+        super().__init__(
+            partial(ElmanCell, nonlinearity=nonlinearity),
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            skip=skip,
+            init=init,
+            engine=engine,
+            batch_first=batch_first,
+        )
+        self.nonlinearity = nonlinearity
 
-        layers = _recurrent_layers(make_cell, input_size, hidden_size, num_layers, engine, batch_first)
-        super().__init__(layers, dropout=dropout)
+    @classmethod
+    def from_torch(cls, module: nn.RNN, *, engine: Engine = "auto") -> Self:
+        """The same layers as torch's: its weights, options, dtype, device and mode.
+
+        Raises:
+            ValueError: for a module that is no ``torch.nn.RNN``.
+
+        >>> Elman.from_torch(nn.RNN(3, 4, num_layers=2, nonlinearity="relu")).nonlinearity
+        'relu'
+        """
+        options = options_of_torch(module, nn.RNN)
+        nonlinearity: Literal["tanh", "relu"] = "tanh" if module.nonlinearity == "tanh" else "relu"
+        layer = cls(module.input_size, module.hidden_size, nonlinearity=nonlinearity, engine=engine, **options)
+        return read_weights(layer, module, ElmanCell)
+
+    def to_torch(self) -> nn.RNN:
+        """The same layers as a module of torch's, the second of whose biases is zero.
+
+        Raises:
+            ValueError: for what torch does not have: widths that differ, skips, other cells.
+
+        >>> Elman(3, 4).to_torch()
+        RNN(3, 4, batch_first=True)
+        """
+        input_size, hidden_size, options = options_for_torch(self, ElmanCell)
+        module = nn.RNN(input_size, hidden_size, nonlinearity=self.nonlinearity, **options)
+        return write_weights(self, module, ElmanCell)
 
 
-class LSTM(Stack):
-    """Long short-term memory layers on top of each other: see :class:`~rnn_blocks.LSTMCell`.
+class LSTM(PlainRecurrentStack):
+    """Long short-term memory layers on top of each other, see :class:`~rnn_blocks.LSTMCell`.
 
-    Args:
-        input_size: features of the inputs.
-        hidden_size: features of each layer's outputs.
-        num_layers: how many layers.
-        dropout: between layers.
-        engine: see :class:`~rnn_blocks.Recurrent`.
-        batch_first: see :class:`~rnn_blocks.Layer`.
+    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`.
 
     >>> import torch
     >>> outputs, ((h1, c1), (h2, c2)) = LSTM(3, 4, num_layers=2)(torch.randn(2, 7, 3))
@@ -75,30 +95,42 @@ class LSTM(Stack):
     (torch.Size([2, 7, 4]), torch.Size([2, 4]))
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        engine: Engine = "auto",
-        batch_first: bool = True,
-    ) -> None:
-        layers = _recurrent_layers(LSTMCell, input_size, hidden_size, num_layers, engine, batch_first)
-        super().__init__(layers, dropout=dropout)
+    cell_type = LSTMCell
+
+    @classmethod
+    def from_torch(cls, module: nn.LSTM, *, engine: Engine = "auto") -> Self:
+        """The same layers as torch's: its weights, options, dtype, device and mode.
+
+        Raises:
+            ValueError: for a module that is no ``torch.nn.LSTM``, or one with ``proj_size``.
+
+        >>> import torch
+        >>> module, inputs = nn.LSTM(3, 4, num_layers=2, batch_first=True), torch.randn(2, 7, 3)
+        >>> torch.testing.assert_close(LSTM.from_torch(module)(inputs)[0], module(inputs)[0])
+        """
+        layer = cls(module.input_size, module.hidden_size, engine=engine, **options_of_torch(module, nn.LSTM))
+        return read_weights(layer, module, LSTMCell)
+
+    def to_torch(self) -> nn.LSTM:
+        """The same layers as a module of torch's, the second of whose biases is zero.
+
+        Raises:
+            ValueError: for what torch does not have: widths that differ, skips, other cells.
+
+        >>> LSTM(3, 4, bidirectional=True).to_torch()
+        LSTM(3, 4, batch_first=True, bidirectional=True)
+        """
+        input_size, hidden_size, options = options_for_torch(self, LSTMCell)
+        return write_weights(self, nn.LSTM(input_size, hidden_size, **options), LSTMCell)
 
 
-class GRU(Stack):
-    """Gated recurrent layers on top of each other: see :class:`~rnn_blocks.GRUCell`.
+class GRU(RecurrentStack):
+    """Gated recurrent layers on top of each other, see :class:`~rnn_blocks.GRUCell`.
+
+    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
-        input_size: features of the inputs.
-        hidden_size: features of each layer's outputs.
-        num_layers: how many layers.
-        dropout: between layers.
-        engine: see :class:`~rnn_blocks.Recurrent`.
-        batch_first: see :class:`~rnn_blocks.Layer`.
+        reset_after: whether the reset gate acts after the recurrent product of the candidate, as in torch, or before.
 
     >>> import torch
     >>> outputs, (h,) = GRU(3, 4)(torch.randn(2, 7, 3))
@@ -109,12 +141,52 @@ class GRU(Stack):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | Sequence[int],
         *,
         num_layers: int = 1,
+        bidirectional: bool = False,
         dropout: float = 0.0,
+        skip: Skip | None = None,
+        reset_after: bool = True,
+        init: str = "torch",
         engine: Engine = "auto",
         batch_first: bool = True,
     ) -> None:
-        layers = _recurrent_layers(GRUCell, input_size, hidden_size, num_layers, engine, batch_first)
-        super().__init__(layers, dropout=dropout)
+        super().__init__(
+            partial(GRUCell, reset_after=reset_after),
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            skip=skip,
+            init=init,
+            engine=engine,
+            batch_first=batch_first,
+        )
+
+    @classmethod
+    def from_torch(cls, module: nn.GRU, *, engine: Engine = "auto") -> Self:
+        """The same layers as torch's: its weights, options, dtype, device and mode.
+
+        Raises:
+            ValueError: for a module that is no ``torch.nn.GRU``.
+
+        >>> import torch
+        >>> module, inputs = nn.GRU(3, 4, batch_first=True), torch.randn(2, 7, 3)
+        >>> torch.testing.assert_close(GRU.from_torch(module)(inputs)[0], module(inputs)[0])
+        """
+        layer = cls(module.input_size, module.hidden_size, engine=engine, **options_of_torch(module, nn.GRU))
+        return read_weights(layer, module, GRUCell)
+
+    def to_torch(self) -> nn.GRU:
+        """The same layers as a module of torch's, the second of whose biases is zero but for the candidate's.
+
+        Raises:
+            ValueError: for what torch does not have: widths that differ, skips, other cells, ``reset_after=False``.
+
+        >>> GRU(3, 4).to_torch()
+        GRU(3, 4, batch_first=True)
+        """
+        input_size, hidden_size, options = options_for_torch(self, GRUCell)
+        return write_weights(self, nn.GRU(input_size, hidden_size, **options), GRUCell)
