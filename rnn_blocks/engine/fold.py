@@ -1,8 +1,8 @@
 """Which parts of a recorded step may run once for all steps, with time folded into the batch.
 
-A weight's gradient is a sum over steps and over the batch. Where its last operators treat the rows of a batch one by one
-and then sum over them, running them on ``time * batch`` rows gives the sum over time as well: one large product in place
-of many small ones.
+A weight's gradient is a sum over steps and over the batch. Where its last operators treat the rows of a batch one by
+one and then sum over them, running them on ``time * batch`` rows gives the sum over time as well: one large product in
+place of many small ones.
 """
 
 from collections.abc import Iterable
@@ -90,6 +90,8 @@ class Folding:
         args: Any = node.args
         if is_call(node, *_LINEAR) and len(node.all_input_nodes) == 1:
             return self.is_sum(args[0])
+        if is_call(node, aten.cat.default):  # of the gradients of a weight's parts
+            return all(self.is_sum(part) for part in args[0])
         if is_call(node, aten.mm.default):
             return is_call(args[0], aten.t.default) and self.is_rows(args[0].args[0]) and self.is_rows(args[1])
         if is_call(node, aten.sum.dim_IntList):
@@ -107,7 +109,7 @@ class Folding:
             node = pending.pop()
             if node in self._steady or node in inside or node in leaves:
                 continue
-            if node in core:
+            if node in core and isinstance(node.meta["val"], torch.Tensor):  # a tuple cannot be kept, but made again
                 leaves.append(node)
                 continue
             inside.append(node)
