@@ -148,7 +148,8 @@ class _Unrolled(torch.autograd.Function):
         shape, dtype = program.output
         outputs = torch.empty(len(projected[0]), *shape, dtype=dtype, device=projected[0].device)
         with _recorded_precision(outputs):
-            kept = program.invariant(*constants)
+            kept = [*(state[k] for k in program.passed)]
+            kept += program.invariant(*constants, *kept)
         # detached, so that what is saved holds the numbers, and not the tensor that hands them out with its graph
         slices = zip(*(tensor.detach().unbind(0) for tensor in (*projected, *masks, outputs)), strict=True)
         before, saved = state, []

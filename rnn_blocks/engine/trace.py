@@ -3,13 +3,14 @@
 The step and its derivative are recorded as one graph of torch's own operators (``make_fx`` over autograd). Each node of
 it then belongs to one of four programs:
 
-- *invariant*: depends on weights alone, runs once a sequence;
+- *invariant*: depends on weights alone, or on parts of the state that no step changes; runs once a sequence;
 - *forward*: what the outputs need, runs at each step, and keeps what the derivative will ask for;
 - *backward*: the gradients of state and inputs, runs at each step from the last to the first;
 - *gather*: the gradients of weights, runs once for all steps with time folded into the batch. A weight whose gradient
   cannot be had so is added up step by step.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -57,17 +58,18 @@ class Slot:
 class Program:
     """The four programs and how they hang together.
 
-    ``invariant(*constants) -> kept``
+    ``invariant(*constants, *passed) -> kept``
 
-    ``forward(*projected, *masks, *state, *constants, *kept, out) -> (state, saved)``, where ``out`` takes the output
+    ``forward(*projected, *masks, *state, *constants, *passed, *kept, out) -> (state, saved)``
 
-    ``backward(*saved, before, now, *tangents, *constants, *kept, *slots) -> (state gradients, totals)``
+    ``backward(*saved, before, now, *tangents, *constants, *passed, *kept, *slots) -> (state gradients, totals)``
 
-    ``gather(*sources, *totals, *constants, *kept) -> constants' gradients``
+    ``gather(*sources, *totals, *constants, *passed, *kept) -> constants' gradients``
 
-    ``before`` and ``now`` are the outputs of the previous step and of this one, used where the output is a part of the
-    state, which then is not saved a second time. The slots, each followed by its pieces, are one step of the buffers
-    that gather gradients over time. ``sources`` have time and batch as one dimension.
+    ``passed`` are the parts of the state that a step hands on as they are. ``out`` takes the output. ``before`` and
+    ``now`` are the outputs of the previous step and of this one, used where the output is a part of the state, which
+    then is not saved a second time. The slots, each followed by its pieces, are one step of the buffers that gather
+    gradients over time. ``sources`` have time and batch as one dimension.
     """
 
     invariant: Callable[..., tuple[Tensor, ...]]
@@ -76,6 +78,7 @@ class Program:
     gather: Callable[..., tuple[Tensor | None, ...]]
     output: tuple[torch.Size, torch.dtype]
     carried: int | None
+    passed: tuple[int, ...]
     slots: tuple[Slot, ...]
     projected_slots: tuple[int | None, ...]
     sources: tuple[Source, ...]
@@ -184,11 +187,14 @@ class _Splitter:
         self.carried = next((k for k, node in enumerate(self.state_after) if node is self.output), None)
         if self.output.op == "placeholder":  # an output that is an input cannot be written to the outputs' buffer
             self.carried = None
+        self.passed = [k for k, (old, new) in enumerate(zip(self.state, self.state_after, strict=True)) if old is new]
+        self.given = [*self.constants, *(self.state[k] for k in self.passed)]
         self._classify()
         self._fold()
 
     def _classify(self) -> None:
-        varying, derivative = {*self.projected, *self.masks, *self.state}, {*self.tangents}
+        steps = {*self.projected, *self.masks, *self.state} - {*self.given}
+        varying, derivative = set(steps), {*self.tangents}
         order = [node for node in self.graph.nodes if node.op in ("call_function", "get_attr")]
         for node in order:
             if any(i in derivative for i in node.all_input_nodes):
@@ -196,15 +202,17 @@ class _Splitter:
             elif any(i in varying for i in node.all_input_nodes) or is_random(node):
                 varying.add(node)
         needed = ancestors([self.output, *self.state_after])
+        needed |= {node for node in varying if node.target is operator.getitem and node.args[0] in needed}
         self.invariant = [n for n in order if n not in varying and n not in derivative]
         self.forward = [n for n in order if n in varying and n in needed]
         self.rest = [n for n in order if n in derivative or (n in varying and n not in needed)]
-        self.stepwise = {*self.forward, *self.projected, *self.masks, *self.state}
+        self.stepwise = {*self.forward, *steps}
 
     def _fold(self) -> None:
         """Part the derivative into what runs at each step and what runs once, and find where the latter takes from."""
-        steady = {*self.constants, *self.invariant}
-        folding = Folding([*self.projected, *self.masks, *self.state, *self.tangents], steady)
+        batched = {self.state[k] for k in self.passed}
+        steady = {n for n in (*self.constants, *self.invariant) if not ancestors([n]) & batched}
+        folding = Folding([*(n for n in self.stepwise if n.op == "placeholder"), *self.tangents], steady)
         self.totals = [n for n in self.constant_grads if n is not None and not folding.is_sum(n)]
         step_results = [n for n in (*self.projected_grads, *self.state_grads, *self.totals) if n is not None]
         core = ancestors(step_results) | self.stepwise
@@ -252,13 +260,14 @@ class _Splitter:
     def program(self) -> Program:
         writer = Writer(self.module)
         names = writer.names
-        given = [names[node] for node in (*self.constants, *self.invariant)]
+        given = [names[node] for node in (*self.given, *self.invariant)]
+        state = ["_" + names[node] if k in self.passed else names[node] for k, node in enumerate(self.state)]
         invariant = writer.function(
-            "invariant", [names[node] for node in self.constants], self.invariant, writer.listing(self.invariant)
+            "invariant", [names[node] for node in self.given], self.invariant, writer.listing(self.invariant)
         )
         forward = writer.function(
             "forward",
-            [*(names[node] for node in (*self.projected, *self.masks, *self.state)), *given, "out"],
+            [*(names[node] for node in (*self.projected, *self.masks)), *state, *given, "out"],
             self.forward,
             f"{writer.listing(self.state_after)}, {writer.listing(self.saved)}",
             {self.output: ["out"]},
@@ -297,6 +306,7 @@ class _Splitter:
             gather,
             meta(self.output),
             self.carried,
+            tuple(self.passed),
             tuple(slots),
             self.projected_slots,
             self.sources,
