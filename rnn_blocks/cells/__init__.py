@@ -17,13 +17,20 @@ from rnn_blocks.cells.initialisation import (
 from rnn_blocks.cells.layer_norm_gru import LayerNormGRUCell
 from rnn_blocks.cells.layer_norm_lstm import LayerNormLSTMCell
 from rnn_blocks.cells.leaky import Leaky
+from rnn_blocks.cells.leaky_integrator import LeakyIntegratorCell
 from rnn_blocks.cells.learned_state import LearnedState
+from rnn_blocks.cells.linear_cell import LinearCell
+from rnn_blocks.cells.lru import LRUCell
 from rnn_blocks.cells.lstm import LSTMCell
+from rnn_blocks.cells.min_gru import MinGRUCell
+from rnn_blocks.cells.min_lstm import MinLSTMCell
 from rnn_blocks.cells.peephole_lstm import PeepholeLSTMCell
 from rnn_blocks.cells.recurrent_dropout import RecurrentDropout
+from rnn_blocks.cells.rglru import RGLRUCell
 from rnn_blocks.cells.rhn import RHNCell
 from rnn_blocks.cells.skip_through_time import SkipThroughTime
 from rnn_blocks.cells.slstm import SLSTMCell
+from rnn_blocks.cells.sru import SRUCell
 from rnn_blocks.cells.wrapper import CellWrapper
 from rnn_blocks.cells.zoneout import Zoneout
 
@@ -37,15 +44,22 @@ __all__ = [
     "ElmanCell",
     "GRUCell",
     "IndRNNCell",
+    "LRUCell",
     "LSTMCell",
     "LayerNormGRUCell",
     "LayerNormLSTMCell",
     "Leaky",
+    "LeakyIntegratorCell",
     "LearnedState",
+    "LinearCell",
+    "MinGRUCell",
+    "MinLSTMCell",
     "PeepholeLSTMCell",
+    "RGLRUCell",
     "RHNCell",
     "RecurrentDropout",
     "SLSTMCell",
+    "SRUCell",
     "SkipThroughTime",
     "Zoneout",
     "init_chrono",

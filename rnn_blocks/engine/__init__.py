@@ -4,6 +4,7 @@ from rnn_blocks.engine.fused import run_fused
 from rnn_blocks.engine.loop import run_loop
 from rnn_blocks.engine.native import run_native
 from rnn_blocks.engine.products import input_product
+from rnn_blocks.engine.scan import linear_scan, run_scan
 from rnn_blocks.engine.state import (
     State,
     describe_state,
@@ -22,10 +23,12 @@ __all__ = [
     "hidden_of",
     "input_product",
     "like_state",
+    "linear_scan",
     "map_state",
     "run_fused",
     "run_loop",
     "run_native",
+    "run_scan",
     "state_tensors",
     "with_hidden",
 ]

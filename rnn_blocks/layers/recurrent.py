@@ -5,12 +5,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from rnn_blocks.cells import Cell
+from rnn_blocks.cells import Cell, LinearCell
 from rnn_blocks.engine import State, run_fused, run_loop
 from rnn_blocks.layers.layer import Layer
 
-Engine: TypeAlias = Literal["auto", "native", "fused", "loop"]
-ENGINES: tuple[Engine, ...] = ("auto", "native", "fused", "loop")
+Engine: TypeAlias = Literal["auto", "native", "fused", "scan", "loop"]
+ENGINES: tuple[Engine, ...] = ("auto", "native", "fused", "scan", "loop")
 
 
 class Recurrent(Layer):
@@ -19,13 +19,14 @@ class Recurrent(Layer):
     Args:
         cell: any :class:`~rnn_blocks.Cell`, yours included.
         engine: ``"native"`` runs torch's own kernel (oneDNN, cuDNN), for the plain cells that have one; ``"fused"``
-            records one step and its derivative, and runs them without autograd in between; ``"loop"`` steps through time
-            in Python under autograd; ``"auto"`` takes the fastest that the cell, the device and the arguments allow.
+            records one step and its derivative, and runs them without autograd in between; ``"scan"`` runs all steps
+            of a :class:`~rnn_blocks.LinearCell` at once; ``"loop"`` steps through time in Python under autograd;
+            ``"auto"`` takes the fastest that the cell, the device and the arguments allow.
         batch_first: see :class:`~rnn_blocks.Layer`.
 
     Raises:
         ValueError: for an unknown engine; when run, for ``engine="native"`` on a cell without such a kernel or with
-            ``resets``.
+            ``resets``, and for ``engine="scan"`` on a cell that is no :class:`~rnn_blocks.LinearCell`.
 
     >>> import torch, rnn_blocks
     >>> layer = Recurrent(rnn_blocks.GRUCell(3, 4))
@@ -57,6 +58,13 @@ class Recurrent(Layer):
                     f"engine='native' cannot run this: {type(self.cell).__name__} has no native kernel; "
                     "use engine='auto', 'fused' or 'loop'"
                 )
+        if engine == "scan":
+            if not isinstance(self.cell, LinearCell):
+                raise ValueError(
+                    f"engine='scan' cannot run this: {type(self.cell).__name__} is no LinearCell; "
+                    "use engine='auto', 'native', 'fused' or 'loop'"
+                )
+            return self.cell.scan(inputs, state, lengths=lengths, resets=resets)
         fresh = None if resets is None else self.cell.initial_state(inputs.shape[1], inputs)
         projected = self.cell.project(inputs)
         if engine == "fused":
@@ -64,6 +72,8 @@ class Recurrent(Layer):
         return run_loop(self.cell.step, projected, state, fresh=fresh, lengths=lengths, resets=resets)
 
     def _engine_for(self, inputs: Tensor, resets: Tensor | None) -> Engine:
+        if self.engine == "scan" or (self.engine == "auto" and isinstance(self.cell, LinearCell)):
+            return "scan"
         if torch.compiler.is_compiling():  # which records steps itself, and cannot look into a recorded one
             return "loop"
         if self.engine != "auto":

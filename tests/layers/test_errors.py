@@ -58,7 +58,7 @@ def test_a_state_of_another_shape_is_refused_with_the_right_one(state):
 
 
 def test_an_unknown_engine_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="engine must be one of 'auto', 'native', 'fused', 'loop', got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be one of 'auto', 'native', 'fused', 'scan', 'loop', got 'fast'"):
         GRU(3, 4, engine="fast")
 
 
@@ -71,6 +71,11 @@ def test_the_native_engine_says_what_it_cannot_run():
         Recurrent(Own(3, 3), engine="native")(INPUTS)
     with pytest.raises(ValueError, match="native kernels take no resets; use engine='auto', 'fused' or 'loop'"):
         Recurrent(GRUCell(3, 4), engine="native")(INPUTS, resets=torch.zeros(2, 5, dtype=torch.bool))
+
+
+def test_the_scan_engine_says_what_it_cannot_run():
+    with pytest.raises(ValueError, match="GRUCell is no LinearCell; use engine='auto', 'native', 'fused' or 'loop'"):
+        Recurrent(GRUCell(3, 4), engine="scan")(INPUTS)
 
 
 @pytest.mark.parametrize("make", [LSTM, GRU, Elman])
