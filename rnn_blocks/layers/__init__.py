@@ -7,6 +7,7 @@ from rnn_blocks.layers.embedding_dropout import EmbeddingDropout, embedding_drop
 from rnn_blocks.layers.layer import Layer
 from rnn_blocks.layers.ready_made import GRU, LSTM, Elman
 from rnn_blocks.layers.ready_made_gated import RHN, SLSTM, IndRNN, LayerNormGRU, LayerNormLSTM, PeepholeLSTM
+from rnn_blocks.layers.ready_made_linear import LRU, RGLRU, SRU, LeakyIntegrator, MinGRU, MinLSTM
 from rnn_blocks.layers.recurrent import Recurrent
 from rnn_blocks.layers.recurrent_stack import RecurrentStack
 from rnn_blocks.layers.stack import Stack
@@ -15,9 +16,12 @@ from rnn_blocks.layers.weight_drop import WeightDrop
 
 __all__ = [
     "GRU",
+    "LRU",
     "LSTM",
+    "RGLRU",
     "RHN",
     "SLSTM",
+    "SRU",
     "Bidirectional",
     "Dilated",
     "DilatedRecurrent",
@@ -27,6 +31,9 @@ __all__ = [
     "Layer",
     "LayerNormGRU",
     "LayerNormLSTM",
+    "LeakyIntegrator",
+    "MinGRU",
+    "MinLSTM",
     "PeepholeLSTM",
     "Recurrent",
     "RecurrentStack",

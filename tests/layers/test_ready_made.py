@@ -47,7 +47,18 @@ def test_options_are_the_common_ones_and_the_cells_with_its_defaults(name):
 
 @every_layer
 def test_the_cells_options_reach_every_cell(name):
-    others = {"nonlinearity": "tanh", "eps": 1e-3, "depth": 2, "num_heads": 2, "forget_gate": "exponential"}
+    others = {
+        "nonlinearity": "tanh",
+        "eps": 1e-3,
+        "depth": 2,
+        "num_heads": 2,
+        "forget_gate": "exponential",
+        "learned": True,
+        "candidate": "positive",
+        "activation": "relu",
+        "r_min": 0.5,
+        "reset_after": False,
+    }
     make = READY_MADE[name]
     options = {key: others[key] for key in own_options(make) if key in others}
     if name == "Elman":
