@@ -50,7 +50,7 @@ class RecurrentDropout(CellWrapper):
         inner, noise = state
         assert isinstance(noise, Tensor)
         if self.training and self.p:
-            hidden = torch.where(noise >= self.p, hidden / (1 - self.p), 0.0)
+            hidden = hidden * ((noise >= self.p).to(noise.dtype) / (1 - self.p))  # the mask: once a sequence
         output, after = self.cell.advance(projected, inner, hidden)
         return output, (after, noise)
 

@@ -4,11 +4,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, logsigmoid
+from torch.nn.functional import linear, logsigmoid, softplus
 
 from rnn_blocks.cells.weights import WeightedCell
 from rnn_blocks.engine import State
 
+EXACT = 40.0  # from here on log(1 + exp(e)) is e to the last digit, of float64 too
 EMPTY = -1e4  # the logarithm of the weight of a memory that holds nothing: within range in every dtype
 
 
@@ -28,9 +29,9 @@ class SLSTMCell(WeightedCell):
     the quotient ``c = C / N``: the same function, with nothing to overflow or to divide by::
 
         m_f = m_{t-1} + log f'
-        m_t = log(exp(m_f) + exp(i))             = log N_t
-        w = σ(i - m_f)                           = i' / N_t
-        c_t = c_{t-1} + w · (tanh(z) - c_{t-1})  = C_t / N_t
+        m_t = i + log(1 + exp(m_f - i))          = log N_t
+        r = σ(m_f - i)                           = f' · N_{t-1} / N_t
+        c_t = tanh(z) + r · (c_{t-1} - tanh(z))  = C_t / N_t
         h_t = σ(o) · c_t
 
     The state is ``(h, c, m)``; the output is ``h``. ``h`` and ``c`` start at zero and ``m`` at -10,000, for a memory
@@ -81,9 +82,10 @@ class SLSTMCell(WeightedCell):
         assert isinstance(m, Tensor)
         i, f, z, o = (projected + self._recurrent(hidden)).chunk(4, dim=-1)
         m_f = m + (logsigmoid(f) if self.forget_gate == "sigmoid" else f)
-        w = (i - m_f).sigmoid()
-        c = c + w * (z.tanh() - c)
-        m = torch.logaddexp(m_f, i)
+        e = m_f - i
+        new = z.tanh()
+        c = new + e.sigmoid() * (c - new)
+        m = i + softplus(e, threshold=EXACT)
         h = o.sigmoid() * c
         return h, (h, c, m)
 

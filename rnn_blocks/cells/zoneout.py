@@ -56,7 +56,8 @@ class Zoneout(CellWrapper):
         rates = [rate for rate in self._rates() if rate]
         # one draw with time first: chunks of a sequence draw what the whole sequence draws
         noise = torch.rand(time, len(rates), batch, *self.unit_shape, device=inputs.device)
-        return projected, tuple(part < rate for part, rate in zip(noise.unbind(1), rates, strict=True))
+        masks = (part < rate for part, rate in zip(noise.unbind(1), rates, strict=True))
+        return projected, tuple(mask.to(inputs.dtype) for mask in masks)
 
     def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:
         """The inner cell's step, from which some units keep what they had."""
@@ -72,7 +73,7 @@ class Zoneout(CellWrapper):
             rate, mask = rates[number], kept[number]
             if not rate:
                 return new
-            return torch.where(mask, old, new) if isinstance(mask, Tensor) else new + rate * (old - new)
+            return torch.lerp(new, old, mask.to(new.dtype)) if isinstance(mask, Tensor) else new + rate * (old - new)
 
         return with_output(self.cell, output, after, map_units(keep, self.cell, state, after))
 

@@ -29,6 +29,10 @@ _BINDINGS: dict[Any, tuple[Callable[..., Any], str]] = {
     aten.maximum.default: (torch.maximum, "out"),
     aten.t.default: (torch.t, ""),
     aten.relu.default: (torch.relu, ""),
+    aten.native_layer_norm.default: (torch.native_layer_norm, ""),
+    aten.lerp.Tensor: (torch.lerp, "out"),
+    aten.logaddexp.default: (torch.logaddexp, "out"),
+    aten.rsub.Scalar: (torch.rsub, ""),
     aten.split.Tensor: (torch.unsafe_split, ""),
     aten.split_with_sizes.default: (torch.unsafe_split_with_sizes, ""),
 }
@@ -36,6 +40,8 @@ _WRITING = {
     aten.sigmoid_backward.default: aten.sigmoid_backward.grad_input,
     aten.tanh_backward.default: aten.tanh_backward.grad_input,
     aten.threshold_backward.default: aten.threshold_backward.grad_input,
+    aten.softplus_backward.default: aten.softplus_backward.grad_input,
+    aten.log_sigmoid_backward.default: aten.log_sigmoid_backward.grad_input,
 }
 
 
