@@ -18,8 +18,8 @@ class DilatedRecurrent(Recurrent):
     """A cell whose every step reads the state of ``dilation`` steps before (Chang et al. 2017, eq. 2).
 
     ``output_t, s_t = cell(x_t, s_{t-d})``. So a sequence falls into ``d`` phases, steps ``p, p + d, p + 2d, …``, that
-    know nothing of each other. They run side by side, as ``d`` times the sequences of a ``d``-th of the steps: fewer and
-    larger products. Steps in a multiple of ``d`` cost least, since no phase is then shorter than another.
+    know nothing of each other. They run side by side, as ``d`` times the sequences of a ``d``-th of the steps: fewer
+    and larger products. Steps in a multiple of ``d`` cost least, since no phase is then shorter than another.
 
     The state holds the phases: the cell's, each tensor ``(batch, dilation, …)``, the phase of a sequence's next step
     first, so that chunks of any length carry on where the last one stopped. A reset starts all phases afresh.
