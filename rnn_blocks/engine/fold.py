@@ -19,6 +19,11 @@ _POINTWISE = (
     aten.log_sigmoid_forward.default,
     aten.log_sigmoid_backward.default,
     aten.softplus_backward.default,
+    aten.empty_like.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.fill.Scalar,
 )
 
 
