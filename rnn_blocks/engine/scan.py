@@ -155,8 +155,12 @@ class _LinearScan(torch.autograd.Function):
             _walk(back[1:] if len(back) > 1 else back, grad_states[:-1], g[-1], g[:-1], backwards=True)
         grad_decay = None
         if ctx.needs_input_grad[0]:
-            before = torch.cat([state[None], states[:-1]]).conj()
-            products = g * before if torch.is_grad_enabled() or before.is_complex() else before.mul_(g)
+            if torch.is_grad_enabled():
+                products = g * torch.cat([state[None], states[:-1]]).conj()
+            else:
+                products = torch.empty_like(g)
+                torch.mul(g[0], state.conj(), out=products[0])
+                torch.mul(g[1:], states[:-1].conj(), out=products[1:])
             grad_decay = products.sum_to_size(decay.shape)
         return grad_decay, g, back[0] * g[0]
 
