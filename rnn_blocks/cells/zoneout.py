@@ -73,7 +73,7 @@ class Zoneout(CellWrapper):
             rate, mask = rates[number], kept[number]
             if not rate:
                 return new
-            return new + (rate if mask is None else mask.to(new.dtype)) * (old - new)
+            return new + (mask.to(new.dtype) if isinstance(mask, Tensor) else rate) * (old - new)
 
         return with_output(self.cell, output, after, map_units(keep, self.cell, state, after))
 

@@ -33,10 +33,11 @@ class Folding:
     Args:
         stepwise: placeholders whose first dimension is the batch.
         steady: nodes that are the same at all steps.
+        batched: nodes that are the same at all steps with a row for each of the batch, such as a locked mask.
     """
 
-    def __init__(self, stepwise: Iterable[fx.Node], steady: set[fx.Node]) -> None:
-        self._steady = steady
+    def __init__(self, stepwise: Iterable[fx.Node], steady: set[fx.Node], batched: set[fx.Node]) -> None:
+        self._steady, self._batched = steady, batched
         self._rows = dict.fromkeys(stepwise, True)
 
     def is_rows(self, node: Any) -> bool:
@@ -84,6 +85,9 @@ class Folding:
                 if len(shape) != dims:
                     return False
                 found = True
+            elif operand in self._batched:
+                if len(shape) != dims:
+                    return False
             elif operand not in self._steady or (len(shape) == dims and shape[0] != 1):
                 return False
         return found
@@ -106,7 +110,10 @@ class Folding:
         return False
 
     def tail(self, node: fx.Node, core: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
-        """What a sum is made of: the nodes to run on all steps at once, and those of ``core`` they take."""
+        """What a sum is made of: the nodes to run on all steps at once, and those that run at each step and they take.
+
+        These are of ``core``, or have an operand with the batch's rows alone, which cannot be run on all steps at once.
+        """
         inside: list[fx.Node] = []
         leaves: list[fx.Node] = []
         pending = [node]

@@ -1,5 +1,6 @@
 """Backpropagation through time from a traced step: no autograd graph a step, one product a weight gradient."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rnn_blocks.engine.compile import CompilerError
 from rnn_blocks.engine.loop import masked_step, step_masks
 from rnn_blocks.engine.state import State, like_state, state_tensors
 from rnn_blocks.engine.trace import Program, Source, steady_dtypes, trace_step
 
 MOST_PROGRAMS = 64  # kept for one cell: a program is for one set of shapes
+MOST_COMPILED = 4  # of one cell where nobody asked for it: each takes seconds
 
 _programs: WeakKeyDictionary[nn.Module, dict[Any, Program | tuple[torch.dtype, ...]]] = WeakKeyDictionary()
 
@@ -25,6 +28,8 @@ def run_fused(
     fresh: State | None = None,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    compiled: bool = False,
+    fall_back: bool = False,
 ) -> tuple[Tensor, State]:
     """Run ``cell.step`` over time as :func:`~rnn_blocks.engine.run_loop` does, from a traced step.
 
@@ -32,8 +37,12 @@ def run_fused(
     that the step may use besides its arguments. The step must be a pure function of tensors: it is recorded once for
     each combination of shapes, dtypes and settings, and what was recorded is run from then on.
 
+    Where ``compiled``, the operators of a step go through torch's compiler, which makes one kernel of them; with
+    ``fall_back`` only the first few shapes of a cell do, and none where there is no compiler.
+
     Raises:
         ValueError: where the step cannot be recorded.
+        CompilerError: where it cannot be compiled.
         RuntimeError: where the result is differentiated twice.
     """
     projected_leaves, state_leaves = state_tensors(projected), state_tensors(state)
@@ -72,6 +81,7 @@ def run_fused(
         *(_kind(tensor, tensor.shape, differentiate) for tensor in (*state_leaves, *constants)),
         *(len(group) for group in (projected_leaves, masks, state_leaves)),
         differentiate,
+        compiled and tuple(tensor.stride() for tensor in constants),
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         active is None,
         *_settings(cell),
@@ -81,24 +91,44 @@ def run_fused(
     if program is None:
         slices = ([t[0].detach() for t in projected_leaves], [m[0] for m in masks], [t.detach() for t in state_leaves])
         given = [tensor.detach() for tensor in constants]
-        program = steady_dtypes(step, slices, given) or trace_step(
-            step,
-            *slices,
-            given,
-            projected_need=[tensor.requires_grad for tensor in projected_leaves],
-            constants_need=[tensor.requires_grad for tensor in constants],
-            differentiate=differentiate,
-        )
+
+        def record(compiled: bool) -> Program:
+            return trace_step(
+                step,
+                *slices,
+                given,
+                projected_need=[tensor.requires_grad for tensor in projected_leaves],
+                constants_need=[tensor.requires_grad for tensor in constants],
+                differentiate=differentiate,
+                compiled=compiled,
+            )
+
+        program = steady_dtypes(step, slices, given)
+        if program is None:
+            compiling = compiled and not (fall_back and _num_compiled(programs) >= MOST_COMPILED)
+            try:
+                program = record(compiling)
+            except CompilerError as error:
+                if not fall_back:
+                    raise
+                warnings.warn(f"{error}; going on without it", stacklevel=2)
+                program = record(False)
         while len(programs) >= MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
         programs[key] = program
     if isinstance(program, tuple):  # autocast makes a state of another precision: start with that
         cast = [tensor.to(dtype) for tensor, dtype in zip(state_leaves, program, strict=True)]
-        return run_fused(cell, projected, like_state(state, cast), fresh=fresh, lengths=lengths, resets=resets)
+        return run_fused(
+            cell, projected, like_state(state, cast), fresh=fresh, lengths=lengths, resets=resets, compiled=compiled
+        )
     sizes = (len(projected_leaves), len(masks), len(state_leaves))
     run: Callable[..., tuple[Tensor, ...]] = _Unrolled.apply
     outputs, *after = run(program, sizes, *tensors)
     return outputs, like_state(state, after)
+
+
+def _num_compiled(programs: dict[Any, Program | tuple[torch.dtype, ...]]) -> int:
+    return sum(isinstance(program, Program) and program.compiled for program in programs.values())
 
 
 class _StepOf(nn.Module):
@@ -145,6 +175,8 @@ class _Unrolled(torch.autograd.Function):
         parts = iter(tensors)
         projected, masks, state = ([next(parts) for _ in range(size)] for size in sizes)
         constants = list(parts)
+        if program.compiled:  # for tensors without gaps
+            projected, masks, state = ([t.contiguous() for t in group] for group in (projected, masks, state))
         shape, dtype = program.output
         outputs = torch.empty(len(projected[0]), *shape, dtype=dtype, device=projected[0].device)
         with _recorded_precision(outputs):
@@ -181,11 +213,11 @@ class _Unrolled(torch.autograd.Function):
         views = [
             view.unbind(0)
             for slot, buffer in zip(program.slots, buffers, strict=True)
-            for view in (buffer, *(buffer.split(slot.pieces, -1) if slot.pieces else ()))
+            for view in (buffer, *(buffer.split(slot.pieces, -1) if slot.pieces and not program.compiled else ()))
         ]
         slots = list(zip(*views, strict=True)) or [()] * time
-        grads = grad_outputs.unbind(0)
-        tangents: Sequence[Tensor] = grad_state
+        grads = grad_outputs.contiguous().unbind(0)
+        tangents: Sequence[Tensor] = [tensor.contiguous() for tensor in grad_state]
         totals: Sequence[Tensor] = ()
         with _recorded_precision(grad_outputs):
             for t in reversed(range(time)):

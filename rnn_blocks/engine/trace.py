@@ -12,7 +12,7 @@ it then belongs to one of four programs:
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rnn_blocks.engine.compile import Flat, compile_flat
 from rnn_blocks.engine.fold import Folding
 from rnn_blocks.engine.graph import ancestors, aten, cat_dim, changes_tensors, is_call, is_random, meta, tidy
 from rnn_blocks.engine.write import Writer
@@ -83,6 +84,8 @@ class Program:
     projected_slots: tuple[int | None, ...]
     sources: tuple[Source, ...]
     text: str
+    compiled: bool = False
+    """Whether forward and backward are compiled: they take tensors without gaps, and of the slots no pieces."""
 
 
 def steady_dtypes(
@@ -106,6 +109,7 @@ def trace_step(
     projected_need: Sequence[bool],
     constants_need: Sequence[bool],
     differentiate: bool,
+    compiled: bool,
 ) -> Program:
     """Trace ``step(projected, masks, state, constants) -> [output, *state]`` at the shapes given.
 
@@ -118,9 +122,12 @@ def trace_step(
         projected_need: which of ``projected`` take a gradient.
         constants_need: which of ``constants`` take a gradient.
         differentiate: whether there will be a backward pass.
+        compiled: whether the programs that run at each step go through torch's compiler. Those that draw random
+            numbers do not: the compiler would draw others.
 
     Raises:
         NotTraceableError: where the step cannot be recorded.
+        CompilerError: where it cannot be compiled.
     """
     groups = [len(projected), len(masks), len(state), len(constants)]
     state_need = [_takes_gradient(tensor) for tensor in state]
@@ -161,7 +168,11 @@ def trace_step(
         if changes_tensors(node):
             raise NotTraceableError(f"this step cannot be recorded: it changes an input in place ({node.target})")
     tidy(module.graph)
-    return _Splitter(module, groups, len(tangents), needs).program()
+    splitter = _Splitter(module, groups, len(tangents), needs)
+    program = splitter.program()
+    if not compiled or any(is_random(node) for node in module.graph.nodes):
+        return program
+    return splitter.compile(program, [*projected, *masks], state, constants)
 
 
 def _takes_gradient(tensor: Tensor) -> bool:
@@ -210,9 +221,10 @@ class _Splitter:
 
     def _fold(self) -> None:
         """Part the derivative into what runs at each step and what runs once, and find where the latter takes from."""
-        batched = {self.state[k] for k in self.passed}
-        steady = {n for n in (*self.constants, *self.invariant) if not ancestors([n]) & batched}
-        folding = Folding([*(n for n in self.stepwise if n.op == "placeholder"), *self.tangents], steady)
+        passed = {self.state[k] for k in self.passed}
+        batched = {n for n in (*passed, *self.invariant) if ancestors([n]) & passed}
+        steady = {*self.constants, *self.invariant} - batched
+        folding = Folding([*(n for n in self.stepwise if n.op == "placeholder"), *self.tangents], steady, batched)
         self.totals = [n for n in self.constant_grads if n is not None and not folding.is_sum(n)]
         step_results = [n for n in (*self.projected_grads, *self.state_grads, *self.totals) if n is not None]
         core = ancestors(step_results) | self.stepwise
@@ -223,6 +235,7 @@ class _Splitter:
                 inside, taken = folding.tail(node, core | set(self.tangents))
                 tail.update(inside)
                 leaves += [leaf for leaf in taken if leaf not in leaves]
+        core |= ancestors(leaves)
         self.backward = [node for node in self.rest if node in core]
         self.gather = [node for node in self.rest if node in tail]
         self.slots: list[fx.Node] = []
@@ -256,6 +269,66 @@ class _Splitter:
         pieces: list[fx.Node] = list(parts)
         fitting = all(piece in self.backward and meta(piece)[1] == meta(node)[1] for piece in pieces)
         return pieces if fitting and len(set(pieces)) == len(pieces) else []
+
+    def compile(
+        self, program: Program, varying: Sequence[Tensor], state: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> Program:
+        """The same program with its forward and backward steps compiled."""
+        writer = Writer(self.module)
+        names = writer.names
+        given = [names[node] for node in (*self.given, *self.invariant)]
+        old = ["_" + names[node] if k in self.passed else names[node] for k, node in enumerate(self.state)]
+        wanted = [*self.state_after, *self.saved]
+        forward = writer.function(
+            "forward",
+            [*(names[node] for node in (*self.projected, *self.masks)), *old, *given, "out"],
+            self.forward,
+            writer.listing(wanted),
+            {self.output: ["out"]},
+            copied=True,
+        )
+        gradients = [node for node in (*self.state_grads, *self.totals) if node is not None]
+        before = "before" if self.carried is None else names[self.state[self.carried]]
+        now = "now" if self.carried is None else names[self.output]
+        slots = {node: [f"slot{number}"] for number, node in enumerate(self.slots)}
+        backward = writer.function(
+            "backward",
+            [
+                *(names[node] for node in self.saved),
+                *(name for name in (before, now) if self.carried is not None),
+                *(names[node] for node in self.tangents),
+                *given,
+                *(f"slot{number}" for number in range(len(self.slots))),
+            ],
+            self.backward,
+            writer.listing(gradients),
+            slots,
+            copied=True,
+        )
+        # compiled for tensors laid out as those that will come: the backward step takes what the forward step gave
+        like = [tensor.contiguous() for tensor in varying]
+        start = [tensor.contiguous() for tensor in state]
+        kept = [*(start[k] for k in program.passed)]
+        kept += program.invariant(*constants, *kept)
+        out = torch.empty(program.output[0], dtype=program.output[1], device=start[0].device if start else None)
+        arguments = [*like, *start, *constants, *kept, out]
+        forward = compile_flat(forward, arguments)
+        results = forward(*arguments)
+        if not gradients and not self.slots:
+            return replace(program, forward=_nested(forward, len(self.state_after)), compiled=True)
+        after, saved = results[: len(start)], results[len(start) :]
+        around = [] if self.carried is None else [torch.zeros_like(out), torch.zeros_like(out)]
+        tangents = [torch.zeros_like(tensor) for tensor in (out, *after)]
+        buffers = [torch.empty(slot.shape, dtype=slot.dtype, device=out.device) for slot in program.slots]
+        backward = compile_flat(backward, [*saved, *around, *tangents, *constants, *kept, *buffers])
+        return replace(
+            program,
+            forward=_nested(forward, len(self.state_after)),
+            backward=_with_gaps(
+                backward, len(self.saved), self.carried is not None, [g is not None for g in self.state_grads]
+            ),
+            compiled=True,
+        )
 
     def program(self) -> Program:
         writer = Writer(self.module)
@@ -312,6 +385,25 @@ class _Splitter:
             self.sources,
             "\n".join(writer.sources),
         )
+
+
+def _nested(flat: Flat, num_state: int) -> Callable[..., Any]:
+    def forward(*tensors: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        results = flat(*tensors)
+        return results[:num_state], results[num_state:]
+
+    return forward
+
+
+def _with_gaps(flat: Flat, num_saved: int, carried: bool, present: Sequence[bool]) -> Callable[..., Any]:
+    def backward(*tensors: Tensor | None) -> tuple[Sequence[Tensor | None], Sequence[Tensor]]:
+        if not carried:
+            tensors = (*tensors[:num_saved], *tensors[num_saved + 2 :])
+        results = iter(flat(*tensors))
+        state = [next(results) if there else None for there in present]
+        return state, list(results)
+
+    return backward
 
 
 def _index(nodes: list[fx.Node], node: fx.Node) -> int:

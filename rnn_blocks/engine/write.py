@@ -70,16 +70,19 @@ class Writer:
         body: Sequence[fx.Node],
         result: str,
         targets: dict[fx.Node, list[str]] | None = None,
+        *,
+        copied: bool = False,
     ) -> Any:
         """A function of ``arguments`` that runs ``body`` and returns ``result``.
 
-        ``targets`` are the tensors that some nodes' values are to be written to.
+        ``targets`` are the tensors that some nodes' values are to be written to, where ``copied`` at the end, as the
+        compiler expects it.
         """
         targets = targets or {}
         scope: dict[str, Any] = {"sum_of_products": sum_of_products}
         lines = [f"def {name}({', '.join(arguments)}):"]
         for node in body:
-            places = targets.get(node, [])
+            places = [] if copied else targets.get(node, [])
             if node in self.in_place:
                 lines.append(f"    {self.names[node]} = {self.in_place[node]}")
                 places = [place for place in places if place != self.in_place[node]]
@@ -89,7 +92,7 @@ class Writer:
                 lines.append(f"    {self.names[node]} = {call}")
             lines += [f"    {place}.copy_({self.names[node]})" for place in places[written:]]
         for node, places in targets.items():
-            if node not in body:
+            if copied or node not in body:
                 lines += [f"    {place}.copy_({self.names[node]})" for place in places]
         lines.append(f"    return {result}")
         source = "\n".join(lines)

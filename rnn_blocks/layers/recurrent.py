@@ -9,8 +9,8 @@ from rnn_blocks.cells import Cell, LinearCell
 from rnn_blocks.engine import State, run_fused, run_loop
 from rnn_blocks.layers.layer import Layer
 
-Engine: TypeAlias = Literal["auto", "native", "fused", "scan", "loop"]
-ENGINES: tuple[Engine, ...] = ("auto", "native", "fused", "scan", "loop")
+Engine: TypeAlias = Literal["auto", "native", "fused", "compiled", "scan", "loop"]
+ENGINES: tuple[Engine, ...] = ("auto", "native", "fused", "compiled", "scan", "loop")
 
 
 class Recurrent(Layer):
@@ -19,9 +19,10 @@ class Recurrent(Layer):
     Args:
         cell: any :class:`~rnn_blocks.Cell`, yours included.
         engine: ``"native"`` runs torch's own kernel (oneDNN, cuDNN), for the plain cells that have one; ``"fused"``
-            records one step and its derivative, and runs them without autograd in between; ``"scan"`` runs all steps
-            of a :class:`~rnn_blocks.LinearCell` at once; ``"loop"`` steps through time in Python under autograd;
-            ``"auto"`` takes the fastest that the cell, the device and the arguments allow.
+            records one step and its derivative, and runs them without autograd in between; ``"compiled"`` is that
+            with the step's operators made one kernel by torch's compiler, which takes seconds for each new shape;
+            ``"scan"`` runs all steps of a :class:`~rnn_blocks.LinearCell` at once; ``"loop"`` steps through time in
+            Python under autograd; ``"auto"`` takes the fastest that the cell, the device and the arguments allow.
         batch_first: see :class:`~rnn_blocks.Layer`.
 
     Raises:
@@ -67,8 +68,17 @@ class Recurrent(Layer):
             return self.cell.scan(inputs, state, lengths=lengths, resets=resets)
         fresh = None if resets is None else self.cell.initial_state(inputs.shape[1], inputs)
         projected = self.cell.project(inputs)
-        if engine == "fused":
-            return run_fused(self.cell, projected, state, fresh=fresh, lengths=lengths, resets=resets)
+        if engine in ("fused", "compiled"):
+            return run_fused(
+                self.cell,
+                projected,
+                state,
+                fresh=fresh,
+                lengths=lengths,
+                resets=resets,
+                compiled=engine == "compiled",
+                fall_back=self.engine == "auto",
+            )
         return run_loop(self.cell.step, projected, state, fresh=fresh, lengths=lengths, resets=resets)
 
     def _engine_for(self, inputs: Tensor, resets: Tensor | None) -> Engine:
@@ -86,7 +96,11 @@ class Recurrent(Layer):
         training = torch.is_grad_enabled()
         if resets is None and (inputs.device.type in self.cell.native_on or not training):
             return "native"
-        return "fused" if training and self.cell.fusable else "loop"
+        if not self.cell.fusable:
+            return "loop"
+        if inputs.device.type == "cuda":  # where starting a kernel takes longer than a step's arithmetic
+            return "compiled"
+        return "fused" if training else "loop"
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time, straight through the cell: what generation and decoding use."""
