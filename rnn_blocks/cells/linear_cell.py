@@ -10,8 +10,8 @@ from rnn_blocks.engine import State, map_state, run_scan, state_tensors
 class LinearCell(Cell):
     """A cell with ``h_t = a_t · h_{t-1} + b_t``, elementwise, ``a_t`` and ``b_t`` being functions of the input alone.
 
-    A cell of your own is :meth:`coefficients` and, where the output is not ``h`` itself, :meth:`output`; :meth:`Cell.step`
-    follows from them, and layers run all steps as one scan. Both methods work on one step, ``(batch, …)``, and on all
+    A cell of your own is :meth:`coefficients` and, where the output is not ``h`` itself, :meth:`output`; its
+    :meth:`Cell.step` follows from them, and layers run all steps as one scan. Both methods work on one step, ``(batch, …)``, and on all
     of them at once, ``(time, batch, …)``: what they make of a step may depend on no other. The state is one tensor.
 
     Decays close to 1 are what such cells remember by, and bfloat16 has none between 0.996 and 1. So the two methods get
@@ -55,7 +55,7 @@ class LinearCell(Cell):
             )
 
     def coefficients(self, projected: State) -> tuple[Tensor, Tensor]:
-        """``a`` and ``b`` from :meth:`Cell.project`'s result: ``(…, features)``; for ``a``, whatever broadcasts to it."""
+        """``a`` and ``b`` from :meth:`Cell.project`'s result: ``(…, features)``, or for ``a`` what broadcasts to it."""
         raise NotImplementedError(f"{type(self).__name__} needs a `coefficients(projected) -> (decay, drive)`")
 
     def output(self, projected: State, h: Tensor) -> Tensor:
