@@ -11,8 +11,9 @@ class LinearCell(Cell):
     """A cell with ``h_t = a_t · h_{t-1} + b_t``, elementwise, ``a_t`` and ``b_t`` being functions of the input alone.
 
     A cell of your own is :meth:`coefficients` and, where the output is not ``h`` itself, :meth:`output`; its
-    :meth:`Cell.step` follows from them, and layers run all steps as one scan. Both methods work on one step, ``(batch, …)``, and on all
-    of them at once, ``(time, batch, …)``: what they make of a step may depend on no other. The state is one tensor.
+    :meth:`Cell.step` follows from them, and layers run all steps as one scan. Both methods work on one step,
+    ``(batch, …)``, and on all of them at once, ``(time, batch, …)``: what they make of a step may depend on no other.
+    The state is one tensor.
 
     Decays close to 1 are what such cells remember by, and bfloat16 has none between 0.996 and 1. So the two methods get
     the projected inputs in at least single precision, and the state is kept in it; outputs have the dtype of the
