@@ -229,8 +229,11 @@ class _Unrolled(torch.autograd.Function):
                 ]
                 totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
         to_projected = [None if number is None else buffers[number] for number in program.projected_slots]
-        sources = [_all_steps(source, program, buffers, ctx.saved, outputs, first) for source in program.sources]
-        weights = program.gather(*sources, *totals, *constants, *ctx.kept)
+
+        def take(number: int) -> Tensor:
+            return _all_steps(program.sources[number], program, buffers, ctx.saved, outputs, first)
+
+        weights = program.gather(take, *totals, *constants, *ctx.kept)
         return None, None, *to_projected, *[None] * ctx.sizes[1], *tangents, *weights
 
 

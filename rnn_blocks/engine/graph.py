@@ -57,6 +57,8 @@ def tidy(graph: fx.Graph) -> None:
             node.replace_all_uses_with(node.args[0])
         elif is_call(node, aten.t.default) and is_call(node.args[0], aten.t.default):
             node.replace_all_uses_with(node.args[0].args[0])
+        elif is_call(node, aten.mul.Tensor, aten.mul.Scalar) and node.args[1] == 1 and meta(node) == meta(node.args[0]):
+            node.replace_all_uses_with(node.args[0])
         elif is_call(node, aten.add.Tensor) and not node.kwargs:
             _fuse_sum(graph, node)
         elif is_call(node, aten.cat.default):

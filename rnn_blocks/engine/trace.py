@@ -65,12 +65,12 @@ class Program:
 
     ``backward(*saved, before, now, *tangents, *constants, *passed, *kept, *slots) -> (state gradients, totals)``
 
-    ``gather(*sources, *totals, *constants, *passed, *kept) -> constants' gradients``
+    ``gather(take, *totals, *constants, *passed, *kept) -> constants' gradients``
 
     ``passed`` are the parts of the state that a step hands on as they are. ``out`` takes the output. ``before`` and
     ``now`` are the outputs of the previous step and of this one, used where the output is a part of the state, which
     then is not saved a second time. The slots, each followed by its pieces, are one step of the buffers that gather
-    gradients over time. ``sources`` have time and batch as one dimension.
+    gradients over time. ``take`` gives the values of a source, time and batch as one dimension.
     """
 
     invariant: Callable[..., tuple[Tensor, ...]]
@@ -215,6 +215,7 @@ class _Splitter:
         needed = ancestors([self.output, *self.state_after])
         needed |= {node for node in varying if node.target is operator.getitem and node.args[0] in needed}
         self.invariant = [n for n in order if n not in varying and n not in derivative]
+        self.kept = [n for n in self.invariant if not isinstance(n.meta.get("val"), tuple | list)]
         self.forward = [n for n in order if n in varying and n in needed]
         self.rest = [n for n in order if n in derivative or (n in varying and n not in needed)]
         self.stepwise = {*self.forward, *steps}
@@ -276,7 +277,7 @@ class _Splitter:
         """The same program with its forward and backward steps compiled."""
         writer = Writer(self.module)
         names = writer.names
-        given = [names[node] for node in (*self.given, *self.invariant)]
+        given = [names[node] for node in (*self.given, *self.kept)]
         old = ["_" + names[node] if k in self.passed else names[node] for k, node in enumerate(self.state)]
         wanted = [*self.state_after, *self.saved]
         forward = writer.function(
@@ -333,10 +334,10 @@ class _Splitter:
     def program(self) -> Program:
         writer = Writer(self.module)
         names = writer.names
-        given = [names[node] for node in (*self.given, *self.invariant)]
+        given = [names[node] for node in (*self.given, *self.kept)]
         state = ["_" + names[node] if k in self.passed else names[node] for k, node in enumerate(self.state)]
         invariant = writer.function(
-            "invariant", [names[node] for node in self.given], self.invariant, writer.listing(self.invariant)
+            "invariant", [names[node] for node in self.given], self.invariant, writer.listing(self.kept)
         )
         forward = writer.function(
             "forward",
@@ -347,9 +348,10 @@ class _Splitter:
         )
         gather = writer.function(
             "gather",
-            [*(names[node] for node in (*self.leaves, *self.totals)), *given],
+            ["take", *(names[node] for node in self.totals), *given],
             self.gather,
             writer.listing(self.constant_grads),
+            taken=self.leaves,
         )
         slots: list[Slot] = []
         arguments: list[str] = []

@@ -45,6 +45,13 @@ _WRITING = {
 }
 
 
+def _reads(node: fx.Node) -> list[fx.Node]:
+    """What the expression of a node names."""
+    if is_call(node, aten.mm.default) and is_call(node.args[0], aten.t.default):  # a sum of products, see below
+        return [*node.all_input_nodes, *node.args[0].all_input_nodes]  # type: ignore[union-attr]
+    return node.all_input_nodes
+
+
 class Writer:
     """Writes functions that share the names of a graph's nodes.
 
@@ -72,16 +79,23 @@ class Writer:
         targets: dict[fx.Node, list[str]] | None = None,
         *,
         copied: bool = False,
+        taken: Sequence[fx.Node] = (),
     ) -> Any:
         """A function of ``arguments`` that runs ``body`` and returns ``result``.
 
         ``targets`` are the tensors that some nodes' values are to be written to, where ``copied`` at the end, as the
-        compiler expects it.
+        compiler expects it. The values of ``taken`` are large: the function asks for each by ``take(number)`` when it
+        needs it, and lets go of it, and of what it makes of it, when it is done.
         """
         targets = targets or {}
         scope: dict[str, Any] = {"sum_of_products": sum_of_products}
         lines = [f"def {name}({', '.join(arguments)}):"]
+        last = {value: node for node in body for value in _reads(node)} if taken else {}
+        kept = {node for node in last if node not in body and node not in taken}
         for node in body:
+            for value in node.all_input_nodes:
+                if value in taken and f"    {self.names[value]} = take({taken.index(value)})" not in lines:
+                    lines.append(f"    {self.names[value]} = take({taken.index(value)})")
             places = [] if copied else targets.get(node, [])
             if node in self.in_place:
                 lines.append(f"    {self.names[node]} = {self.in_place[node]}")
@@ -91,6 +105,9 @@ class Writer:
                 call, written = self._call(node, scope, places[0] if places else None)
                 lines.append(f"    {self.names[node]} = {call}")
             lines += [f"    {place}.copy_({self.names[node]})" for place in places[written:]]
+            done = [self.names[v] for v in _reads(node) if last.get(v) is node and v not in kept]
+            if done:
+                lines.append(f"    {' = '.join(done)} = None")
         for node, places in targets.items():
             if copied or node not in body:
                 lines += [f"    {place}.copy_({self.names[node]})" for place in places]

@@ -6,11 +6,12 @@ layers):
 
     C1 (20, 35, 200, 2)    C2 (20, 35, 650, 2)    C3 (64, 128, 256, 1)
 
-    python tests/benchmarks/recurrent_layers.py [--sizes C1 C2 C3] [--rounds 7] [--only layers linear own step memory] [--engine auto]
+    python tests/benchmarks/recurrent_layers.py [--sizes C1 C2 C3] [--rounds 7] [--engine auto]
+        [--only layers linear own step memory]
 
 "÷" is the ratio to the row's reference; "at most" what is aimed at. The reference of a deep transition is torch's LSTM
-with as much recurrent product as the cell has: its input part once, its recurrent part as many times as the products are
-larger. With --engine compiled the layers run through torch's compiler.
+with as much recurrent product as the cell has: its input part once, its recurrent part as many times as the products
+are larger. With --engine compiled the layers run through torch's compiler.
 """
 
 import argparse
@@ -311,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--engine", choices=("auto", "fused", "compiled", "loop"), default="auto")
     options = parser.parse_args(arguments)
-    global ENGINE  # noqa: PLW0603 (what every row is made with)
+    global ENGINE
     ENGINE = options.engine
     torch.set_num_threads(1)
     torch.manual_seed(0)
