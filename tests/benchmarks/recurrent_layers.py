@@ -116,6 +116,26 @@ def training(module: nn.Module, inputs: Tensor) -> Run:
     return run
 
 
+def products_alone(size: str, gates: int) -> Run:
+    """The products of a layer's training step and nothing else: no other way of running it can take less."""
+    batch, steps, width, depth = SIZES[size]
+    inputs, gradients = torch.randn(steps * batch, width), torch.randn(steps * batch, gates * width)
+    weight = torch.randn(gates * width, width)
+
+    def run() -> None:
+        for _ in range(depth):
+            torch.mm(inputs, weight.t())
+            for h in inputs.split(batch):
+                torch.mm(h, weight.t())
+            for gradient in gradients.split(batch):
+                torch.mm(gradient, weight)
+            torch.mm(gradients, weight)
+            for _ in ("input", "recurrent"):
+                torch.mm(inputs.t(), gradients)
+
+    return run
+
+
 def row(name: str, size: str, milliseconds: float, reference: str, ratio: float, most: float | None) -> None:
     """One line of the table."""
     aim = "" if most is None else f"{most:8.2f}" + ("" if ratio <= most else "  missed")
@@ -137,6 +157,8 @@ def measure_layers(size: str, rounds: int) -> None:
             linear(inputs.detach().requires_grad_()).sum().backward()
 
     contenders["input part"] = input_part
+    for name, gates in (("LSTM", 4), ("GRU", 3), ("Elman", 1)):
+        contenders[f"{name}, its products alone"] = products_alone(size, gates)
     for name, (make, _, _) in LAYERS.items():
         contenders[name] = training(make(width, depth), inputs)
     for name, (make, _) in DEEP.items():
@@ -145,6 +167,9 @@ def measure_layers(size: str, rounds: int) -> None:
     for name, (_, reference, most) in LAYERS.items():
         aim = None if most is None else most[list(SIZES).index(size)]
         row(name, size, found[name] * 1e3, reference, found[name] / found[reference], aim)
+    for name, reference in (("LSTM", "nn.LSTM"), ("GRU", "nn.GRU"), ("Elman", "nn.RNN")):
+        alone = found[f"{name}, its products alone"]
+        row(f"{name}, its products alone", size, alone * 1e3, reference, alone / found[reference], None)
     recurrent = found["nn.LSTM"] - found["input part"]
     for name, (_, extra) in DEEP.items():
         reference = found["input part"] + (1 + extra) * recurrent
