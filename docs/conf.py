@@ -9,11 +9,11 @@ project = "rnn-blocks"
 author = "the rnn-blocks authors"
 release = version = installed_version("rnn-blocks")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 default_role = "literal"  # the docstrings write code in single backticks as well
 myst_heading_anchors = 3
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -33,6 +33,7 @@ html_css_files = ["width.css"]
 # The other packages' documentation is not looked up: the build needs no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|lightning|torchmetrics|jsonargparse|tokenizers|numpy|pathlib|collections|typing)(\..*)?"),
+    (r"py:class", r".*\.Any(Module|Layer|Torch)"),  # type variables
     (r"py:.*", r"(pl|nn|Tensor|Path|Tokenizer|Trainer|Optimizer|MisconfigurationException)(\..*)?"),
 ]
 

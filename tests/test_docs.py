@@ -1,4 +1,4 @@
-"""What the README and the pages show runs: their Python, their command lines, their metric names."""
+"""What the README and the pages show runs: their Python, their command lines, metric names and counts of parameters."""
 
 import doctest
 import re
@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 
+import rnn_blocks
+from rnn_blocks import Cell, ElmanCell, Recurrent
 from rnn_blocks.recipes.__main__ import main
 from rnn_blocks.recipes.metrics_csv import read_metrics
 from rnn_blocks.recipes.run_folder import RunFolder, runs
@@ -21,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")
+IMAGE = re.compile(r"!\[[^\]]+\]\(([^)]+)\)")
+CELLS = ROOT / "docs" / "blocks" / "cells.md"
 
 
 def name_of(page: Path) -> str:
@@ -32,6 +36,37 @@ def blocks(page: Path, *languages: str) -> list[tuple[int, str]]:
     text = page.read_text()
     found = [match for match in BLOCK.finditer(text) if match[1] in languages]
     return [(text[: match.start(2)].count("\n"), match[2]) for match in found]
+
+
+def rows(page: Path, *headings: str) -> list[dict[str, str]]:
+    """The rows of those tables of a page that have all these headings."""
+    found, current = [], None
+    for line in page.read_text().splitlines():
+        if not line.startswith("|"):
+            current = None
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if current is None:
+            current = cells
+        elif set(headings) <= set(current) and not set(line) <= set("|- "):
+            found.append(dict(zip(current, cells, strict=True)))
+    return found
+
+
+def value(formula: str, **sizes: int) -> float:
+    """What a formula such as `4H·(I + 1) + 2H²` comes to."""
+    expression = CODE.search(formula)[1].replace("·", "*").replace("²", "**2")
+    return eval(re.sub(r"(?<=[0-9])(?=[HI])", "*", expression), {}, sizes)
+
+
+def shown_cell(name: str, input_size: int, hidden_size: int) -> Cell:
+    """The cell of a table's first column: its class, and what is said of its options."""
+    kind, *options = CODE.findall(name)
+    return eval(f"{kind}({input_size}, {hidden_size}, {', '.join(options)})", vars(rnn_blocks))
+
+
+def num_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -157,3 +192,62 @@ def test_every_benchmark_is_described() -> None:
     scripts = [path.name for path in (ROOT / "tests" / "benchmarks").glob("*.py")]
     assert scripts
     assert [name for name in scripts if f"| `{name}` |" not in page] == []
+
+
+@pytest.mark.parametrize("row", rows(CELLS, "cell", "parameters"), ids=lambda row: row["cell"])
+def test_a_cells_parameters_are_as_many_as_its_formula_says(row: dict[str, str]) -> None:
+    sizes = {"I": 8 if "I = H" in row["cell"] else 5, "H": 8}
+    assert num_parameters(shown_cell(row["cell"], sizes["I"], sizes["H"])) == value(row["parameters"], **sizes)
+
+
+@pytest.mark.parametrize("row", rows(CELLS, "cell", "engines"), ids=lambda row: row["cell"])
+def test_a_cell_runs_by_the_engines_that_are_said_to_run_it(row: dict[str, str]) -> None:
+    runs = []
+    for engine in ("native", "scan", "fused", "loop"):
+        try:
+            Recurrent(shown_cell(row["cell"], 8, 8), engine=engine)(torch.randn(1, 2, 8))
+        except ValueError:
+            continue
+        runs.append(engine)
+    assert row["engines"] == ", ".join(runs)
+
+
+@pytest.mark.parametrize("row", rows(CELLS, "wrapper", "parameters more"), ids=lambda row: row["wrapper"])
+def test_a_wrapper_adds_as_many_parameters_as_its_formula_says(row: dict[str, str]) -> None:
+    cell = ElmanCell(5, 8)
+    wrapped = eval(CODE.search(row["wrapper"])[1], {**vars(rnn_blocks), "cell": cell})
+    assert num_parameters(wrapped) - num_parameters(cell) == value(row["parameters more"], I=5, H=8)
+
+
+@pytest.mark.parametrize("column", ["a step", "parameters"])
+def test_every_cell_is_in_the_tables(column: str) -> None:
+    cells = {name for name in rnn_blocks.__all__ if name.endswith("Cell")} - {"Cell", "LinearCell"}
+    assert {CODE.search(row["cell"])[1] for row in rows(CELLS, "cell", column)} == cells
+
+
+def test_every_wrapper_is_in_the_table() -> None:
+    public = {name: getattr(rnn_blocks, name) for name in rnn_blocks.__all__}
+    wrappers = {
+        name
+        for name, thing in public.items()
+        if isinstance(thing, type) and issubclass(thing, rnn_blocks.CellWrapper) and thing is not rnn_blocks.CellWrapper
+    }
+    assert {CODE.search(row["wrapper"])[1].split("(")[0] for row in rows(CELLS, "wrapper")} == wrappers
+
+
+def test_every_public_name_of_the_blocks_is_in_the_reference_once() -> None:
+    text = (ROOT / "docs" / "reference" / "blocks.md").read_text()
+    assert sorted(re.findall(r"^\.\. auto\w+:: (\w+)$", text, re.MULTILINE)) == sorted(rnn_blocks.__all__)
+
+
+def test_every_picture_is_there_and_shown() -> None:
+    shown = {(page.parent / image).resolve() for page in PAGES for image in IMAGE.findall(page.read_text())}
+    assert shown == set((ROOT / "docs" / "images").iterdir())
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    trees = re.findall(r"^```\{toctree\}\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)
+    listed = re.findall(r"^[\w/-]+$", "\n".join(trees), re.MULTILINE)
+    pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in PAGES[1:]}
+    assert sorted(listed) == sorted(pages - {"index"})
