@@ -183,15 +183,19 @@ class _Unrolled(torch.autograd.Function):
             kept = [*(state[k] for k in program.passed)]
             kept += program.invariant(*constants, *kept)
         # detached, so that what is saved holds the numbers, and not the tensor that hands them out with its graph
-        slices = zip(*(tensor.detach().unbind(0) for tensor in (*projected, *masks, outputs)), strict=True)
+        stacked = [torch.empty(len(outputs), *s, dtype=d, device=outputs.device) for _, s, d in program.stacked]
+        streams = (*projected, *masks, outputs, *stacked)
+        slices = zip(*(tensor.detach().unbind(0) for tensor in streams), strict=True)
+        num_given = len(projected) + len(masks)
         before, saved = state, []
         after: Sequence[Tensor] = state
         with _recorded_precision(outputs):
-            for *given, out in slices:
-                after, keep = program.forward(*given, *after, *constants, *kept, out)
+            for parts_t in slices:
+                given, written = parts_t[:num_given], parts_t[num_given:]
+                after, keep = program.forward(*given, *after, *constants, *kept, *written)
                 saved.append(keep)
         if any(ctx.needs_input_grad):
-            ctx.program, ctx.sizes, ctx.saved, ctx.kept = program, sizes, saved, kept
+            ctx.program, ctx.sizes, ctx.saved, ctx.kept, ctx.stacked = program, sizes, saved, kept, stacked
             first = [] if program.carried is None else [before[program.carried], outputs]
             ctx.save_for_backward(*first, *constants)
         # cloned, since somebody may change what is handed out
@@ -231,7 +235,7 @@ class _Unrolled(torch.autograd.Function):
         to_projected = [None if number is None else buffers[number] for number in program.projected_slots]
 
         def take(number: int) -> Tensor:
-            return _all_steps(program.sources[number], program, buffers, ctx.saved, outputs, first)
+            return _all_steps(program.sources[number], program, buffers, ctx.saved, ctx.stacked, outputs, first)
 
         weights = program.gather(take, *totals, *constants, *ctx.kept)
         return None, None, *to_projected, *[None] * ctx.sizes[1], *tangents, *weights
@@ -242,11 +246,15 @@ def _all_steps(
     program: Program,
     buffers: Sequence[Tensor],
     saved: Sequence[Sequence[Tensor]],
+    stacked: Sequence[Tensor],
     outputs: Tensor | None,
     first: Tensor | None,
 ) -> Tensor:
     """The values of all steps, with time and batch as one dimension."""
     if source.place == "saved":
+        for (number, *_), tensor in zip(program.stacked, stacked, strict=True):
+            if number == source.number:
+                return tensor.flatten(0, 1)
         return torch.cat([keep[source.number] for keep in saved])
     if source.place == "slot":
         buffer = buffers[source.number]

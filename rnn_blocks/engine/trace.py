@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from rnn_blocks.engine.compile import Flat, compile_flat
 from rnn_blocks.engine.fold import Folding
 from rnn_blocks.engine.graph import ancestors, aten, cat_dim, changes_tensors, is_call, is_random, meta, tidy
-from rnn_blocks.engine.write import Writer
+from rnn_blocks.engine.write import Writer, can_write
 
 Joint = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
@@ -61,13 +61,14 @@ class Program:
 
     ``invariant(*constants, *passed) -> kept``
 
-    ``forward(*projected, *masks, *state, *constants, *passed, *kept, out) -> (state, saved)``
+    ``forward(*projected, *masks, *state, *constants, *passed, *kept, out, *stacked) -> (state, saved)``
 
     ``backward(*saved, before, now, *tangents, *constants, *passed, *kept, *slots) -> (state gradients, totals)``
 
     ``gather(take, *totals, *constants, *passed, *kept) -> constants' gradients``
 
-    ``passed`` are the parts of the state that a step hands on as they are. ``out`` takes the output. ``before`` and
+    ``passed`` are the parts of the state that a step hands on as they are. ``out`` takes the output, and ``stacked``
+    those of the saved values that are wanted of all steps at once (their number, shape and dtype). ``before`` and
     ``now`` are the outputs of the previous step and of this one, used where the output is a part of the state, which
     then is not saved a second time. The slots, each followed by its pieces, are one step of the buffers that gather
     gradients over time. ``take`` gives the values of a source, time and batch as one dimension.
@@ -80,6 +81,7 @@ class Program:
     output: tuple[torch.Size, torch.dtype]
     carried: int | None
     passed: tuple[int, ...]
+    stacked: tuple[tuple[int, torch.Size, torch.dtype], ...]
     slots: tuple[Slot, ...]
     projected_slots: tuple[int | None, ...]
     sources: tuple[Source, ...]
@@ -244,6 +246,7 @@ class _Splitter:
         self.projected_slots = tuple(None if n is None else _index(self.slots, n) for n in self.projected_grads)
         self.leaves = leaves
         self.sources = tuple(self._source(leaf) for leaf in leaves)
+        self.stacked = [node for node in self.saved if node in self.forward and can_write(node)]
         used = {*step_results, *self.slots, *(i for node in self.backward for i in node.all_input_nodes)}
         for node in self.graph.nodes:
             if node in self.stepwise and node in used and self._from_outputs(node) is None:
@@ -261,6 +264,9 @@ class _Splitter:
             if node in (pieces := self._pieces(slot)):
                 return Source("slot", number, pieces.index(node))
         return Source("slot", _index(self.slots, node))
+
+    def _stacks(self) -> dict[fx.Node, str]:
+        return {node: f"stack{number}" for number, node in enumerate(self.stacked)}
 
     def _pieces(self, node: fx.Node) -> list[fx.Node]:
         """What lies side by side in a slot, where that is how its value is made."""
@@ -280,12 +286,13 @@ class _Splitter:
         given = [names[node] for node in (*self.given, *self.kept)]
         old = ["_" + names[node] if k in self.passed else names[node] for k, node in enumerate(self.state)]
         wanted = [*self.state_after, *self.saved]
+        stacks = self._stacks()
         forward = writer.function(
             "forward",
-            [*(names[node] for node in (*self.projected, *self.masks)), *old, *given, "out"],
+            [*(names[node] for node in (*self.projected, *self.masks)), *old, *given, "out", *stacks.values()],
             self.forward,
             writer.listing(wanted),
-            {self.output: ["out"]},
+            {self.output: ["out"], **{node: [name] for node, name in stacks.items()}},
             copied=True,
         )
         gradients = [node for node in (*self.state_grads, *self.totals) if node is not None]
@@ -312,7 +319,8 @@ class _Splitter:
         kept = [*(start[k] for k in program.passed)]
         kept += program.invariant(*constants, *kept)
         out = torch.empty(program.output[0], dtype=program.output[1], device=start[0].device if start else None)
-        arguments = [*like, *start, *constants, *kept, out]
+        stacked = [torch.empty(shape, dtype=dtype, device=out.device) for _, shape, dtype in program.stacked]
+        arguments = [*like, *start, *constants, *kept, out, *stacked]
         forward = compile_flat(forward, arguments)
         results = forward(*arguments)
         if not gradients and not self.slots:
@@ -339,12 +347,13 @@ class _Splitter:
         invariant = writer.function(
             "invariant", [names[node] for node in self.given], self.invariant, writer.listing(self.kept)
         )
+        stacks = self._stacks()
         forward = writer.function(
             "forward",
-            [*(names[node] for node in (*self.projected, *self.masks)), *state, *given, "out"],
+            [*(names[node] for node in (*self.projected, *self.masks)), *state, *given, "out", *stacks.values()],
             self.forward,
             f"{writer.listing(self.state_after)}, {writer.listing(self.saved)}",
-            {self.output: ["out"]},
+            {self.output: ["out"], **{node: [name] for node, name in stacks.items()}},
         )
         gather = writer.function(
             "gather",
@@ -382,6 +391,7 @@ class _Splitter:
             meta(self.output),
             self.carried,
             tuple(self.passed),
+            tuple((self.saved.index(node), *meta(node)) for node in self.stacked),
             tuple(slots),
             self.projected_slots,
             self.sources,

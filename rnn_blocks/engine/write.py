@@ -45,6 +45,11 @@ _WRITING = {
 }
 
 
+def can_write(node: fx.Node) -> bool:
+    """Whether the operator of a node can be told where to put its result."""
+    return bool(_BINDINGS.get(node.target, (None, ""))[1]) or node.target in _WRITING
+
+
 def _reads(node: fx.Node) -> list[fx.Node]:
     """What the expression of a node names."""
     if is_call(node, aten.mm.default) and is_call(node.args[0], aten.t.default):  # a sum of products, see below
