@@ -1,6 +1,10 @@
 """Every cell there is, plain and wrapped, by name: what the properties that hold for all cells are tested on."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import oracles
+import pytest
 import zoo_gated
 import zoo_linear
 import zoo_wrappers
@@ -12,3 +16,26 @@ CELLS = {
     **zoo_linear.CELLS,
     **zoo_wrappers.CELLS,
 }
+
+FAMILIES = (
+    "lstm",
+    "own",
+    "gru-reset-before",
+    "layer-norm-lstm",
+    "slstm-heads",
+    "rhn-3",
+    "min-lstm",
+    "lru",
+    "clockwork-gru",
+    "dot-s-rnn",
+    "zoneout-leaky-skip-lstm",
+    "learned-state-own",
+)
+"""A cell of each kind, for what takes too long to be tested on all of them every time."""
+
+
+def rest_is_slow(names: Iterable[str], fast: Iterable[str] = FAMILIES) -> list[Any]:
+    """All names to parametrise a test with; those that are not among ``fast`` run with ``pytest -m slow``."""
+    chosen = set(fast)
+    assert chosen <= set(names), chosen - set(names)
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -1,14 +1,16 @@
 """Every cell, on every engine that runs it, against its equations step by step in float64: values and all gradients."""
 
+import functools
+
 import oracles
 import pytest
 import torch
 import zoo
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rnn_blocks import Recurrent
+from rnn_blocks import LSTMCell, Recurrent
 from rnn_blocks.engine import map_state, state_tensors
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10, "check_stride": False}
@@ -27,17 +29,9 @@ def with_gradient(state):
     return map_state(mark, state)
 
 
-@every_cell
-@settings(max_examples=6)
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 4), st.integers(0, 10**6), st.data())
-def test_every_engine_computes_the_equations(name, batch, time, input_size, hidden_size, seed, data):
-    torch.manual_seed(seed)
-    cell = zoo.CELLS[name](input_size, hidden_size).double().eval()
-    inputs = torch.randn(batch, time, input_size, dtype=torch.float64)
+def assert_engines_compute_the_equations(cell, batch, time, lengths=None, resets=None):
+    inputs = torch.randn(batch, time, cell.input_size, dtype=torch.float64)
     start = oracles.random_state(cell.initial_state(batch, inputs))
-    lengths = data.draw(st.none() | st.lists(st.integers(0, time), min_size=batch, max_size=batch))
-    marks = st.lists(st.lists(st.booleans(), min_size=time, max_size=time), min_size=batch, max_size=batch)
-    resets = data.draw(st.none() | marks)
 
     def outcome(run):
         x, state = inputs.clone().requires_grad_(), with_gradient(start)
@@ -62,8 +56,68 @@ def test_every_engine_computes_the_equations(name, batch, time, input_size, hidd
         assert_close(found, gradients, **EXACT)
 
 
+def make(name, input_size, hidden_size):
+    return zoo.CELLS[name](input_size, hidden_size).double().eval()
+
+
+make_once = functools.cache(make)  # what the engines record of a cell's step serves all examples
+
+
+def lengths_for(batch, time):
+    return st.lists(st.integers(0, time), min_size=batch, max_size=batch)
+
+
+def resets_for(batch, time):
+    return st.lists(st.lists(st.booleans(), min_size=time, max_size=time), min_size=batch, max_size=batch)
+
+
 @every_cell
-@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@settings(max_examples=3)
+@given(lengths_for(3, 4), resets_for(3, 4))
+@example([4, 0, 2], [[0, 0, 1, 1], [1, 0, 1, 0], [1, 1, 0, 1]])
+def test_every_engine_computes_the_equations_for_any_lengths_and_resets(name, lengths, resets):
+    torch.manual_seed(0)
+    assert_engines_compute_the_equations(make_once(name, 2, 3), 3, 4, lengths, resets)
+
+
+@every_cell
+def test_every_engine_computes_the_equations_of_whole_sequences(name):
+    assert_engines_compute_the_equations(make(name, 3, 2), 2, 3)
+
+
+@pytest.mark.parametrize("gradient_only", [False, True], ids=["values", "gradients"])
+def test_an_error_in_the_ninth_digit_is_seen(gradient_only, monkeypatch):
+    class Off(LSTMCell):
+        def advance(self, projected, state, hidden):
+            h, (_, c) = super().advance(projected, state, hidden)
+            wrong = h * (1 + 1e-9)
+            h = h.detach() + wrong - wrong.detach() if gradient_only else wrong
+            return h, (h, c)
+
+    monkeypatch.setitem(oracles.EQUATIONS, Off, oracles.lstm)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_engines_compute_the_equations(Off(3, 2).double(), 2, 3)
+
+
+@pytest.mark.slow
+@every_cell
+@settings(max_examples=25)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 4), st.integers(0, 10**6), st.data())
+def test_every_engine_computes_the_equations_at_any_size(name, batch, time, input_size, hidden_size, seed, data):
+    torch.manual_seed(seed)
+    lengths = data.draw(st.none() | lengths_for(batch, time))
+    resets = data.draw(st.none() | resets_for(batch, time))
+    assert_engines_compute_the_equations(make(name, input_size, hidden_size), batch, time, lengths, resets)
+
+
+RANDOM = [name for name in zoo.CELLS if "zoneout" in name or "dropout" in name]  # which steps otherwise in training
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [*((name, True) for name in zoo.CELLS), *((name, False) for name in RANDOM)],
+    ids=[*(f"{name}-training" for name in zoo.CELLS), *(f"{name}-eval" for name in RANDOM)],
+)
 def test_chunks_of_a_sequence_give_the_gradients_of_the_whole(name, training):
     cell = zoo.CELLS[name](3, 4).double().train(training)
     inputs = torch.randn(6, 2, 3, dtype=torch.float64)
