@@ -7,7 +7,7 @@ layers):
     C1 (20, 35, 200, 2)    C2 (20, 35, 650, 2)    C3 (64, 128, 256, 1)
 
     python tests/benchmarks/recurrent_layers.py [--sizes C1 C2 C3] [--rounds 7] [--engine auto]
-        [--only layers linear own step memory]
+        [--only layers cells linear own step memory]
 
 "÷" is the ratio to the row's reference; "at most" what is aimed at. The reference of a deep transition is torch's LSTM
 with as much recurrent product as the cell has: its input part once, its recurrent part as many times as the products
@@ -87,6 +87,20 @@ def progress(text: str) -> None:
     """Where the run stands, on a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr)
+
+
+CELLS: dict[str, Callable[[int, int], rb.Cell]] = {
+    "ElmanCell": rb.ElmanCell,
+    "LSTMCell": rb.LSTMCell,
+    "GRUCell": rb.GRUCell,
+    "PeepholeLSTMCell": rb.PeepholeLSTMCell,
+    "LayerNormLSTMCell": rb.LayerNormLSTMCell,
+    "LayerNormGRUCell": rb.LayerNormGRUCell,
+    "IndRNNCell": rb.IndRNNCell,
+    "SLSTMCell": rb.SLSTMCell,
+    "RHNCell": rb.RHNCell,
+    **{f"{name}Cell": cell for name, cell in LINEAR.items()},
+}
 
 
 def medians(contenders: dict[str, Run], rounds: int, what: str) -> dict[str, float]:
@@ -174,6 +188,17 @@ def measure_layers(size: str, rounds: int) -> None:
     for name, (_, extra) in DEEP.items():
         reference = found["input part"] + (1 + extra) * recurrent
         row(name, size, found[name] * 1e3, f"nn.LSTM, {1 + extra:g} × rec.", found[name] / reference, 1.3)
+
+
+def measure_cells(rounds: int) -> None:
+    """Every cell as it comes, against torch's LSTM, at C1."""
+    batch, steps, width, depth = SIZES["C1"]
+    inputs = torch.randn(steps, batch, width)
+    contenders = {name: training(stacked(cell)(width, depth), inputs) for name, cell in CELLS.items()}
+    contenders["nn.LSTM"] = training(nn.LSTM(width, width, depth), inputs)
+    found = medians(contenders, rounds, "cells")
+    for name in CELLS:
+        row(name, "C1", found[name] * 1e3, "nn.LSTM", found[name] / found["nn.LSTM"], None)
 
 
 def measure_linear(rounds: int) -> None:
@@ -333,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7)
-    parts = ("layers", "linear", "own", "step", "memory")
+    parts = ("layers", "cells", "linear", "own", "step", "memory")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--engine", choices=("auto", "fused", "compiled", "loop"), default="auto")
     options = parser.parse_args(arguments)
@@ -348,6 +373,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "layers" in options.only:
         for size in options.sizes:
             measure_layers(size, options.rounds)
+    if "cells" in options.only:
+        measure_cells(options.rounds)
     if "linear" in options.only:
         measure_linear(options.rounds)
     if "own" in options.only:
