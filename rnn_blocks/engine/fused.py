@@ -11,8 +11,9 @@ from torch.func import functional_call
 
 from rnn_blocks.engine.compile import CompilerError
 from rnn_blocks.engine.loop import masked_step, step_masks
+from rnn_blocks.engine.program import Program, Source
 from rnn_blocks.engine.state import State, like_state, state_tensors
-from rnn_blocks.engine.trace import Program, Source, steady_dtypes, trace_step
+from rnn_blocks.engine.trace import steady_dtypes, trace_step
 
 MOST_PROGRAMS = 64  # kept for one cell: a program is for one set of shapes
 MOST_COMPILED = 4  # of one cell where nobody asked for it: each takes seconds
