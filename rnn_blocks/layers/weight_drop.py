@@ -55,6 +55,8 @@ class WeightDrop(Layer):
         self.p = p
         self.weights = tuple(weights)
         self.causal = layer.causal
+        # made once, since a graph of torch.compile ends where a module is made; a dict hides them from state dicts
+        self._calls = {method: _Call(layer, method) for method in ("run", "step")}
 
     def initial_state(self, batch_size: int, like: Tensor) -> State:
         """The layer's."""
@@ -69,7 +71,9 @@ class WeightDrop(Layer):
         return self._dropped("step", inputs, state)
 
     def _dropped(self, method: str, *arguments: Any) -> tuple[Tensor, State]:
-        call = _Call(self.layer, method)
+        call = self._calls[method]
+        if call.layer is not self.layer:  # another has been put in its place
+            call.layer = self.layer
         if not self.training or not self.p:
             return call.forward(*arguments)
         dropped = {

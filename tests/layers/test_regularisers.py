@@ -261,6 +261,15 @@ def test_the_state_dict_is_the_layers_behind_one_prefix():
     assert list(WeightDrop(layer, 0.5).state_dict()) == [f"layer.{key}" for key in layer.state_dict()]
 
 
+def test_a_layer_put_in_place_of_another_is_the_one_that_runs():
+    layer = WeightDrop(LSTM(3, 4), 0.5)
+    layer.layer = GRU(3, 4)
+    inputs = torch.randn(2, 3, 3)
+    expected = layer.layer(inputs)[0]
+    assert not torch.equal(layer(inputs)[0], expected)
+    assert torch.equal(layer.eval()(inputs)[0], expected)
+
+
 def test_a_call_that_fails_leaves_the_weights_in_place():
     layer = WeightDrop(LSTM(3, 4, engine="native"), 0.5)
     weight = layer.layer.layers[0].cell.weight_hh

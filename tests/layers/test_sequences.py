@@ -8,12 +8,13 @@ from itertools import pairwise
 import oracles
 import pytest
 import torch
+import zoo
 import zoo_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rnn_blocks import GRU, LSTM, Elman, GRUCell, LSTMCell, Recurrent, Stack
+from rnn_blocks import GRU, LSTM, Elman, MinGRU, Recurrent, Stack
 from rnn_blocks.engine import map_state, state_tensors
 
 INPUT = 3
@@ -241,14 +242,21 @@ def test_a_batch_of_no_sequences_runs(name):
     assert all(len(tensor) == 0 for tensor in state_tensors(state))
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name.endswith("loop")] + ["own cell"])
-def test_the_loop_can_be_differentiated_twice(name):
-    layer = make(name)
+TWICE = {name: lambda make=make: Recurrent(make(INPUT, 4), engine="loop") for name, make in zoo.CELLS.items()}
+TWICE |= {
+    "scan": lambda: MinGRU(INPUT, 4, engine="scan"),
+    "both ways": lambda: GRU(INPUT, 2, bidirectional=True, engine="loop"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_the_loop_and_the_scan_can_be_differentiated_twice(name):
+    layer = TWICE[name]().double().eval()
     inputs = torch.randn(2, 3, INPUT, dtype=torch.float64, requires_grad=True)
     lengths, resets = torch.tensor([3, 1]), torch.tensor([[0, 0, 1], [0, 0, 0]])
+    names = [key for key, _ in layer.named_parameters()]
 
     def run(x, *weights):
-        names = [key for key, _ in layer.named_parameters()]
         parameters = dict(zip(names, weights, strict=True))
         outputs, state = torch.func.functional_call(layer, parameters, (x,), {"lengths": lengths, "resets": resets})
         return oracles.weighted_sum(outputs, state)
@@ -262,18 +270,3 @@ def test_a_native_layer_stepped_by_generation_equals_its_loop():
     loop.load_state_dict(native.state_dict())
     inputs, state = sequence(native, 2, 1)
     assert_close(native.step(inputs[:, 0], state)[0], loop(inputs, state)[0][:, 0], **TIGHT)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_a_layer_compiles():
-    layer = Stack([Recurrent(LSTMCell(INPUT, 4), engine="loop"), Recurrent(GRUCell(4, 4), engine="loop")])
-    inputs = torch.randn(2, 5, INPUT)
-    expected, state = layer(inputs)
-    compiled = torch.compile(layer)
-    outputs, after = compiled(inputs)
-    assert_close(outputs, expected, rtol=1e-5, atol=1e-5, check_stride=False)
-    oracles.weighted_sum(outputs, after).backward()
-    found = [parameter.grad.clone() for parameter in layer.parameters()]
-    exact = oracles.gradients_of(oracles.weighted_sum(expected, state), list(layer.parameters()))
-    assert_close(found, exact, rtol=1e-4, atol=1e-5)
