@@ -17,24 +17,8 @@ CELLS = {
     **zoo_wrappers.CELLS,
 }
 
-FAMILIES = (
-    "lstm",
-    "own",
-    "gru-reset-before",
-    "layer-norm-lstm",
-    "slstm-heads",
-    "rhn-3",
-    "min-lstm",
-    "lru",
-    "clockwork-gru",
-    "dot-s-rnn",
-    "zoneout-leaky-skip-lstm",
-    "learned-state-own",
-)
-"""A cell of each kind, for what takes too long to be tested on all of them every time."""
 
-
-def rest_is_slow(names: Iterable[str], fast: Iterable[str] = FAMILIES) -> list[Any]:
+def rest_is_slow(names: Iterable[str], fast: Iterable[str]) -> list[Any]:
     """All names to parametrise a test with; those that are not among ``fast`` run with ``pytest -m slow``."""
     chosen = set(fast)
     assert chosen <= set(names), chosen - set(names)

@@ -3,7 +3,7 @@
 import oracles
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -82,6 +82,7 @@ def test_float32_agrees_with_torch_at_usual_sizes(name, device):
 
 @pytest.mark.parametrize("engine", ["native", "loop"])
 @pytest.mark.parametrize("name", LAYERS)
+@settings(max_examples=8)
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 2), st.data())
 def test_lengths_and_resets_are_those_of_the_equations(name, engine, batch, time, depth, data):
     layer = LAYERS[name](2, 3, num_layers=depth, engine="auto" if engine == "native" else engine).double()
