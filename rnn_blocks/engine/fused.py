@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from rnn_blocks.engine.compile import CompilerError
 from rnn_blocks.engine.loop import masked_step, step_masks
+from rnn_blocks.engine.products import packed_product
 from rnn_blocks.engine.program import Program, Source
 from rnn_blocks.engine.state import State, like_state, state_tensors
 from rnn_blocks.engine.trace import steady_dtypes, trace_step
@@ -181,8 +182,11 @@ class _Unrolled(torch.autograd.Function):
         shape, dtype = program.output
         outputs = torch.empty(len(projected[0]), *shape, dtype=dtype, device=projected[0].device)
         with _recorded_precision(outputs):
-            kept = [*(state[k] for k in program.passed)]
+            kept: list[Any] = [*(state[k] for k in program.passed)]
             kept += program.invariant(*constants, *kept)
+        rows = outputs[0].numel() // outputs.shape[-1] if program.packed else 0
+        steady = [*constants, *kept]
+        kept += [packed_product(steady[number].t(), rows=rows) for number in program.packed]
         # detached, so that what is saved holds the numbers, and not the tensor that hands them out with its graph
         stacked = [torch.empty(len(outputs), *s, dtype=d, device=outputs.device) for _, s, d in program.stacked]
         streams = (*projected, *masks, outputs, *stacked)

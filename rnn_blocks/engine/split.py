@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from rnn_blocks.engine.compile import Flat, compile_flat
 from rnn_blocks.engine.fold import Folding
 from rnn_blocks.engine.graph import ancestors, aten, cat_dim, is_call, is_random, meta
+from rnn_blocks.engine.products import packing_pays
 from rnn_blocks.engine.program import Program, Slot, Source
 from rnn_blocks.engine.write import Writer, can_write
 
@@ -117,6 +118,16 @@ class Splitter:
                 return Source("slot", number, pieces.index(node))
         return Source("slot", _index(self.slots, node))
 
+    def _packed(self, steady: Sequence[fx.Node]) -> list[fx.Node]:
+        """The right factors of the steps' products, where it pays to pack them once a sequence."""
+        found: list[fx.Node] = []
+        for node in (*self.forward, *self.backward):
+            if is_call(node, aten.mm.default, aten.addmm.default):
+                right: Any = node.args[-1]
+                if right in steady and packing_pays(right.meta["val"]):
+                    _index(found, right)
+        return found
+
     def _stacks(self) -> dict[fx.Node, str]:
         return {node: f"stack{number}" for number, node in enumerate(self.stacked)}
 
@@ -176,7 +187,7 @@ class Splitter:
         forward = compile_flat(forward, arguments)
         results = forward(*arguments)
         if not gradients and not self.slots:
-            return replace(program, forward=_nested(forward, len(self.state_after)), compiled=True)
+            return replace(program, forward=_nested(forward, len(self.state_after)), compiled=True, packed=())
         after, saved = results[: len(start)], results[len(start) :]
         around = [] if self.carried is None else [torch.zeros_like(out), torch.zeros_like(out)]
         tangents = [torch.zeros_like(tensor) for tensor in (out, *after)]
@@ -189,13 +200,17 @@ class Splitter:
                 backward, len(self.saved), self.carried is not None, [g is not None for g in self.state_grads]
             ),
             compiled=True,
+            packed=(),
         )
 
     def program(self) -> Program:
         """The four programs as plain Python."""
         writer = Writer(self.module)
         names = writer.names
-        given = [names[node] for node in (*self.given, *self.kept)]
+        steady = [*self.given, *self.kept]
+        packed = self._packed(steady)
+        writer.products = {node: f"product{k}" for k, node in enumerate(packed)}
+        given = [*(names[node] for node in steady), *writer.products.values()]
         state = ["_" + names[node] if k in self.passed else names[node] for k, node in enumerate(self.state)]
         invariant = writer.function(
             "invariant", [names[node] for node in self.given], self.invariant, writer.listing(self.kept)
@@ -242,6 +257,7 @@ class Splitter:
             backward,
             gather,
             meta(self.output),
+            tuple(steady.index(node) for node in packed),
             self.carried,
             tuple(self.passed),
             tuple((self.saved.index(node), *meta(node)) for node in self.stacked),

@@ -70,6 +70,8 @@ class Writer:
         self.sources: list[str] = []
         self.in_place: dict[fx.Node, str] = {}
         """Values that stand in a tensor as soon as their parts do."""
+        self.products: dict[fx.Node, str] = {}
+        """Functions that multiply by a packed factor."""
 
     def listing(self, nodes: Sequence[fx.Node | None]) -> str:
         """A tuple of the nodes' values."""
@@ -133,6 +135,9 @@ class Writer:
             return f"{self._value(args[0], scope)}[{args[1]}]", False
         if is_call(node, aten.mm.default) and is_call(args[0], aten.t.default) and not target:
             return f"sum_of_products({self._value(args[0].args[0], scope)}, {self._value(args[1], scope)})", False
+        if is_call(node, aten.mm.default, aten.addmm.default) and args[-1] in self.products:
+            product = f"{self.products[args[-1]]}({self.names[args[-2]]})"
+            return (product if is_call(node, aten.mm.default) else f"{self.names[args[0]]} + {product}"), False
         binding, out = _BINDINGS.get(function, (function, ""))
         if target and function in _WRITING:
             binding, out = _WRITING[function], "grad_input"

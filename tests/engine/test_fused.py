@@ -8,11 +8,12 @@ import weakref
 import oracles
 import pytest
 import torch
+import zoo
 from torch import nn
 from torch.testing import assert_close
 
-from rnn_blocks import Cell, ElmanCell, GRUCell, LSTMCell, Recurrent
-from rnn_blocks.engine import fused, map_state, state_tensors
+from rnn_blocks import Cell, ElmanCell, GRUCell, LSTMCell, Recurrent, RecurrentDropout
+from rnn_blocks.engine import fused, map_state, products, split, state_tensors
 
 INPUT, HIDDEN = 3, 4
 
@@ -257,6 +258,19 @@ def test_weights_of_any_use_get_the_gradients_of_the_loop():
             return state * self.scale, state
 
     assert_close(*both(Odd(4).double(), torch.randn(2, 5, 4, dtype=torch.float64)), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru-reset-before", "rhn-3", "layer-norm-lstm", "recurrent-dropout"])
+def test_packed_factors_give_the_gradients_of_plain_ones(name, monkeypatch):
+    monkeypatch.setattr(split, "packing_pays", products.can_pack)  # as on a CPU with AVX-512
+    builders = zoo.CELLS | {"recurrent-dropout": lambda i, h: RecurrentDropout(LSTMCell(i, h), 0.3)}
+    cell = builders[name](5, 8)
+    start = cell.initial_state(3, torch.zeros(1))
+    for options in ({}, {"lengths": torch.tensor([6, 0, 2])}):
+        found, expected = both(cell, torch.randn(3, 6, 5), start, **options)[::-1]
+        for got, reference in zip(found, expected, strict=True):
+            assert float((got - reference).norm()) <= 5e-6 * max(float(reference.norm()), 1e-2)
+    assert all(program.packed for program in programs_of(cell).values())
 
 
 @pytest.mark.parametrize("name", [*oracles.CELLS, "own"])
