@@ -41,12 +41,12 @@ class Program:
 
     ``gather(take, *totals, *constants, *passed, *kept) -> constants' gradients``
 
-    ``passed`` are the parts of the state that a step hands on as they are; behind ``kept`` stand the products
-    with those constants and kept values that are ``packed``. ``out`` takes the output, and ``stacked`` those of the saved values
-    that are wanted of all steps at once (their number, shape and dtype). ``before`` and ``now`` are the outputs of the
-    previous step and of this one, used where the output is a part of the state, which then is not saved a second time.
-    The slots, each followed by its pieces, are one step of the buffers that gather gradients over time. ``take`` gives
-    the values of a source, time and batch as one dimension.
+    ``passed`` are the parts of the state that a step hands on as they are; behind ``kept`` stand the products with
+    those constants and kept values that are ``packed``. ``out`` takes the output, and ``stacked`` those of the
+    saved values that are wanted of all steps at once (number, shape, dtype). ``before`` and ``now`` are the outputs
+    of the previous step and of this one, used where the output is a part of the state, which then is not saved a
+    second time. The slots, each followed by its pieces, are one step of the buffers that gather gradients over
+    time. ``take`` gives the values of a source, time and batch as one dimension.
     """
 
     invariant: Callable[..., tuple[Tensor, ...]]
