@@ -119,7 +119,7 @@ class Layer(nn.Module):
         known = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
         if known and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= time:
             raise ValueError(f"lengths must lie between 0 and the {time} steps given, got {lengths.tolist()}")
-        return lengths.to(device)
+        return lengths.to(device, torch.int64)  # what indexing takes, and wide enough to reckon with
 
     def _check_state(self, state: State, batch: int, like: Tensor) -> None:
         # shapes without numbers: a state that holds noise must not draw any here, which would change what follows
