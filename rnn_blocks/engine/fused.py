@@ -1,5 +1,7 @@
 """Backpropagation through time from a traced step: no autograd graph a step, one product a weight gradient."""
 
+import copy
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from rnn_blocks.engine.trace import steady_dtypes, trace_step
 MOST_PROGRAMS = 64  # kept for one cell: a program is for one set of shapes
 MOST_COMPILED = 4  # of one cell where nobody asked for it: each takes seconds
 
+_recording = threading.RLock()  # torch's tracer works for one thread at a time
 _programs: WeakKeyDictionary[nn.Module, dict[Any, Program | tuple[torch.dtype, ...]]] = WeakKeyDictionary()
 
 
@@ -53,27 +56,6 @@ def run_fused(
     constants = [*named.values(), *fresh_leaves]
     active, restart = step_masks(len(projected_leaves[0]), lengths, resets, fresh)
     masks = [mask for mask in (active, restart) if mask is not None]
-    method = _StepOf(cell)
-
-    def step(
-        projected_t: Sequence[Tensor], masks_t: Sequence[Tensor], before: Sequence[Tensor], given: Sequence[Tensor]
-    ) -> list[Tensor]:
-        parameters = {f"cell.{name}": tensor for name, tensor in zip(named, given, strict=False)}
-        remaining = iter(masks_t)
-
-        def one(x: State, s: State) -> tuple[Tensor, State]:
-            result: tuple[Tensor, State] = functional_call(method, parameters, (x, s))
-            return result
-
-        output, after = masked_step(
-            one,
-            like_state(projected, projected_t),
-            like_state(state, before),
-            active=None if active is None else next(remaining),
-            restart=None if restart is None else next(remaining),
-            fresh=like_state(state, given[len(named) :]) if fresh_leaves else None,
-        )
-        return [output, *state_tensors(after)]
 
     tensors = [*projected_leaves, *masks, *state_leaves, *constants]
     device = projected_leaves[0].device.type
@@ -91,21 +73,45 @@ def run_fused(
     programs = _programs.setdefault(cell, {})
     program = programs.get(key)
     if program is None:
+        method = _StepOf(_twin(cell, {}))  # recording puts other tensors in the place of the weights
+
+        def step(
+            projected_t: Sequence[Tensor], masks_t: Sequence[Tensor], before: Sequence[Tensor], given: Sequence[Tensor]
+        ) -> list[Tensor]:
+            parameters = {f"cell.{name}": tensor for name, tensor in zip(named, given, strict=False)}
+            remaining = iter(masks_t)
+
+            def one(x: State, s: State) -> tuple[Tensor, State]:
+                result: tuple[Tensor, State] = functional_call(method, parameters, (x, s))
+                return result
+
+            output, after = masked_step(
+                one,
+                like_state(projected, projected_t),
+                like_state(state, before),
+                active=None if active is None else next(remaining),
+                restart=None if restart is None else next(remaining),
+                fresh=like_state(state, given[len(named) :]) if fresh_leaves else None,
+            )
+            return [output, *state_tensors(after)]
+
         slices = ([t[0].detach() for t in projected_leaves], [m[0] for m in masks], [t.detach() for t in state_leaves])
         given = [tensor.detach() for tensor in constants]
 
         def record(compiled: bool) -> Program:
-            return trace_step(
-                step,
-                *slices,
-                given,
-                projected_need=[tensor.requires_grad for tensor in projected_leaves],
-                constants_need=[tensor.requires_grad for tensor in constants],
-                differentiate=differentiate,
-                compiled=compiled,
-            )
+            with _recording:
+                return trace_step(
+                    step,
+                    *slices,
+                    given,
+                    projected_need=[tensor.requires_grad for tensor in projected_leaves],
+                    constants_need=[tensor.requires_grad for tensor in constants],
+                    differentiate=differentiate,
+                    compiled=compiled,
+                )
 
-        program = steady_dtypes(step, slices, given)
+        with _recording:
+            program = steady_dtypes(step, slices, given)
         if program is None:
             compiling = compiled and not (fall_back and _num_compiled(programs) >= MOST_COMPILED)
             try:
@@ -115,9 +121,10 @@ def run_fused(
                     raise
                 warnings.warn(f"{error}; going on without it", stacklevel=2)
                 program = record(False)
-        while len(programs) >= MOST_PROGRAMS:
-            programs.pop(next(iter(programs)))
-        programs[key] = program
+        with _recording:
+            while len(programs) >= MOST_PROGRAMS:
+                programs.pop(next(iter(programs)))
+            programs[key] = program
     if isinstance(program, tuple):  # autocast makes a state of another precision: start with that
         cast = [tensor.to(dtype) for tensor, dtype in zip(state_leaves, program, strict=True)]
         return run_fused(
@@ -131,6 +138,16 @@ def run_fused(
 
 def _num_compiled(programs: dict[Any, Program | tuple[torch.dtype, ...]]) -> int:
     return sum(isinstance(program, Program) and program.compiled for program in programs.values())
+
+
+def _twin(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
+    """Modules of their own around the same tensors and settings: to be changed without anybody else seeing it."""
+    if id(module) not in known:
+        twin = known[id(module)] = copy.copy(module)
+        for part in ("_parameters", "_buffers"):
+            twin.__dict__[part] = dict(module.__dict__[part])
+        twin.__dict__["_modules"] = {k: m and _twin(m, known) for k, m in module.__dict__["_modules"].items()}
+    return known[id(module)]
 
 
 class _StepOf(nn.Module):

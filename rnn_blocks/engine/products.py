@@ -63,10 +63,24 @@ def packing_pays(weight: Tensor) -> bool:
 class _InputProduct(torch.autograd.Function):
     """``linear`` whose weight gradient is :func:`sum_of_products`."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
+    def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return linear(inputs, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def jvp(ctx: Any, inputs: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        given, factor = ctx.saved_tensors
+        parts = [] if inputs is None else [linear(inputs, factor)]
+        parts += [] if weight is None else [linear(given, weight)]
+        parts += [] if bias is None else [bias.expand(*given.shape[:-1], -1)]
+        return sum(parts[1:], parts[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

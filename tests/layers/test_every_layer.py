@@ -135,7 +135,7 @@ def test_one_input_for_all_sequences_and_steps_is_as_good_as_its_copies(engine):
 
 
 @pytest.mark.parametrize("make", [GRUCell, LSTMCell])
-@pytest.mark.parametrize("engine", ["native", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "native", "fused", "loop"])
 def test_threads_may_share_a_layer(make, engine):
     layer = Recurrent(make(3, 4), engine=engine).double()
     batches = [torch.randn(1 + k % 3, 4, 3, dtype=torch.float64) for k in range(12)]
@@ -146,3 +146,19 @@ def test_threads_may_share_a_layer(make, engine):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(gradients, batches))
     assert_close(found, [gradients(inputs) for inputs in batches], **CLOSE)
+
+
+def test_forward_mode_and_batched_derivatives_go_through_the_loop():
+    layer = LSTM(3, 4, engine="loop").double()
+    inputs = torch.randn(5, 2, 6, 3, dtype=torch.float64)
+    direction = torch.randn_like(inputs[0])
+
+    def run(x):
+        return layer(x)[0]
+
+    mapped = torch.func.vmap(run)(inputs)
+    assert_close(mapped, torch.stack([run(x) for x in inputs]), **CLOSE)
+    _, tangent = torch.func.jvp(run, (inputs[0],), (direction,))
+    step = 1e-6
+    expected = (run(inputs[0] + step * direction) - run(inputs[0] - step * direction)) / (2 * step)
+    assert_close(tangent, expected, rtol=1e-6, atol=1e-8, check_stride=False)
