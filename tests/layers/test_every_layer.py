@@ -148,6 +148,7 @@ def test_threads_may_share_a_layer(make, engine):
     assert_close(found, [gradients(inputs) for inputs in batches], **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own import
 def test_forward_mode_and_batched_derivatives_go_through_the_loop():
     layer = LSTM(3, 4, engine="loop").double()
     inputs = torch.randn(5, 2, 6, 3, dtype=torch.float64)
