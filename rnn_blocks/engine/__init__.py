@@ -2,6 +2,7 @@
 
 from rnn_blocks.engine.fused import run_fused
 from rnn_blocks.engine.loop import run_loop
+from rnn_blocks.engine.method_call import MethodCall
 from rnn_blocks.engine.native import run_native
 from rnn_blocks.engine.products import input_product
 from rnn_blocks.engine.scan import linear_scan, run_scan
@@ -17,6 +18,7 @@ from rnn_blocks.engine.state import (
 )
 
 __all__ = [
+    "MethodCall",
     "State",
     "describe_state",
     "detach_state",

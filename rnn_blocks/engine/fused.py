@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from rnn_blocks.engine.compile import CompilerError
 from rnn_blocks.engine.loop import masked_step, step_masks
+from rnn_blocks.engine.method_call import MethodCall
 from rnn_blocks.engine.products import packed_product
 from rnn_blocks.engine.program import Program, Source
 from rnn_blocks.engine.state import State, like_state, state_tensors
@@ -73,12 +74,12 @@ def run_fused(
     programs = _programs.setdefault(cell, {})
     program = programs.get(key)
     if program is None:
-        method = _StepOf(_twin(cell, {}))  # recording puts other tensors in the place of the weights
+        method = MethodCall(_twin(cell, {}), "step")  # recording puts other tensors in the place of the weights
 
         def step(
             projected_t: Sequence[Tensor], masks_t: Sequence[Tensor], before: Sequence[Tensor], given: Sequence[Tensor]
         ) -> list[Tensor]:
-            parameters = {f"cell.{name}": tensor for name, tensor in zip(named, given, strict=False)}
+            parameters = {f"module.{name}": tensor for name, tensor in zip(named, given, strict=False)}
             remaining = iter(masks_t)
 
             def one(x: State, s: State) -> tuple[Tensor, State]:
@@ -148,19 +149,6 @@ def _twin(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
             twin.__dict__[part] = dict(module.__dict__[part])
         twin.__dict__["_modules"] = {k: m and _twin(m, known) for k, m in module.__dict__["_modules"].items()}
     return known[id(module)]
-
-
-class _StepOf(nn.Module):
-    """A cell's step as a module's call, which is what ``functional_call`` takes."""
-
-    def __init__(self, cell: nn.Module) -> None:
-        super().__init__()
-        self.cell = cell
-
-    def forward(self, projected: State, state: State) -> tuple[Tensor, State]:
-        step: Any = self.cell.step
-        result: tuple[Tensor, State] = step(projected, state)
-        return result
 
 
 def _kind(tensor: Tensor, shape: torch.Size, differentiate: bool) -> tuple[Any, ...]:

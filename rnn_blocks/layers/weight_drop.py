@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import dropout
 
-from rnn_blocks.engine import State
+from rnn_blocks.engine import MethodCall, State
 from rnn_blocks.layers.layer import Layer
 
 
@@ -56,7 +56,7 @@ class WeightDrop(Layer):
         self.weights = tuple(weights)
         self.causal = layer.causal
         # made once, since a graph of torch.compile ends where a module is made; a dict hides them from state dicts
-        self._calls = {method: _Call(layer, method) for method in ("run", "step")}
+        self._calls = {method: MethodCall(layer, method) for method in ("run", "step")}
 
     def initial_state(self, batch_size: int, like: Tensor) -> State:
         """The layer's."""
@@ -72,10 +72,11 @@ class WeightDrop(Layer):
 
     def _dropped(self, method: str, *arguments: Any) -> tuple[Tensor, State]:
         call = self._calls[method]
-        if call.layer is not self.layer:  # another has been put in its place
-            call.layer = self.layer
+        if call.module is not self.layer:  # another has been put in its place
+            call.module = self.layer
         if not self.training or not self.p:
-            return call.forward(*arguments)
+            unchanged: tuple[Tensor, State] = call.forward(*arguments)
+            return unchanged
         dropped = {
             name: dropout(parameter, self.p)
             for name, parameter in call.named_parameters()
@@ -87,19 +88,6 @@ class WeightDrop(Layer):
     def extra_repr(self) -> str:
         """The probability, and which weights."""
         return f"p={self.p}, weights={self.weights}"
-
-
-class _Call(nn.Module):
-    """A method of a layer as a module's call, which is what ``functional_call`` takes."""
-
-    def __init__(self, layer: Layer, method: str) -> None:
-        super().__init__()
-        self.layer = layer
-        self.method = method
-
-    def forward(self, *arguments: Any) -> tuple[Tensor, State]:
-        result: tuple[Tensor, State] = getattr(self.layer, self.method)(*arguments)
-        return result
 
 
 def _last_part(name: str) -> str:
