@@ -1,0 +1,90 @@
+import importlib.util
+import sys
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from small_trainings import Remember, make_trainer
+
+from rnn_blocks.callbacks.figures import log_figure, new_figure, require_matplotlib
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class TakesImages(Remember):
+    def __init__(self):
+        super().__init__()
+        self.images = []
+
+    def log_image(self, key, images, step=None):
+        self.images.append((key, images, step))
+
+
+def a_figure():
+    figure, axes = new_figure("Title", "step", "norm")
+    axes.plot([1, 2], [3, 4])
+    return figure
+
+
+def test_a_figure_is_written_below_the_first_loggers_folder_and_handed_to_loggers_that_take_images(tmp_path):
+    takes_images = TakesImages()
+    trainer = make_trainer(logger=[CSVLogger(tmp_path, name="run", version=3), Remember(), takes_images])
+    path = log_figure(trainer, "grad_norm/histogram", a_figure())
+    assert path == tmp_path / "run" / "version_3" / "plots" / "grad_norm" / "histogram.png"
+    assert path.read_bytes().startswith(PNG)
+    assert takes_images.images == [("grad_norm/histogram", [str(path)], 0)]
+    assert [p.name for p in path.parent.iterdir()] == ["histogram.png"]
+
+
+def test_tensorboard_gets_the_figure(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    path = log_figure(make_trainer(logger=logger), "flow", a_figure())
+    logger.experiment.flush()
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert events.Images("flow")[0].encoded_image_string.startswith(PNG)
+    assert path.parent.parent.samefile(logger.log_dir)
+
+
+def test_weights_and_biases_gets_the_figure(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    run = type("Run", (wandb.sdk.wandb_run.Run,), {"__init__": lambda self: setattr(self, "logged", [])})
+    run.log, run.__del__ = (lambda self, row: self.logged.append(row)), (lambda self: None)
+    run.define_metric = lambda *args, **kwargs: None
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    monkeypatch.setattr(WandbLogger, "experiment", run())
+    path = log_figure(make_trainer(logger=logger), "flow", a_figure())
+    [row] = logger.experiment.logged
+    assert path.parent.parent.samefile(tmp_path)
+    assert isinstance(row["flow"][0], wandb.Image)
+
+
+def test_without_a_logger_it_lies_in_the_root_folder_and_is_replaced_as_a_whole(tmp_path):
+    trainer = make_trainer(default_root_dir=tmp_path)
+    path = log_figure(trainer, "flow", a_figure())
+    path.write_bytes(b"an older one")
+    assert log_figure(trainer, "flow", a_figure()) == path == tmp_path / "plots" / "flow.png"
+    assert path.read_bytes().startswith(PNG)
+
+
+def test_a_figure_that_cannot_be_written_does_not_end_the_training(tmp_path):
+    (tmp_path / "plots").write_text("in the way")
+    with pytest.warns(UserWarning, match="'flow' could not be written"):
+        assert log_figure(make_trainer(default_root_dir=tmp_path), "flow", a_figure()) is None
+
+
+def test_the_first_rank_alone_writes(tmp_path):
+    trainer = make_trainer(default_root_dir=tmp_path)
+    trainer.strategy.__class__ = type("Other", (type(trainer.strategy),), {"is_global_zero": False})
+    assert log_figure(trainer, "flow", a_figure()) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_matplotlib_is_told_by_who_needs_it_and_what_to_install(monkeypatch):
+    require_matplotlib("GradientFlowMonitor")
+    monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"GradientFlowMonitor draws with matplotlib.*rnn-blocks\[recipes\]"):
+        require_matplotlib("GradientFlowMonitor")
