@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from rnn_blocks.callbacks import Auto, ClippingPolicy, Fixed, Step
 from rnn_blocks.callbacks.gradient_norms import StepGradients
-from rnn_blocks.callbacks.policies import outlier_clip
+from rnn_blocks.callbacks.policies.auto import outlier_clip
 from rnn_blocks.callbacks.update_length import effective_learning_rate, weight_norms
 
 WEIGHTS = torch.tensor(100.0, dtype=torch.float64)

@@ -1,110 +1,12 @@
-"""Where to clip: rules that turn the norms seen so far into a threshold, as pure functions of their history."""
+"""A threshold that nobody has to set."""
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-History = dict[str, Tensor]
-"""What a policy remembers: tensors by name, on the device of the norms. Saved in checkpoints as it is."""
-
-
-class Step(NamedTuple):
-    """What a policy is told of the step about to be made.
-
-    Attributes:
-        norm: norm of all the optimizer's gradients, ``()``; may be non-finite.
-        learning_rate: length of the update that a lasting gradient of norm 1 makes, lr·(1−dampening)/(1−momentum) with
-            SGD; None where the update does not scale with the gradient (Adam and its kin).
-        initial_weight_norm: ‖W₀‖, the norm of the optimizer's weights before the first step, ``()``.
-
-    >>> Step(norm=torch.tensor(6.0), learning_rate=None, initial_weight_norm=torch.tensor(1.0)).norm
-    tensor(6.)
-    """
-
-    norm: Tensor
-    learning_rate: float | Tensor | None
-    initial_weight_norm: Tensor
-
-
-class Clip(NamedTuple):
-    """A policy's answer: a gradient whose norm is above `threshold` is brought down to `target`.
-
-    Attributes:
-        threshold: ``()``; infinite where nothing is known yet.
-        target: ``()``, never above the threshold.
-
-    >>> Clip(threshold=torch.tensor(5.0), target=torch.tensor(5.0)).threshold
-    tensor(5.)
-    """
-
-    threshold: Tensor
-    target: Tensor
-
-
-class ClippingPolicy(ABC):
-    """A rule for the clipping threshold; subclass it to write your own.
-
-    A policy holds its settings and nothing else. What it remembers goes in and comes out, so that it can be fed numbers
-    in a test and saved in a checkpoint. Every method works on tensors of the norms' device and must not read them (no
-    ``item()``, no ``if`` on a tensor), or the training waits for the device at every step. Two instances with equal
-    settings should have an equal ``repr``, by which a checkpoint finds its policy again: frozen dataclasses do.
-
-    >>> class HalfTheLast(ClippingPolicy):
-    ...     def initial_history(self, norm):
-    ...         return {"last": torch.full_like(norm, torch.inf)}
-    ...     def clip(self, history, step):
-    ...         return Clip(history["last"] / 2, history["last"] / 2)
-    ...     def observe(self, history, step):
-    ...         return {"last": torch.where(step.norm.isfinite(), step.norm, history["last"])}
-    >>> policy, step = HalfTheLast(), Step(torch.tensor(6.0), None, torch.tensor(1.0))
-    >>> history = policy.observe(policy.initial_history(step.norm), step)
-    >>> policy.clip(history, step).threshold
-    tensor(3.)
-    """
-
-    def initial_history(self, norm: Tensor) -> History:
-        """What is remembered before the first step, on the device and of the dtype of `norm` ``()``."""
-        return {}
-
-    @abstractmethod
-    def clip(self, history: History, step: Step) -> Clip:
-        """Where to clip this step, knowing only the steps before it (and its own norm)."""
-
-    def observe(self, history: History, step: Step) -> History:
-        """The history with this step's norm, as it was before clipping, in it. Keep non-finite norms out."""
-        return history
-
-
-@dataclass(frozen=True)
-class Fixed(ClippingPolicy):
-    """A threshold that you set: ĝ ← c·ĝ/‖ĝ‖ if ‖ĝ‖ ≥ c.
-
-    Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", Algorithm 1.
-
-    Args:
-        threshold: c, in units of the gradient's norm.
-
-    Raises:
-        ValueError: the threshold is not a positive number.
-
-    >>> Fixed(5.0).clip({}, Step(torch.tensor(80.0), None, torch.tensor(1.0)))
-    Clip(threshold=tensor(5.), target=tensor(5.))
-    """
-
-    threshold: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold < math.inf:
-            raise ValueError(f"Fixed: threshold is {self.threshold!r}; it must be a positive number")
-
-    def clip(self, history: History, step: Step) -> Clip:
-        """Bring every norm above c down to c."""
-        threshold = torch.full_like(step.norm, self.threshold)
-        return Clip(threshold, threshold)
+from rnn_blocks.callbacks.policies.policy import Clip, ClippingPolicy, History, Step
 
 
 @dataclass(frozen=True)
@@ -168,8 +70,8 @@ class Auto(ClippingPolicy):
     def initial_history(self, norm: Tensor) -> History:
         """An empty ring of log-norms, unfilled places at infinity."""
         return {
-            "log_norms": norm.new_full((self.window,), math.inf),
-            "count": torch.zeros((), dtype=torch.int64, device=norm.device),
+            "log_norms": norm.new_full((self.window, *norm.shape), math.inf),
+            "count": torch.zeros_like(norm, dtype=torch.int64),
         }
 
     def clip(self, history: History, step: Step) -> Clip:
@@ -185,7 +87,8 @@ class Auto(ClippingPolicy):
         log_norms, count = history["log_norms"], history["count"]
         log_norm = step.norm.log()
         usable = log_norm.isfinite()
-        place = torch.arange(self.window, device=log_norms.device) == count % self.window
+        places = torch.arange(self.window, device=log_norms.device).view(-1, *[1] * count.ndim)
+        place = places == count % self.window
         return {"log_norms": torch.where(place & usable, log_norm, log_norms), "count": count + usable}
 
 
@@ -197,16 +100,16 @@ def outlier_clip(log_norms: Tensor, count: Tensor, norm: Tensor, deviations: flo
     """`Auto`'s outlier rule.
 
     Args:
-        log_norms: natural logarithms of norms, ``(window,)``, infinite where not yet filled.
-        count: how many norms have been seen, ``()``, int64; the first ``min(count, window)`` places are filled.
-        norm: norm of this step, ``()``.
+        log_norms: natural logarithms of norms, ``(window, *S)``, infinite where not yet filled.
+        count: how many norms have been seen, S, int64; the first ``min(count, window)`` places are filled.
+        norm: norm of this step, S.
         deviations: k.
     """
     filled = count.clamp(max=len(log_norms))
-    middle = ((filled - 1) // 2).clamp(min=0).reshape(1)
-    median = log_norms.sort().values.gather(0, middle).squeeze(0)
+    middle = ((filled - 1) // 2).clamp(min=0).unsqueeze(0)
+    median = log_norms.sort(dim=0).values.gather(0, middle).squeeze(0)
     # Infinity less a finite median sorts last again, so `middle` is the median's place here too.
-    deviation = 1.4826 * (log_norms - median).abs().sort().values.gather(0, middle).squeeze(0)
+    deviation = 1.4826 * (log_norms - median).abs().sort(dim=0).values.gather(0, middle).squeeze(0)
     variance = (filled * deviation.square() + PRIOR_WEIGHT * PRIOR_DEVIATION**2) / (filled + PRIOR_WEIGHT)
     sigma = variance.sqrt()
     z = ((norm.log() - median) / sigma).clamp(min=deviations)
@@ -219,7 +122,7 @@ def outlier_clip(log_norms: Tensor, count: Tensor, norm: Tensor, deviations: flo
 def step_length_bound(
     learning_rate: float | Tensor | None, initial_weight_norm: Tensor, update_ratio: float
 ) -> Tensor | None:
-    """The norm ρ·‖W₀‖/lr at which a step is as long as `Auto` lets it be, ``()``; None or infinite: no bound."""
+    """The norm ρ·‖W₀‖/lr at which a step is as long as `Auto` lets it be, S; None or infinite: no bound."""
     if learning_rate is None or (isinstance(learning_rate, float) and learning_rate == 0):
         return None
     bound = update_ratio * initial_weight_norm / learning_rate

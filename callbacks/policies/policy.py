@@ -1,0 +1,100 @@
+"""What a clipping policy is: it turns the norms seen so far into a threshold, as a pure function of its history."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+History = dict[str, Tensor]
+"""What a policy remembers: tensors by name, on the device of the norms. Saved in checkpoints as it is."""
+
+
+Scope = Literal["global", "group", "parameter", "unit"]
+"""What is measured and clipped as one: all the optimizer's gradients, those of a parameter group, of a parameter, or of
+one output unit (a row of a matrix, the rest of a convolution's; a bias or other vector as a whole)."""
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+class Step(NamedTuple):
+    """What a policy is told of the step about to be made.
+
+    Everything is elementwise over a shape S: ``()`` in the scope "global", ``(units,)`` in the others.
+
+    Attributes:
+        norm: norm of the gradients, S; may be non-finite, and is NaN where there is no gradient in this step. Such a
+            unit is neither observed nor clipped.
+        learning_rate: length of the update that a lasting gradient of norm 1 makes, lr·(1−dampening)/(1−momentum) with
+            SGD, a number or S; None where the update does not scale with the gradient (Adam and its kin).
+        initial_weight_norm: ‖W₀‖, the norm of the weights before the first step, S.
+        weight_norm: norm of the weights as they are now, S; None unless the policy `uses_weights`.
+
+    >>> import torch
+    >>> Step(norm=torch.tensor(6.0), learning_rate=None, initial_weight_norm=torch.tensor(1.0)).norm
+    tensor(6.)
+    """
+
+    norm: Tensor
+    learning_rate: float | Tensor | None
+    initial_weight_norm: Tensor
+    weight_norm: Tensor | None = None
+
+
+class Clip(NamedTuple):
+    """A policy's answer: a gradient whose norm is above `threshold` is brought down to `target`.
+
+    Attributes:
+        threshold: S, the shape of `Step.norm`; infinite where nothing is known yet.
+        target: S, never above the threshold.
+
+    >>> import torch
+    >>> Clip(threshold=torch.tensor(5.0), target=torch.tensor(5.0)).threshold
+    tensor(5.)
+    """
+
+    threshold: Tensor
+    target: Tensor
+
+
+class ClippingPolicy(ABC):
+    """A rule for the clipping threshold; subclass it to write your own.
+
+    A policy holds its settings and nothing else. What it remembers goes in and comes out, so that it can be fed numbers
+    in a test and saved in a checkpoint. Every method works on tensors of the norms' device and must not read them (no
+    ``item()``, no ``if`` on a tensor), or the training waits for the device at every step. They work elementwise over
+    the norms' shape S, so that one policy serves every scope; everything in a history has S as its last dimensions. Two
+    instances with equal settings should have an equal ``repr``, by which a checkpoint finds its policy again: frozen
+    dataclasses do.
+
+    Attributes:
+        default_scope: the scope that the rule was made for.
+        uses_weights: whether the rule needs `Step.weight_norm`, which costs a pass over the weights at every step.
+
+    >>> import torch
+    >>> class HalfTheLast(ClippingPolicy):
+    ...     def initial_history(self, norm):
+    ...         return {"last": torch.full_like(norm, torch.inf)}
+    ...     def clip(self, history, step):
+    ...         return Clip(history["last"] / 2, history["last"] / 2)
+    ...     def observe(self, history, step):
+    ...         return {"last": torch.where(step.norm.isfinite(), step.norm, history["last"])}
+    >>> policy, step = HalfTheLast(), Step(torch.tensor(6.0), None, torch.tensor(1.0))
+    >>> history = policy.observe(policy.initial_history(step.norm), step)
+    >>> policy.clip(history, step).threshold
+    tensor(3.)
+    """
+
+    default_scope: ClassVar[Scope] = "global"
+    uses_weights: ClassVar[bool] = False
+
+    def initial_history(self, norm: Tensor) -> History:
+        """What is remembered before the first step, on the device, of the dtype and over the shape S of `norm`."""
+        return {}
+
+    @abstractmethod
+    def clip(self, history: History, step: Step) -> Clip:
+        """Where to clip this step, knowing only the steps before it (and its own norm)."""
+
+    def observe(self, history: History, step: Step) -> History:
+        """The history with this step's norm, as it was before clipping, in it. Keep non-finite norms out."""
+        return history
