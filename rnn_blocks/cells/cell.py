@@ -40,6 +40,12 @@ class Cell(nn.Module):
     output_is_hidden: bool = False
     """Whether the output is ``h`` in another dtype; wrappers that change ``h`` see for themselves where it is ``h``."""
 
+    gate_names: tuple[str, ...] = ()
+    """Letters of the blocks of ``hidden_size`` rows that the stacked weights hold; none where there is one block."""
+
+    recurrent_names: tuple[str, ...] = ("weight_hh",)
+    """Those of the cell's own parameters that a state reaches the next through."""
+
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):

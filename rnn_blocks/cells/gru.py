@@ -33,6 +33,7 @@ class GRUCell(WeightedCell):
     """
 
     forget_block = 1  # z
+    gate_names = ("r", "z", "n")
 
     def __init__(self, input_size: int, hidden_size: int, *, reset_after: bool = True) -> None:
         super().__init__(input_size, hidden_size, num_gates=3)

@@ -33,6 +33,7 @@ class IndRNNCell(Cell):
     torch.Size([5, 3])
     """
 
+    recurrent_names = ("u",)
     fusable = True
 
     def __init__(self, input_size: int, hidden_size: int, *, nonlinearity: Literal["relu", "tanh"] = "relu") -> None:

@@ -40,6 +40,7 @@ class LayerNormGRUCell(WeightedCell):
     """
 
     forget_block = 1  # z
+    gate_names = ("r", "z", "n")
 
     def __init__(self, input_size: int, hidden_size: int, *, eps: float = 1e-5) -> None:
         if not eps > 0:

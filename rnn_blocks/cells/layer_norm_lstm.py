@@ -39,6 +39,7 @@ class LayerNormLSTMCell(WeightedCell):
     """
 
     input_block, forget_block = 0, 1
+    gate_names = ("i", "f", "g", "o")
 
     def __init__(self, input_size: int, hidden_size: int, *, eps: float = 1e-5) -> None:
         if not eps > 0:

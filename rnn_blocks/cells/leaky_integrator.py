@@ -33,6 +33,7 @@ class LeakyIntegratorCell(LinearCell):
     tensor([  1.,  10., 100.])
     """
 
+    recurrent_names = ("log_excess",)
     log_excess: Tensor
 
     def __init__(

@@ -42,6 +42,8 @@ class LRUCell(LinearCell):
     (torch.Size([5, 3]), torch.complex64)
     """
 
+    recurrent_names = ("nu", "theta")
+
     def __init__(
         self,
         input_size: int,

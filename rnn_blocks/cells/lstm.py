@@ -29,6 +29,7 @@ class LSTMCell(WeightedCell):
 
     native_on = frozenset({"cpu", "cuda"})
     input_block, forget_block = 0, 1
+    gate_names = ("i", "f", "g", "o")
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size, num_gates=4)

@@ -82,6 +82,8 @@ class MinGRUCell(MinimalCell):
     torch.Size([5, 3])
     """
 
+    gate_names = ("z", "n")
+
     def __init__(self, input_size: int, hidden_size: int, *, candidate: Candidate = "identity") -> None:
         super().__init__(input_size, hidden_size, num_gates=2, candidate=candidate)
 

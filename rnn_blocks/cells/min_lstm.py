@@ -32,6 +32,8 @@ class MinLSTMCell(MinimalCell):
     torch.Size([5, 3])
     """
 
+    gate_names = ("f", "i", "n")
+
     def __init__(self, input_size: int, hidden_size: int, *, candidate: Candidate = "identity") -> None:
         super().__init__(input_size, hidden_size, num_gates=3, candidate=candidate)
 

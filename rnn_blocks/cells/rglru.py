@@ -36,6 +36,9 @@ class RGLRUCell(LinearCell):
     torch.Size([5, 3])
     """
 
+    gate_names = ("r", "i")
+    recurrent_names = ("forgetting",)
+
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size)
         blocks = 2 if input_size == hidden_size else 3

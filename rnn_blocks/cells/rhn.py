@@ -38,6 +38,8 @@ class RHNCell(WeightedCell):
     torch.Size([5, 3])
     """
 
+    gate_names = ("g", "t")
+
     def __init__(self, input_size: int, hidden_size: int, *, depth: int = 5, transform_bias: float = -2.0) -> None:
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
@@ -92,6 +94,8 @@ def _highway(s: Tensor, gates: Tensor) -> Tensor:
 
 class _HighwayLayer(nn.Module):
     """The weights of a layer after the first: ``U_l`` and ``b_l``."""
+
+    gate_names = RHNCell.gate_names
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()

@@ -53,6 +53,8 @@ class SLSTMCell(WeightedCell):
     (torch.Size([5, 4]), True)
     """
 
+    gate_names = ("i", "f", "z", "o")
+
     def __init__(
         self,
         input_size: int,

@@ -40,6 +40,8 @@ class SRUCell(LinearCell):
     torch.Size([5, 3])
     """
 
+    gate_names = ("f", "r", "n")
+
     def __init__(self, input_size: int, hidden_size: int, *, activation: Activation = "tanh") -> None:
         super().__init__(input_size, hidden_size)
         if activation not in ACTIVATIONS:
