@@ -2,15 +2,29 @@
 
 from rnn_blocks.callbacks.clipping import AdaptiveGradientClipping, NonFiniteGradientError
 from rnn_blocks.callbacks.monitor import GradientNormMonitor
-from rnn_blocks.callbacks.policies import Auto, Clip, ClippingPolicy, Fixed, Step
+from rnn_blocks.callbacks.policies import (
+    Auto,
+    Clip,
+    ClippingPolicy,
+    EmaRatio,
+    Fixed,
+    Percentile,
+    Step,
+    Unitwise,
+    ZScore,
+)
 
 __all__ = [
     "AdaptiveGradientClipping",
     "Auto",
     "Clip",
     "ClippingPolicy",
+    "EmaRatio",
     "Fixed",
     "GradientNormMonitor",
     "NonFiniteGradientError",
+    "Percentile",
     "Step",
+    "Unitwise",
+    "ZScore",
 ]

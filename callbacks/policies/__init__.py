@@ -1,7 +1,24 @@
 """Where to clip: rules that turn the norms seen so far into a threshold, as pure functions of their history."""
 
 from rnn_blocks.callbacks.policies.auto import Auto
+from rnn_blocks.callbacks.policies.ema_ratio import EmaRatio
 from rnn_blocks.callbacks.policies.fixed import Fixed
+from rnn_blocks.callbacks.policies.percentile import Percentile
 from rnn_blocks.callbacks.policies.policy import SCOPES, Clip, ClippingPolicy, History, Scope, Step
+from rnn_blocks.callbacks.policies.unitwise import Unitwise
+from rnn_blocks.callbacks.policies.zscore import ZScore
 
-__all__ = ["SCOPES", "Auto", "Clip", "ClippingPolicy", "Fixed", "History", "Scope", "Step"]
+__all__ = [
+    "SCOPES",
+    "Auto",
+    "Clip",
+    "ClippingPolicy",
+    "EmaRatio",
+    "Fixed",
+    "History",
+    "Percentile",
+    "Scope",
+    "Step",
+    "Unitwise",
+    "ZScore",
+]

@@ -98,3 +98,8 @@ class ClippingPolicy(ABC):
     def observe(self, history: History, step: Step) -> History:
         """The history with this step's norm, as it was before clipping, in it. Keep non-finite norms out."""
         return history
+
+
+def usable(norm: Tensor) -> Tensor:
+    """Which of the norms tell something of the gradients' scale, bool, S: those that are finite and not 0."""
+    return norm.isfinite() & (norm > 0)
