@@ -166,7 +166,7 @@ class AdaptiveGradientClipping(Callback):
         else:
             self._act_on_the_device(optimizer, gradients, record, scaled)
             self._deferred[index] = gradients.parameters
-        gradients.multiplied_by(record.coefficient)
+        gradients.clipped_norms = gradients.current_norms * record.coefficient
         if is_logging_step(trainer):
             self._due.add(index)
 

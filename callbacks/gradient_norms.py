@@ -72,7 +72,8 @@ class StepGradients:
     Attributes:
         groups: the parameters that have a gradient, by parameter group.
         parameters: the same in one list.
-        coefficient: what the gradients have been multiplied by since they were measured, ``()``; None: nothing yet.
+        clipped_norms: norm of each parameter's gradient after clipping, ``(parameters,)``, NaN where it was not finite;
+            None as long as nobody has clipped.
     """
 
     def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -81,7 +82,7 @@ class StepGradients:
             for group in optimizer.param_groups
         ]
         self.parameters = [parameter for group in self.groups for parameter in group]
-        self.coefficient: Tensor | None = None
+        self.clipped_norms: Tensor | None = None
         self._readers: set[int] = set()
         # A fused optimizer unscales inside `step`; unscaled here, its gradients read and clip as any other's do.
         if scaler is not None and self.parameters and getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -104,13 +105,21 @@ class StepGradients:
         return total_norm(self.norms)
 
     @property
+    def current_norms(self) -> Tensor:
+        """Norm of each parameter's gradient as it is now, ``(parameters,)``."""
+        return self.norms if self.clipped_norms is None else self.clipped_norms
+
+    @property
     def clipped_total(self) -> Tensor:
         """Norm of all gradients as they are now, ``()``."""
-        return self.total if self.coefficient is None else self.total * self.coefficient
+        if self.clipped_norms is None or self.clipped_norms is self.norms:
+            return self.total
+        return total_norm(self.clipped_norms)
 
-    def multiplied_by(self, coefficient: Tensor) -> None:
-        """Note that the gradients have been multiplied."""
-        self.coefficient = coefficient if self.coefficient is None else self.coefficient * coefficient
+    @property
+    def coefficient(self) -> Tensor | None:
+        """`clipped_total` over `total`, ``()``; 0 where the gradient was not finite, None where nobody has clipped."""
+        return None if self.clipped_norms is None else (self.clipped_total / self.total).nan_to_num(nan=0.0)
 
 
 _steps: WeakKeyDictionary[Optimizer, StepGradients] = WeakKeyDictionary()
