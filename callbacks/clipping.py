@@ -27,6 +27,7 @@ from rnn_blocks.callbacks.support import (
     refuse_unsupported_optimizer,
     refuse_unsupported_strategy,
 )
+from rnn_blocks.callbacks.update_bound import UpdateBounds
 from rnn_blocks.callbacks.update_length import effective_learning_rate, weight_norms
 
 NONFINITE = ("skip", "zero", "raise")
@@ -104,6 +105,7 @@ class AdaptiveGradientClipping(Callback):
         self._records: dict[int, ClippingRecord] = {}
         self._due: set[int] = set()
         self._deferred: dict[int, list[Tensor]] = {}
+        self._updates = UpdateBounds()
 
     @property
     def state_key(self) -> str:
@@ -112,13 +114,17 @@ class AdaptiveGradientClipping(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """History and counts of each optimizer, by its index: dicts, lists, numbers and tensors only."""
-        return {"optimizers": {str(index): record.state_dict() for index, record in self._records.items()}}
+        return {
+            "optimizers": {str(index): record.state_dict() for index, record in self._records.items()},
+            "updates": self._updates.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint's history."""
         self._records = {
             int(index): ClippingRecord.from_state_dict(state) for index, state in state_dict["optimizers"].items()
         }
+        self._updates.load_state_dict(state_dict["updates"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a trainer that clips by itself, and strategies whose gradients cannot be clipped from outside."""
@@ -135,6 +141,7 @@ class AdaptiveGradientClipping(Callback):
         self._deferred.clear()
         if trainer.global_step == 0:  # another training's norms and weights say nothing of this one
             self._records.clear()
+            self._updates.clear()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers whose gradients must not be changed."""
@@ -148,6 +155,7 @@ class AdaptiveGradientClipping(Callback):
                 f"AdaptiveGradientClipping has the history of an optimizer {max(self._records)}, but there are only "
                 f"{len(trainer.optimizers)} here. Use a new instance for a new model, or the checkpoint of this one."
             )
+        self._updates.start(trainer.optimizers, self.policy.longest_update)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the threshold, put the norm into the history, and clip."""
@@ -180,11 +188,18 @@ class AdaptiveGradientClipping(Callback):
             indices, self._due = sorted(self._due), set()
             reports = self._read(trainer, pl_module, indices)
             log_metrics(trainer, _metrics({metric_suffix(trainer, index): reports[index] for index in indices}))
+            coefficients = {metric_suffix(trainer, index): self._updates.coefficient(index) for index in indices}
+            bounded = {f"grad_clip/update_coefficient{at}": c for at, c in coefficients.items() if c is not None}
+            log_metrics(trainer, bounded)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell of what has not been told since the last logging step."""
         if self._deferred:
             self._read(trainer, pl_module, sorted(self._deferred))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizers as they were; after an error too."""
+        self._updates.stop()
 
     def _record_step(self, index: int, optimizer: Optimizer, gradients: StepGradients) -> ClippingRecord:
         norm = gradients.clipped_total

@@ -69,6 +69,8 @@ class ClippingPolicy(ABC):
     Attributes:
         default_scope: the scope that the rule was made for.
         uses_weights: whether the rule needs `Step.weight_norm`, which costs a pass over the weights at every step.
+        longest_update: how long the updates of an optimizer other than SGD may be, as a share of the initial weights'
+            norm (see `Auto`); None: they are not bounded.
 
     >>> import torch
     >>> class HalfTheLast(ClippingPolicy):
@@ -86,6 +88,7 @@ class ClippingPolicy(ABC):
 
     default_scope: ClassVar[Scope] = "global"
     uses_weights: ClassVar[bool] = False
+    longest_update: float | None = None
 
     def initial_history(self, norm: Tensor) -> History:
         """What is remembered before the first step, on the device, of the dtype and over the shape S of `norm`."""

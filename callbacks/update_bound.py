@@ -1,0 +1,253 @@
+"""How long the updates of adaptive optimizers may be: measured on a sample, bounded through the learning rate."""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.optim import ASGD, SGD, Optimizer, RMSprop
+from torch.utils.hooks import RemovableHandle
+
+from rnn_blocks.callbacks.gradient_norms import stored_values
+from rnn_blocks.callbacks.update_length import weight_norms
+
+SAMPLE = 4096  # elements of each parameter that are looked at
+EVERY = 16  # steps between two measurements, once a training is under way
+
+
+class UpdateBound:
+    r"""Keeps an optimizer's updates from growing longer than a share of the initial weights' norm.
+
+    Adam and its kin divide the gradient by its own size: their update is about as long at any gradient norm, and no
+    clipping shortens it. It is lr·u, where ‖u‖ =: U changes slowly, for it is made of moving averages. With lr₊ the
+    highest learning rate so far, the rate of each step is multiplied by
+
+        min(1, longest·‖W₀‖ / (lr₊·U)),
+
+    so that an update at lr₊ is at most longest·‖W₀‖ long, and one at a scheduled share of lr₊ at most that share of it.
+
+    U is measured after steps 1, 2, 4, 8 and every 16th, from at most 4,096 evenly spaced elements of each parameter
+    before and after the step, and counts from the next measuring step on, so that nothing waits for a device. Until
+    then it is √(number of weights), as in the first update of Adam, Adagrad and Lion (RMSprop: over √(1−α)).
+
+    Related: Tang et al. 2023, "Improving Training Stability for Multitask Ranking Models in Recommender Systems"
+    (Clippy: bounds each relative update of an adaptive optimizer); You et al. 2020 (LAMB).
+
+    Args:
+        optimizer: not yet stepped, or to be continued by `load_state_dict`.
+        longest: length of the longest update over ‖W₀‖.
+
+    Attributes:
+        coefficient: what the last step's learning rate was multiplied by.
+
+    >>> weight = torch.nn.Parameter(torch.ones(100))
+    >>> optimizer = torch.optim.Adam([weight], lr=0.5)
+    >>> bound = UpdateBound(optimizer, longest=0.01)
+    >>> bound.attach()
+    >>> weight.sum().backward(); optimizer.step()
+    >>> round((weight - 1).norm().item(), 4), optimizer.param_groups[0]["lr"]  # 1 % of 10, and not 5
+    (0.1, 0.5)
+    """
+
+    def __init__(self, optimizer: Optimizer, longest: float) -> None:
+        self.optimizer = optimizer
+        self.longest = longest
+        self.coefficient = 1.0
+        self._steps = 0
+        self._highest_rate = 0.0
+        self._weight_norms: list[float] = []
+        self._length: float | None = None  # U, as it counts now
+        self._measured: Tensor | None = None  # U, as it will count from the next measuring step on
+        self._arrived: torch.cuda.Event | None = None
+        self._before: list[Tensor] | None = None
+        self._rates: list[float | Tensor] | None = None
+        self._hooks: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Begin to bound the optimizer's steps."""
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            self.optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was."""
+        self._restore_rates()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and lists."""
+        measured = None if self._measured is None else self._receive()
+        return {
+            "steps": self._steps,
+            "highest_rate": self._highest_rate,
+            "weight_norms": list(self._weight_norms),
+            "length": self._length,
+            "measured": measured,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue."""
+        self._steps, self._highest_rate, self._length = state["steps"], state["highest_rate"], state["length"]
+        self._weight_norms = list(state["weight_norms"])
+        self._measured = None if state["measured"] is None else torch.tensor(state["measured"], dtype=torch.float64)
+        self._arrived = None
+
+    def _before_step(self) -> None:
+        rates = [group.get("lr") for group in self.optimizer.param_groups]
+        if not all(isinstance(rate, float | int) or (isinstance(rate, Tensor) and not rate.is_cuda) for rate in rates):
+            return  # no rate at all, or one that only the device knows
+        rate = max(float(rate) for rate in rates)
+        self._restore_rates()  # after a step that an error broke off
+        self._highest_rate = max(self._highest_rate, rate)
+        self._steps += 1
+        if len(self._weight_norms) < len(rates):
+            self._weight_norms += [norm.item() for norm in weight_norms(self.optimizer, len(self._weight_norms))]
+        weights = [
+            weight for group in self.optimizer.param_groups for weight in group["params"] if weight.requires_grad
+        ]
+        measures = self._steps & (self._steps - 1) == 0 if self._steps < EVERY else self._steps % EVERY == 0
+        if measures and self._measured is not None:
+            length = self._receive()
+            if 0 < length < math.inf:  # else nothing was updated, or weights are not finite
+                self._length = length
+        length = self._first_length(weights) if self._length is None else self._length
+        unbounded, bound = self._highest_rate * length, self.longest * math.hypot(*self._weight_norms)
+        self.coefficient = min(1.0, bound / unbounded) if unbounded and bound else 1.0
+        if self.coefficient < 1:
+            self._rates = rates
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["lr"] * self.coefficient
+        self._before = _sample(weights) if measures and rate else None
+
+    def _after_step(self) -> None:
+        self._restore_rates()
+        before, self._before = self._before, None
+        if before is None:
+            return
+        weights = self._weights()
+        rate = max(float(group["lr"]) for group in self.optimizer.param_groups) * self.coefficient
+        measured = _distance(weights, before, _sample(weights)) / rate
+        if measured.is_cuda:
+            self._measured = torch.empty((), dtype=measured.dtype, pin_memory=True)
+            self._measured.copy_(measured, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._measured, self._arrived = measured, None
+
+    def _weights(self) -> list[Tensor]:
+        return [weight for group in self.optimizer.param_groups for weight in group["params"] if weight.requires_grad]
+
+    def _first_length(self, weights: list[Tensor]) -> float:
+        # Adam's first update is ±lr everywhere; RMSprop, which does not correct its average, divides by less.
+        decay = self.optimizer.param_groups[0].get("alpha", 0.0) if isinstance(self.optimizer, RMSprop) else 0.0
+        return math.sqrt(sum(weight.numel() for weight in weights) / (1 - decay))
+
+    def _receive(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()  # reached long ago
+        assert self._measured is not None
+        return float(self._measured)
+
+    def _restore_rates(self) -> None:
+        if self._rates is not None:
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=False):
+                group["lr"] = rate
+            self._rates = None
+
+
+def _stride(numel: int) -> int:
+    # Odd, so that it does not stay in one column of a matrix whose width is a power of two.
+    return -(-numel // SAMPLE) | 1
+
+
+@torch.no_grad()
+def _sample(weights: list[Tensor]) -> list[Tensor]:
+    """Up to `SAMPLE` evenly spaced elements of the values that this process holds of each parameter, copied."""
+    values = [stored_values(weight).detach().reshape(-1) for weight in weights]
+    samples = [value[:: _stride(value.numel())] for value in values]
+    return [torch.cat(samples)] if len({(s.dtype, s.device) for s in samples}) == 1 else [s.clone() for s in samples]
+
+
+@torch.no_grad()
+def _distance(weights: list[Tensor], before: list[Tensor], after: list[Tensor]) -> Tensor:
+    """Estimate of the norm of the update of all weights, ``()``, float64 on the first one's device."""
+    device = after[0].device
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    sizes = [stored_values(weight).numel() for weight in weights]
+    moved = torch.cat([(new.float() - old.float()).to(device) for new, old in zip(after, before, strict=True)])
+    counts = [-(-size // _stride(size)) for size in sizes]
+    shares = [
+        size / max(count, 1) / _copies(weight) for size, count, weight in zip(sizes, counts, weights, strict=True)
+    ]
+    squares = torch.stack([part.square().sum() for part in moved.split(counts)]).to(kind)
+    factors = torch.tensor(shares, dtype=kind).to(device, non_blocking=True)
+    sharded = torch.tensor([isinstance(weight, DTensor) for weight in weights])
+    total = squares * factors
+    if sharded.any():
+        there = sharded.to(device)
+        whole = (total * there).sum()
+        dist.all_reduce(whole)
+        return ((total * ~there).sum() + whole).sqrt()
+    return total.sum().sqrt()
+
+
+def _copies(weight: Tensor) -> int:
+    """How many ranks hold each element of a sharded parameter."""
+    if not isinstance(weight, DTensor):
+        return 1
+    mesh = weight.device_mesh
+    return math.prod(
+        mesh.size(dim) for dim, placement in enumerate(weight.placements) if isinstance(placement, Replicate)
+    )
+
+
+class UpdateBounds:
+    """The bound of each of a training's optimizers whose update does not scale with the gradient."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, dict[str, Any]] = {}
+        self._bounds: dict[int, UpdateBound] = {}
+
+    def start(self, optimizers: list[Optimizer], longest: float | None) -> None:
+        """Bound the updates of a training that begins, or goes on from the state that was loaded."""
+        self.stop()
+        if longest is None:
+            return
+        for index, optimizer in enumerate(optimizers):
+            if isinstance(optimizer, SGD | ASGD):
+                continue
+            bound = self._bounds[index] = UpdateBound(optimizer, longest)
+            if index in self._states:
+                bound.load_state_dict(self._states[index])
+            bound.attach()
+
+    def stop(self) -> None:
+        """Leave the optimizers as they were."""
+        self._states |= {index: bound.state_dict() for index, bound in self._bounds.items()}
+        for bound in self._bounds.values():
+            bound.detach()
+        self._bounds = {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.stop()
+        self._states = {}
+
+    def coefficient(self, index: int) -> float | None:
+        """What the last learning rate of an optimizer was multiplied by; None: it is not bounded."""
+        return self._bounds[index].coefficient if index in self._bounds else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Dicts, lists and numbers, by the optimizers' indices."""
+        states = self._states | {index: bound.state_dict() for index, bound in self._bounds.items()}
+        return {str(index): state for index, state in states.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self._states = {int(index): bound for index, bound in state.items()}
