@@ -42,12 +42,32 @@ def new_figure(
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    _label(axes, title, xlabel, ylabel)
+    return figure, axes
+
+
+def new_figure_with_margin(
+    title: str, xlabel: str, ylabel: str, *, size: tuple[float, float] = (9.5, 4.8)
+) -> "tuple[Figure, Axes, Axes]":
+    """As `new_figure`, with a narrow second set of axes to the right that shares the first one's y-axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, margin = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
+    _label(axes, title, xlabel, ylabel)
+    _label(margin, "", "", "")
+    margin.tick_params(labelleft=False, left=False)
+    return figure, axes, margin
+
+
+def _label(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
     axes.set_title(title, loc="left")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def log_figure(trainer: Trainer, name: str, figure: "Figure") -> Path | None:

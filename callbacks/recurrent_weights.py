@@ -5,7 +5,7 @@ library's cells, and any module that follows either's naming.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -61,20 +61,21 @@ def recurrent_modules(model: nn.Module) -> list[RecurrentModule]:
 
 
 @torch.no_grad()
-def gate_norms(module: RecurrentModule) -> Tensor | None:
+def gate_norms(module: RecurrentModule, among: Collection[Tensor]) -> Tensor | None:
     """Norm of the gradient of each gate's rows, over all the module's stacked weights and biases: ``(gates,)``.
 
     On the gradients' device, in float64 (float32 where the device has none); the same on every rank where gradients are
-    sharded. None where no parameter has a gradient.
+    sharded. None where none of the parameters is `among` these (an optimizer's), or none has a gradient.
 
     >>> cell = nn.LSTMCell(1, 1)
     >>> for parameter in cell.parameters():
     ...     parameter.grad = torch.arange(1.0, 5.0).reshape(parameter.shape)
     >>> [known] = recurrent_modules(cell)
-    >>> gate_norms(known).tolist()  # √4 · 1, 2, 3, 4: two weights and two biases
+    >>> gate_norms(known, set(cell.parameters())).tolist()  # √4 · 1, 2, 3, 4: two weights and two biases
     [2.0, 4.0, 6.0, 8.0]
     """
-    rows = [row_norms(parameter.grad) for parameter in module.stacked if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in module.stacked if parameter in among]
+    rows = [row_norms(gradient) for gradient in gradients if gradient is not None]
     if not rows:
         return None
     size = len(module.gates) * module.hidden_size
