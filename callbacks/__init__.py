@@ -1,6 +1,8 @@
 """Callbacks for any Lightning project: gradient norms, and a clipping threshold that nobody has to set."""
 
+from rnn_blocks.callbacks.advisor import ClippingAdvisor
 from rnn_blocks.callbacks.clipping import AdaptiveGradientClipping, NonFiniteGradientError
+from rnn_blocks.callbacks.clipping_advice import ClippingAdvice
 from rnn_blocks.callbacks.monitor import GradientNormMonitor
 from rnn_blocks.callbacks.policies import (
     Auto,
@@ -18,6 +20,8 @@ __all__ = [
     "AdaptiveGradientClipping",
     "Auto",
     "Clip",
+    "ClippingAdvice",
+    "ClippingAdvisor",
     "ClippingPolicy",
     "EmaRatio",
     "Fixed",
