@@ -136,15 +136,16 @@ class ClippingAdvice:
         if self.nonfinite:
             label = f"not finite ({len(self.nonfinite)})"
             places = np.array(self.nonfinite) + 1
-            top = axes.get_xaxis_transform()
-            axes.scatter(places, np.full(len(places), 0.98), color=RED, marker="x", s=24, transform=top, label=label)
+            bottom = axes.get_xaxis_transform()
+            axes.scatter(places, np.full(len(places), 0.02), color=RED, marker="x", s=24, transform=bottom, label=label)
         usual = shown[np.isfinite(shown)]
         if len(usual):
             _draw_candidates(axes, margin, self)
-            edges = np.geomspace(usual.min() / 1.05, usual.max() * 1.05, 41)
+            twentieths = np.log10(usual) * 20  # of a decade: a bin
+            edges = (10 ** (np.arange(np.floor(twentieths.min()), twentieths.max() + 2) / 20)).tolist()
             margin.hist(usual, bins=edges, orientation="horizontal", color=BLUE, alpha=0.6)
             margin.set_xlabel("steps")
-        axes.legend(frameon=False, loc="upper right", fontsize="small", ncols=2)
+        figure.legend(frameon=False, loc="outside lower left", fontsize="small", ncols=5)
         return figure
 
 
@@ -162,18 +163,22 @@ def _stand_out(norms: Floats) -> "np.ndarray[Any, np.dtype[np.bool_]]":
 
 def _draw_candidates(axes: "Axes", margin: "Axes", advice: ClippingAdvice) -> None:
     finite = advice.norms[np.isfinite(advice.norms) & (advice.norms > 0)]
-    low, high = finite.min() / 1.5, max(finite.max(), 10 * advice.average) * 2
+    low, high = finite.min() / 1.5, max(finite.max(), 10 * advice.average) * 1.5
     axes.set_ylim(low, high)
     band = f"half to ten times the average, {advice.average:.3g}"
     axes.axhspan(advice.average / 2, advice.average * 10, color=GREEN, alpha=0.1, linewidth=0, label=band)
     axes.axhline(advice.threshold, color=ORANGE, linewidth=2, label=f"recommended: {advice.threshold:g}")
-    lines = [(advice.threshold, f"{advice.threshold:g}", ORANGE)]
-    lines += [(value, f"{percent} %", GREY) for percent, value in advice.percentiles.items()]
-    room, below = math.log(high / low) / 22, -math.inf  # of a line of text, in the axis' logarithm
-    for value, label, color in sorted(line for line in lines if line[0] > 0):
-        if color == GREY:
-            axes.axhline(value, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
-        margin.axhline(value, color=color, linewidth=1)
-        below = max(math.log(value), below + room)
-        place = margin.get_yaxis_transform()
-        margin.text(1.06, math.exp(below), label, color=color, fontsize="small", va="center", transform=place)
+    margin.axhline(advice.threshold, color=ORANGE, linewidth=2)
+    known = {percent: math.log(value) for percent, value in advice.percentiles.items() if value > 0}
+    places, below = [], -math.inf
+    for log in known.values():
+        below = max(log, below + math.log(high / low) / 24)  # a line of text is that high
+        places.append(below)
+    shift = float(np.mean(list(known.values())) - np.mean(places))  # so that labels pushed apart stay about their lines
+    for (percent, log), place in zip(known.items(), places, strict=True):
+        label = "percentiles" if percent == PERCENTILES[0] else None
+        for both, legend in ((axes, label), (margin, None)):
+            both.axhline(math.exp(log), color=GREY, linewidth=0.8, linestyle="--", zorder=1, label=legend)
+        text = f"{percent} %: {math.exp(log):.3g}"
+        across = margin.get_yaxis_transform()
+        margin.text(1.06, math.exp(place + shift), text, color=GREY, fontsize="small", va="center", transform=across)

@@ -15,11 +15,11 @@ from rnn_blocks.callbacks.norm_buffer import NormBuffer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOWEST, HIGHEST, BINS_PER_DECADE = -12, 12, 10
-"""Bins are tenths of a decade of the norm; what lies beyond the outermost counts for those."""
+LOWEST, HIGHEST, BINS_PER_DECADE = -9, 9, 20
+"""Bins are twentieths of a decade of the norm; what lies beyond the outermost counts for those."""
 
 BINS = (HIGHEST - LOWEST) * BINS_PER_DECADE
-MOST_INTERVALS = 128
+MOST_INTERVALS = 100
 MOST_WAITING = 65_536
 
 
@@ -115,12 +115,15 @@ class NormHistogram:
         edges = [10 ** (LOWEST + edge / BINS_PER_DECADE) for edge in range(low, high + 1)]
         shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
         figure, axes, margin = new_figure_with_margin(title, "optimizer step", "gradient norm, before clipping")
+        axes.grid(visible=False)
         mesh = axes.pcolormesh([0, *self.ends], edges, 100 * shares.T.numpy(), cmap="Blues", vmin=0, rasterized=True)
-        bar = figure.colorbar(mesh, ax=axes, pad=0.01, fraction=0.04)
-        bar.set_label("% of the steps of an interval")
+        bar = figure.colorbar(mesh, ax=[axes, margin], fraction=0.03, pad=0.01)
+        bar.set_label("% of an interval's steps")
         bar.outline.set_visible(False)
         middles = [(start + end) / 2 for start, end in pairwise([0, *self.ends])]
-        axes.plot(middles, _medians(counts, edges), color=ORANGE, linewidth=1.5, marker=".", label="median")
+        marker = "." if len(middles) < 40 else None
+        medians = [10**log for log in _medians(counts, LOWEST + low / BINS_PER_DECADE)]
+        axes.plot(middles, medians, color=ORANGE, linewidth=1.5, marker=marker, label="median")
         axes.set_yscale("log")
         axes.legend(frameon=False, loc="upper right")
         margin.stairs(counts.sum(0).numpy(), edges, orientation="horizontal", fill=True, color=BLUE, alpha=0.6)
@@ -130,12 +133,13 @@ class NormHistogram:
         return figure
 
 
-def _medians(counts: Tensor, edges: list[float]) -> list[float]:
-    """Geometric middle of the bin that each row's median is in; NaN of a row without norms."""
-    totals = counts.sum(1)
-    index = (counts.cumsum(1) < totals[:, None] / 2).sum(1).clamp(max=counts.shape[1] - 1)
-    middles = torch.tensor([math.sqrt(low * high) for low, high in pairwise(edges)])
-    medians: list[float] = middles[index].where(totals > 0, math.nan).tolist()
+def _medians(counts: Tensor, lowest: float) -> list[float]:
+    """Median log of each row of counts, whose first bin begins at `lowest`; NaN of a row without norms."""
+    totals, reached = counts.sum(1), counts.cumsum(1)
+    index = (reached < totals[:, None] / 2).sum(1, keepdim=True).clamp(max=counts.shape[1] - 1)
+    inside = counts.gather(1, index)[:, 0]
+    share = 1 - (reached.gather(1, index)[:, 0] - totals / 2) / inside  # as if a bin's norms were spread evenly
+    medians: list[float] = (lowest + (index[:, 0] + share) / BINS_PER_DECADE).where(totals > 0, math.nan).tolist()
     return medians
 
 

@@ -55,7 +55,7 @@ def recurrent_modules(model: nn.Module) -> list[RecurrentModule]:
         rows = len(gates) * hidden_size
         stacked = [own[key] for key in own if gates and own[key].dim() and len(own[key]) >= rows]
         if recurrent or (inputs and stacked):
-            name = name.replace("_orig_mod.", "") or type(module).__name__
+            name = f"{name}.".replace("_orig_mod.", "")[:-1] or type(module).__name__
             found.append(RecurrentModule(name, inputs, recurrent, gates, hidden_size, stacked))
     return found
 
