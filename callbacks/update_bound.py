@@ -10,8 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import ASGD, SGD, Optimizer, RMSprop
 from torch.utils.hooks import RemovableHandle
 
-from rnn_blocks.callbacks.gradient_norms import stored_values
-from rnn_blocks.callbacks.update_length import weight_norms
+from rnn_blocks.callbacks.gradient_norms import stored_values, tensor_norms, total_norm
 
 SAMPLE = 4096  # elements of each parameter that are looked at
 EVERY = 16  # steps between two measurements, once a training is under way
@@ -105,8 +104,8 @@ class UpdateBound:
         self._restore_rates()  # after a step that an error broke off
         self._highest_rate = max(self._highest_rate, rate)
         self._steps += 1
-        if len(self._weight_norms) < len(rates):
-            self._weight_norms += [norm.item() for norm in weight_norms(self.optimizer, len(self._weight_norms))]
+        new_groups = self.optimizer.param_groups[len(self._weight_norms) :]
+        self._weight_norms += [_norm(group) for group in new_groups]
         weights = [
             weight for group in self.optimizer.param_groups for weight in group["params"] if weight.requires_grad
         ]
@@ -159,6 +158,11 @@ class UpdateBound:
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=False):
                 group["lr"] = rate
             self._rates = None
+
+
+def _norm(group: dict[str, Any]) -> float:
+    weights = [weight for weight in group["params"] if weight.requires_grad]
+    return total_norm(tensor_norms(weights)).item() if weights else 0.0
 
 
 def _stride(numel: int) -> int:

@@ -112,7 +112,7 @@ class Auto(ClippingPolicy):
             return seen
         log_norm = torch.minimum(log_norm, (self.longest_step * _unit(history, step)).log())
         level = torch.minimum(history["level"], log_norm.masked_fill(count > 0, math.inf))
-        level = level + (1 / seen["count"]).clamp(min=GAIN) * (QUARTILE - (log_norm <= level).to(level.dtype))
+        level = level + (1 / seen["count"].to(level.dtype)).clamp(min=GAIN) * (QUARTILE - (log_norm <= level).to(level.dtype))
         return seen | {
             "level": torch.where(usable, level, history["level"]),
             "highest_rate": _highest_rate(history, step),

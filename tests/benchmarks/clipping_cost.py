@@ -95,7 +95,7 @@ def measure(module: LightningModule, repeats: int) -> dict[str, float]:
     train()
     step = callbacks_step(module, optimizer, Auto())
     # At this ratio no gradient is short enough; torch's, which came before, has left it a norm of 1.
-    clipping_step = callbacks_step(module, torch.optim.SGD(parameters, lr=1.0), Auto(update_ratio=1e-9))
+    clipping_step = callbacks_step(module, torch.optim.SGD(parameters, lr=1.0), Auto(longest_step=1e-9))
     return medians(
         {
             "training step": train,
