@@ -6,19 +6,20 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Optimizer
 
-from rnn_blocks.callbacks.clipping_record import ClippingRecord, Report, read_reports
+from rnn_blocks.callbacks.clipping_record import ClippingRecord, Report, join_groups, read_reports
+from rnn_blocks.callbacks.clipping_units import KINDS, Units
 from rnn_blocks.callbacks.gradient_norms import (
     StepGradients,
     forget_steps,
     gradient_scaler,
-    scale_,
     shared_step,
     stored_values,
 )
-from rnn_blocks.callbacks.policies import Auto, ClippingPolicy, Step
+from rnn_blocks.callbacks.policies import SCOPES, Auto, ClippingPolicy, Scope, Step
 from rnn_blocks.callbacks.support import (
     is_logging_step,
     log_metrics,
@@ -28,7 +29,6 @@ from rnn_blocks.callbacks.support import (
     refuse_unsupported_strategy,
 )
 from rnn_blocks.callbacks.update_bound import UpdateBounds
-from rnn_blocks.callbacks.update_length import effective_learning_rate, weight_norms
 
 NONFINITE = ("skip", "zero", "raise")
 
@@ -38,19 +38,36 @@ class NonFiniteGradientError(RuntimeError):
 
 
 class AdaptiveGradientClipping(Callback):
-    """Clips the global gradient norm of each optimizer to a threshold that nobody has to set.
+    """Clips the gradient norms of each optimizer to a threshold that nobody has to set.
 
     Works on whole (accumulated), unscaled gradients, under automatic and manual optimisation, in any precision that
     Lightning has. Every optimizer has its own history.
 
+    *Scope* is what is measured and clipped as one, with a threshold and a history of its own:
+
     ==============================  ==============================================================================
-    `grad_clip/threshold`           norm above which this step was clipped; left out while nothing is known
-    `grad_clip/coefficient`         what this step's gradient was multiplied by; 0 where it was not finite
-    `grad_clip/clipped_fraction`    share of the steps since the last log that were clipped
-    `grad_clip/skipped_steps`       steps with a non-finite gradient so far
+    ``"global"``                    all gradients of the optimizer: the direction of the step stays as it is
+    ``"group"``                     each of its parameter groups
+    ``"parameter"``                 each parameter
+    ``"unit"``                      each output unit: row of a matrix, of an embedding or of a convolution's weight;
+                                    a bias or other vector as a whole (as in NFNets)
     ==============================  ==============================================================================
 
-    Logged on the trainer's logging steps, each name ending in `/optimizer_0`, … where there are several optimizers.
+    What has no gradient in a step is neither observed nor clipped, as are rows that a sparse gradient does not store.
+    Parameter groups that are added during a training begin a history of their own.
+
+    *Metrics*, logged on the trainer's logging steps, each name ending in `/optimizer_0`, … where there are several
+    optimizers:
+
+    ==============================  ==============================================================================
+    `grad_clip/threshold`           norm above which this step was clipped; left out while nothing is known, and
+                                    in all scopes but ``"global"``
+    `grad_clip/coefficient`         what this step's gradient was multiplied by, the lowest of all units; 0 where
+                                    it was not finite
+    `grad_clip/clipped_fraction`    share of the steps since the last log that were clipped: of all units in all
+                                    of these steps
+    `grad_clip/skipped_steps`       steps with a non-finite gradient so far
+    ==============================  ==============================================================================
 
     *Non-finite gradients.* ``"skip"`` leaves out the update: weights and the optimizer's state stay as they are, and a
     warning names a parameter at fault. ``"zero"`` sets every gradient of the step to 0 and makes the update, so that
@@ -64,34 +81,45 @@ class AdaptiveGradientClipping(Callback):
 
     Args:
         policy: how the threshold is found: ``"auto"`` for `Auto()`, or any `ClippingPolicy`.
+        scope: what has a threshold of its own (see above); None: the scope that the policy was made for, which is
+            ``"global"`` for all but `EmaRatio` (``"parameter"``) and `Unitwise` (``"unit"``).
         nonfinite: what to do about a gradient with NaN or infinity: ``"skip"``, ``"zero"`` or ``"raise"``.
         max_nonfinite: so many steps in a row with a non-finite gradient end the training. The default is above the 16
             halvings that a gradient scaler may take from its initial scale of 65,536 down to 1.
+        name: what metrics begin with. Two instances in one trainer, which clip one after the other, need two names.
 
     Raises:
         ValueError: a setting is not one of its choices.
-        MisconfigurationException: at the start of a fit, if the trainer clips by itself (`gradient_clip_val`) or if
-            gradients cannot be clipped there (DeepSpeed, FSDP1, LBFGS).
+        MisconfigurationException: at the start of a fit, if the trainer clips by itself (`gradient_clip_val`), if
+            gradients cannot be clipped there (DeepSpeed, FSDP1, LBFGS), if another instance has the same name, or if
+            a checkpoint's history is of other parameters.
         NonFiniteGradientError: see above.
 
     >>> from lightning.pytorch import Trainer
     >>> clipping = AdaptiveGradientClipping()
     >>> trainer = Trainer(callbacks=[clipping], logger=False, enable_checkpointing=False, accelerator="cpu")
     >>> clipping.policy
-    Auto(update_ratio=0.05, deviations=2.5, window=64)
+    Auto(longest_step=0.08, longest_update=0.01, deviations=2.5, window=64)
     """
 
     def __init__(
         self,
         policy: ClippingPolicy | Literal["auto"] = "auto",
         *,
+        scope: Scope | None = None,
         nonfinite: Literal["skip", "zero", "raise"] = "skip",
         max_nonfinite: int = 25,
+        name: str = "grad_clip",
     ) -> None:
         if policy != "auto" and not isinstance(policy, ClippingPolicy):
             raise ValueError(
                 f"AdaptiveGradientClipping: policy is {policy!r}; it must be 'auto' or a ClippingPolicy, "
                 "such as Fixed(5.0)"
+            )
+        if scope is not None and scope not in SCOPES:
+            raise ValueError(
+                f"AdaptiveGradientClipping: scope is {scope!r}; choose one of {', '.join(map(repr, SCOPES))}, "
+                "or None for the policy's own"
             )
         if nonfinite not in NONFINITE:
             raise ValueError(
@@ -99,9 +127,16 @@ class AdaptiveGradientClipping(Callback):
             )
         if max_nonfinite < 1:
             raise ValueError(f"AdaptiveGradientClipping: max_nonfinite is {max_nonfinite!r}; it must be at least 1")
+        if not name:
+            raise ValueError("AdaptiveGradientClipping: name is ''; it must have a character at least")
         self.policy: ClippingPolicy = Auto() if isinstance(policy, str) else policy
+        self.scope: Scope = self.policy.default_scope if scope is None else scope
         self.nonfinite = nonfinite
         self.max_nonfinite = max_nonfinite
+        self.name = name
+        self._units: dict[int, Units] = {}
+        self._num_ranks = 1
+        self._saved_num_ranks: int | None = None
         self._records: dict[int, ClippingRecord] = {}
         self._due: set[int] = set()
         self._deferred: dict[int, list[Tensor]] = {}
@@ -110,21 +145,33 @@ class AdaptiveGradientClipping(Callback):
     @property
     def state_key(self) -> str:
         """Under which a checkpoint keeps the history: two instances of different settings each have their own."""
-        return self._generate_state_key(policy=self.policy, nonfinite=self.nonfinite)
+        return self._generate_state_key(name=self.name, policy=self.policy, scope=self.scope, nonfinite=self.nonfinite)
 
     def state_dict(self) -> dict[str, Any]:
-        """History and counts of each optimizer, by its index: dicts, lists, numbers and tensors only."""
+        """History and counts of each optimizer, by its index: dicts, lists, numbers, strings and tensors only."""
         return {
+            "policy": repr(self.policy),
+            "scope": self.scope,
+            "num_ranks": self._num_ranks,
             "optimizers": {str(index): record.state_dict() for index, record in self._records.items()},
-            "updates": self._updates.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint's history."""
+        """Continue from a checkpoint's history.
+
+        Raises:
+            ValueError: the history is of another policy or scope.
+        """
+        for setting, here in (("policy", repr(self.policy)), ("scope", self.scope)):
+            if state_dict[setting] != here:
+                raise ValueError(
+                    f"AdaptiveGradientClipping: the checkpoint's history is of the {setting} {state_dict[setting]}, "
+                    f"and this instance has {here}; give it the same {setting}, or begin without that history"
+                )
+        self._saved_num_ranks = state_dict["num_ranks"]
         self._records = {
             int(index): ClippingRecord.from_state_dict(state) for index, state in state_dict["optimizers"].items()
         }
-        self._updates.load_state_dict(state_dict["updates"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a trainer that clips by itself, and strategies whose gradients cannot be clipped from outside."""
@@ -137,6 +184,20 @@ class AdaptiveGradientClipping(Callback):
                 "same gradients twice. Remove `gradient_clip_val`; for that threshold in particular use "
                 f"AdaptiveGradientClipping(Fixed({trainer.gradient_clip_val!r}))."
             )
+        others = (other for other in trainer.callbacks if other is not self)  # type: ignore[attr-defined]
+        if any(isinstance(other, AdaptiveGradientClipping) and other.name == self.name for other in others):
+            raise MisconfigurationException(
+                f"Two callbacks AdaptiveGradientClipping are named {self.name!r} and would log the same metrics. "
+                "Remove one, or give it another `name`."
+            )
+        if is_overridden("configure_gradient_clipping", pl_module):
+            rank_zero_warn(
+                f"{type(pl_module).__name__}.configure_gradient_clipping runs after AdaptiveGradientClipping. What it "
+                "does to the gradients comes on top, and is in no metric; remove it if it clips."
+            )
+        self._num_ranks = trainer.world_size
+        self._saved_num_ranks = None
+        self._units.clear()
         self._due.clear()
         self._deferred.clear()
         if trainer.global_step == 0:  # another training's norms and weights say nothing of this one
@@ -149,13 +210,22 @@ class AdaptiveGradientClipping(Callback):
         forget_steps(trainer.optimizers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse the history of another set of optimizers."""
-        if self._records and max(self._records) >= len(trainer.optimizers):
+        """Refuse the history of other optimizers or parameters; tell if it is of another number of ranks."""
+        optimizers = trainer.optimizers
+        if self._records and max(self._records) >= len(optimizers):
             raise MisconfigurationException(
                 f"AdaptiveGradientClipping has the history of an optimizer {max(self._records)}, but there are only "
-                f"{len(trainer.optimizers)} here. Use a new instance for a new model, or the checkpoint of this one."
+                f"{len(optimizers)} here. Use a new instance for a new model, or the checkpoint of this one."
             )
-        self._updates.start(trainer.optimizers, self.policy.longest_update)
+        for index, record in self._records.items():
+            self._refuse_other_units(index, record, self._units_of(index, optimizers[index]))
+        saved, self._saved_num_ranks = self._saved_num_ranks, None
+        if saved not in (None, self._num_ranks):
+            rank_zero_warn(
+                f"AdaptiveGradientClipping: the checkpoint's gradient norms are of a training on {saved} ranks, and "
+                f"there are {self._num_ranks} now. If that changes how many samples a gradient is the mean of, it "
+                "changes the norms too; the history follows within its window, and until then thresholds may be off."
+            )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the threshold, put the norm into the history, and clip."""
@@ -163,18 +233,24 @@ class AdaptiveGradientClipping(Callback):
         if not gradients.parameters:  # training_step returned None
             return
         index = trainer.optimizers.index(optimizer)
-        record = self._record_step(index, optimizer, gradients)
+        units = self._units_of(index, optimizer)
+        norm = units.norms(gradients)
+        record = self._record_step(index, optimizer, gradients, units, norm)
         scaled = gradient_scaler(trainer) is not None
         if self._reads_flags(optimizer, record, scaled):
             nonfinite, clipped = record.flags.tolist()
+            changed = nonfinite or clipped
             if clipped:
-                scale_(gradients.gradients, record.coefficient)
+                units.multiply_(gradients, record.coefficient, read=True)
             if nonfinite:
                 self._act_on_nonfinite(trainer, pl_module, gradients, record, scaled)
         else:
-            self._act_on_the_device(optimizer, gradients, record, scaled)
+            self._act_on_the_device(optimizer, gradients, units, record, scaled)
             self._deferred[index] = gradients.parameters
-        gradients.clipped_norms = gradients.current_norms * record.coefficient
+            changed = True
+        gradients.clipped_norms = (
+            units.clipped_norms(gradients, norm, record.coefficient) if changed else gradients.current_norms
+        )
         if is_logging_step(trainer):
             self._due.add(index)
 
@@ -187,7 +263,8 @@ class AdaptiveGradientClipping(Callback):
         if self._due:
             indices, self._due = sorted(self._due), set()
             reports = self._read(trainer, pl_module, indices)
-            log_metrics(trainer, _metrics({metric_suffix(trainer, index): reports[index] for index in indices}))
+            by_suffix = {metric_suffix(trainer, index): reports[index] for index in indices}
+            log_metrics(trainer, _metrics(self.name, by_suffix))
             coefficients = {metric_suffix(trainer, index): self._updates.coefficient(index) for index in indices}
             bounded = {f"grad_clip/update_coefficient{at}": c for at, c in coefficients.items() if c is not None}
             log_metrics(trainer, bounded)
@@ -201,19 +278,42 @@ class AdaptiveGradientClipping(Callback):
         """Leave the optimizers as they were; after an error too."""
         self._updates.stop()
 
-    def _record_step(self, index: int, optimizer: Optimizer, gradients: StepGradients) -> ClippingRecord:
-        norm = gradients.clipped_total
-        record = self._records.get(index)
-        if record is None:
-            record = self._records[index] = ClippingRecord(self.policy.initial_history(norm))
-        if len(record.weight_norms) < len(optimizer.param_groups):
-            record.add_weight_norms(weight_norms(optimizer, first_group=len(record.weight_norms)))
+    def _units_of(self, index: int, optimizer: Optimizer) -> Units:
+        units = self._units.get(index)
+        if units is None or not units.fits(optimizer):
+            units = self._units[index] = KINDS[self.scope](optimizer)
+        return units
+
+    def _record_step(
+        self, index: int, optimizer: Optimizer, gradients: StepGradients, units: Units, norm: Tensor
+    ) -> ClippingRecord:
+        record = self._records.setdefault(index, ClippingRecord())
+        if len(record.weight_norms) < len(units.sizes):
+            known = len(record.weight_norms)
+            record.to(norm.device)
+            norms = [norms.to(norm.device) for norms in units.weight_norms(optimizer, first_group=known)]
+            record.add_groups(norms, self.policy)
+        self._refuse_other_units(index, record, units)
         record.to(norm.device)
-        step = Step(norm, effective_learning_rate(optimizer, gradients), record.initial_weight_norm)
+        nonfinite = ~gradients.clipped_total.isfinite()
+        if norm.ndim:  # the whole step is kept out of the histories, though some of its units may be finite
+            norm = norm.masked_fill(nonfinite, math.nan)
+        step = Step(norm, units.learning_rate(optimizer, gradients), record.initial_weight_norm)
+        if self.policy.uses_weights:
+            weight_norm = join_groups(units.weight_norms(optimizer))
+            step = step._replace(weight_norm=weight_norm.to(norm.device))
         clip = self.policy.clip(record.history, step)
         record.history = self.policy.observe(record.history, step)
-        record.count(norm, clip)
+        record.count(norm, clip, nonfinite, units.count(gradients))
         return record
+
+    def _refuse_other_units(self, index: int, record: ClippingRecord, units: Units) -> None:
+        if record.sizes != units.sizes[: len(record.sizes)]:
+            raise MisconfigurationException(
+                f"AdaptiveGradientClipping(scope={self.scope!r}) has the history of an optimizer {index} whose "
+                f"parameter groups have {record.sizes} units, but here they have {units.sizes}. Use a new instance for "
+                "a new model, or the checkpoint of this one; give parameters that are added later a group of their own."
+            )
 
     def _reads_flags(self, optimizer: Optimizer, record: ClippingRecord, scaled: bool) -> bool:
         # Reading is free on a CPU. Elsewhere it makes the host wait, and is done only where nothing else can be right:
@@ -248,10 +348,10 @@ class AdaptiveGradientClipping(Callback):
             rank_zero_warn(f"AdaptiveGradientClipping: {happened}; all gradients of this step are set to zero")
 
     def _act_on_the_device(
-        self, optimizer: Optimizer, gradients: StepGradients, record: ClippingRecord, scaled: bool
+        self, optimizer: Optimizer, gradients: StepGradients, units: Units, record: ClippingRecord, scaled: bool
     ) -> None:
         record.remember_culprit(gradients.norms)
-        scale_(gradients.gradients, record.coefficient)
+        units.multiply_(gradients, record.coefficient, read=False)
         nonfinite = record.flags[0]
         if scaled:
             return
@@ -300,11 +400,11 @@ def _name(module: LightningModule, parameters: list[Tensor], index: int) -> str:
     return "a parameter" if name is None else f"parameter {name!r}"
 
 
-def _metrics(reports: dict[str, Report]) -> dict[str, float]:
+def _metrics(prefix: str, reports: dict[str, Report]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for suffix, report in reports.items():
         if math.isfinite(report.threshold):
-            metrics[f"grad_clip/threshold{suffix}"] = report.threshold
+            metrics[f"{prefix}/threshold{suffix}"] = report.threshold
         for name in ("coefficient", "clipped_fraction", "skipped_steps"):
-            metrics[f"grad_clip/{name}{suffix}"] = getattr(report, name)
+            metrics[f"{prefix}/{name}{suffix}"] = getattr(report, name)
     return metrics

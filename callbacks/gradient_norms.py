@@ -45,6 +45,34 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     return norms if 0 < usual < math.inf else _norms(tensors, torch.float64)
 
 
+@torch.no_grad()
+def row_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Euclidean norm of each tensor's rows, measured as `tensor_norms` does.
+
+    Args:
+        tensors: as for `tensor_norms`; a sparse one is to have one sparse dimension, as gradients of embeddings have.
+
+    Returns:
+        ``(rows,)`` each, float64 (float32 where the device has no float64), on the first tensor's device. A tensor of
+        fewer than two dimensions is one row. Rows that a sparse tensor does not store are NaN.
+
+    Raises:
+        ValueError: there is no tensor, or a sparse one has more than one sparse dimension.
+
+    >>> row_norms([torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([6.0, 8.0])])
+    [tensor([5., 2.], dtype=torch.float64), tensor([10.], dtype=torch.float64)]
+    """
+    if not tensors:
+        raise ValueError("row_norms: got no tensor; give at least one")
+    device = tensors[0].device
+    if device.type != "cpu":
+        return [_row_norms(tensor, _widest(device)).to(device, _widest(device)) for tensor in tensors]
+    norms = [_row_norms(tensor, torch.float32).to(device, torch.float64) for tensor in tensors]
+    if bool(torch.cat(norms).isinf().any()):  # perhaps in float32 only
+        norms = [_row_norms(tensor, torch.float64).to(device) for tensor in tensors]
+    return norms
+
+
 def total_norm(norms: Tensor) -> Tensor:
     """Euclidean norm of all that `norms` ``(tensors,)`` were taken of: ``()``, same dtype and device."""
     total: Tensor = torch.linalg.vector_norm(norms)
@@ -170,3 +198,20 @@ def _norms(tensors: Sequence[Tensor], accumulator: torch.dtype) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     return torch.cat(parts)[torch.tensor(order).argsort().to(device)]
+
+
+def _row_norms(tensor: Tensor, accumulator: torch.dtype) -> Tensor:
+    dtype = torch.promote_types(tensor.dtype, accumulator)
+    if tensor.is_sparse:
+        tensor = tensor.coalesce()
+        if tensor.ndim < 2:
+            return _row_norms(tensor._values(), accumulator)
+        if tensor.sparse_dim() != 1:
+            raise ValueError(f"row_norms: a tensor has {tensor.sparse_dim()} sparse dimensions; it must have 1")
+        stored = _row_norms(tensor._values(), accumulator)
+        return stored.new_full(tensor.shape[:1], math.nan).index_copy(0, tensor._indices()[0], stored)
+    dims = tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=dims, dtype=dtype)
+    if isinstance(norms, DTensor):
+        norms = norms.full_tensor()
+    return norms.reshape(-1)

@@ -22,15 +22,28 @@ def effective_learning_rate(optimizer: Optimizer, step: StepGradients) -> float 
     >>> round(effective_learning_rate(optimizer, StepGradients(optimizer)), 6)
     1.0
     """
+    rates = group_learning_rates(optimizer)
+    if not isinstance(rates, list):
+        return rates
+    norms = torch.split(step.norms, [len(group) for group in step.groups])
+    squares = torch.stack([(rate * total_norm(norm)).square() for rate, norm in zip(rates, norms, strict=True)])
+    return squares.sum().sqrt() / step.total
+
+
+def group_learning_rates(optimizer: Optimizer) -> float | list[float | Tensor] | None:
+    """The same of each parameter group by itself: one number where all are equal; None as above.
+
+    >>> first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    >>> group_learning_rates(SGD([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.2}]))
+    [0.1, 0.2]
+    """
     if not isinstance(optimizer, SGD | ASGD):
         return None
     rates = [_group_rate(group) for group in optimizer.param_groups]
     first = rates[0]
     if isinstance(first, float) and all(isinstance(rate, float) and rate == first for rate in rates):
         return first
-    norms = torch.split(step.norms, [len(group) for group in step.groups])
-    squares = torch.stack([(rate * total_norm(norm)).square() for rate, norm in zip(rates, norms, strict=True)])
-    return squares.sum().sqrt() / step.total
+    return rates
 
 
 def weight_norms(optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
