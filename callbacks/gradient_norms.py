@@ -144,11 +144,6 @@ class StepGradients:
             return self.total
         return total_norm(self.clipped_norms)
 
-    @property
-    def coefficient(self) -> Tensor | None:
-        """`clipped_total` over `total`, ``()``; 0 where the gradient was not finite, None where nobody has clipped."""
-        return None if self.clipped_norms is None else (self.clipped_total / self.total).nan_to_num(nan=0.0)
-
 
 _steps: WeakKeyDictionary[Optimizer, StepGradients] = WeakKeyDictionary()
 

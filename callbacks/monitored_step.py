@@ -43,9 +43,8 @@ class MonitoredStep:
         return cls(step, modules, known, WeightsBefore(step.parameters) if updates else None)
 
     def to_read(self) -> list[Tensor]:
-        """Total norm and coefficient; norms by parameter; by gate, of each module; of weights and of updates."""
-        total, coefficient = self._step.total, self._step.coefficient
-        head = torch.stack([total, total.new_ones(()) if coefficient is None else coefficient])
+        """Total norm and the clipped one; norms by parameter; by gate, of each module; of weights and of updates."""
+        head = torch.stack([self._step.total, self._step.clipped_total])
         updates = [] if self._weights is None else self._weights.compare()
         return [head, self._step.norms, *(norms for _, norms in self._gates), *updates]
 
@@ -53,13 +52,13 @@ class MonitoredStep:
         self, values: list[list[float]], model: LightningModule, *, depth: int, max_modules: int, top_k: int
     ) -> dict[str, float]:
         """The metrics by name, from the values of `to_read`."""
-        (total, coefficient), norms, *others = values
+        (total, clipped), norms, *others = values
         names = parameter_names(model)
         labels = [names.get(parameter, "other") for parameter in self._step.parameters]
         modules = [_module_of(label, depth) for label in labels]
         metrics = {"grad_norm/total": total}
-        if self._step.coefficient is not None:
-            metrics["grad_norm/clipped"] = total * coefficient if coefficient else 0.0
+        if self._step.clipped_norms is not None:
+            metrics["grad_norm/clipped"] = clipped if math.isfinite(clipped) else 0.0
         metrics |= _prefixed("grad_norm/", _joined(zip(modules, norms, strict=True), max_modules))
         metrics |= self._recurrent(norms, max_modules)
         metrics |= self._by_gate(others[: len(self._gates)], max_modules)
