@@ -154,6 +154,7 @@ class AdaptiveGradientClipping(Callback):
             "scope": self.scope,
             "num_ranks": self._num_ranks,
             "optimizers": {str(index): record.state_dict() for index, record in self._records.items()},
+            "updates": self._updates.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -172,6 +173,7 @@ class AdaptiveGradientClipping(Callback):
         self._records = {
             int(index): ClippingRecord.from_state_dict(state) for index, state in state_dict["optimizers"].items()
         }
+        self._updates.load_state_dict(state_dict["updates"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a trainer that clips by itself, and strategies whose gradients cannot be clipped from outside."""
@@ -226,6 +228,7 @@ class AdaptiveGradientClipping(Callback):
                 f"there are {self._num_ranks} now. If that changes how many samples a gradient is the mean of, it "
                 "changes the norms too; the history follows within its window, and until then thresholds may be off."
             )
+        self._updates.start(optimizers, self.policy.longest_update)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the threshold, put the norm into the history, and clip."""
@@ -265,9 +268,10 @@ class AdaptiveGradientClipping(Callback):
             reports = self._read(trainer, pl_module, indices)
             by_suffix = {metric_suffix(trainer, index): reports[index] for index in indices}
             log_metrics(trainer, _metrics(self.name, by_suffix))
-            coefficients = {metric_suffix(trainer, index): self._updates.coefficient(index) for index in indices}
-            bounded = {f"grad_clip/update_coefficient{at}": c for at, c in coefficients.items() if c is not None}
-            log_metrics(trainer, bounded)
+            updates = {metric_suffix(trainer, index): self._updates.coefficient(index) for index in indices}
+            log_metrics(
+                trainer, {f"{self.name}/update_coefficient{at}": c for at, c in updates.items() if c is not None}
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell of what has not been told since the last logging step."""
