@@ -3,6 +3,7 @@
 from rnn_blocks.callbacks.advisor import ClippingAdvisor
 from rnn_blocks.callbacks.clipping import AdaptiveGradientClipping, NonFiniteGradientError
 from rnn_blocks.callbacks.clipping_advice import ClippingAdvice
+from rnn_blocks.callbacks.gradient_flow import GradientFlowMonitor
 from rnn_blocks.callbacks.monitor import GradientNormMonitor
 from rnn_blocks.callbacks.policies import (
     Auto,
@@ -25,6 +26,7 @@ __all__ = [
     "ClippingPolicy",
     "EmaRatio",
     "Fixed",
+    "GradientFlowMonitor",
     "GradientNormMonitor",
     "NonFiniteGradientError",
     "Percentile",
