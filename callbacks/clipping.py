@@ -279,7 +279,11 @@ class AdaptiveGradientClipping(Callback):
             self._read(trainer, pl_module, sorted(self._deferred))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizers as they were; after an error too."""
+        """Leave the optimizers as they were."""
+        self._updates.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizers as they were."""
         self._updates.stop()
 
     def _units_of(self, index: int, optimizer: Optimizer) -> Units:

@@ -275,7 +275,7 @@ class TestWithoutReadingFromTheDevice:
         with_bad = [torch.full((4,), math.nan), *good[:3], torch.tensor([math.inf, 1, 1, 1]), *good[3:]]
 
         def make_optimizer(parameters):
-            return kind(parameters, lr=0.1, fused=True)
+            return kind(parameters, lr=0.001, fused=True)
 
         module, expected = (GradientIsBatch(make_optimizer=make_optimizer) for _ in range(2))
         logger = Remember()
