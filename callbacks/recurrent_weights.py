@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from rnn_blocks.callbacks.gradient_norms import row_norms
 
 
 @dataclass(frozen=True)
@@ -75,24 +76,15 @@ def gate_norms(module: RecurrentModule, among: Collection[Tensor]) -> Tensor | N
     [2.0, 4.0, 6.0, 8.0]
     """
     gradients = [parameter.grad for parameter in module.stacked if parameter in among]
-    rows = [row_norms(gradient) for gradient in gradients if gradient is not None]
-    if not rows:
+    known = [gradient for gradient in gradients if gradient is not None]
+    if not known:
         return None
+    dense = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in known]
+    rows = row_norms([gradient if gradient.ndim > 1 else gradient.unsqueeze(1) for gradient in dense])
     size = len(module.gates) * module.hidden_size
     blocks = torch.stack([row[:size].reshape(len(module.gates), -1) for row in rows], dim=1)
     norms: Tensor = torch.linalg.vector_norm(blocks, dim=(1, 2))
     return norms
-
-
-def row_norms(gradient: Tensor) -> Tensor:
-    """Norm of each row of a gradient, ``(rows,)``, wherever its rows are kept."""
-    if gradient.is_sparse:
-        gradient = gradient.to_dense()
-    widest = torch.float32 if gradient.device.type == "mps" else torch.float64
-    flat = gradient.reshape(len(gradient), -1) if gradient.dim() != 2 else gradient
-    norms: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.promote_types(flat.dtype, widest))
-    # One number a row is gathered, where gathering the gradient would take a whole weight's memory.
-    return norms.full_tensor() if isinstance(norms, DTensor) else norms
 
 
 def norm_over(parameters: list[Tensor], norms: Mapping[Tensor, float]) -> float | None:

@@ -1,0 +1,35 @@
+"""Counting what is read from the device, on a CPU: as if it were an accelerator."""
+
+from collections import Counter
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+READS = {"tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"}
+
+
+class CountReads(TorchFunctionMode):
+    """Counts calls that would wait for an accelerator, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in READS:
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+class CountScalars(TorchDispatchMode):
+    """Counts `aten::_local_scalar_dense`, what a tensor's number is fetched by."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
