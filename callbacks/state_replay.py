@@ -58,7 +58,9 @@ class Caught:
         if not tensor.requires_grad:
             return tensor
         alias = tensor.view_as(tensor)
-        alias.register_hook(partial(self._catch, index))
+        # On the node and not on the tensor: hooks that others put on the tensor come before, and may change what comes.
+        assert alias.grad_fn is not None
+        alias.grad_fn.register_prehook(lambda gradients: self._catch(index, gradients[0]))
         return alias
 
     def watch(self, index: int, tensor: Tensor) -> None:
@@ -66,7 +68,9 @@ class Caught:
         if tensor.requires_grad:
             tensor.register_hook(partial(self._catch, index))
 
-    def _catch(self, index: int, gradient: Tensor) -> None:
+    def _catch(self, index: int, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
         gradient = gradient.detach()
         before = self.gradients.get(index)
         self.gradients[index] = gradient if before is None else before + gradient
