@@ -31,7 +31,7 @@ class ClippingAdvice:
     Attributes:
         norms: the same, ``(steps,)``, float64.
         threshold: the recommended one: the average of the finite norms without spikes, to two digits; NaN if there is
-            none.
+            none above 0.
         percentiles: of the finite norms, spikes included, by percent.
         spikes: the steps that are spikes, from 0.
         nonfinite: the steps whose norm was not finite, from 0.
@@ -49,7 +49,7 @@ class ClippingAdvice:
         spikes = _stand_out(self.norms[steps])
         self.spikes: list[int] = steps[spikes].tolist()
         usual = self.norms[steps[~spikes]]
-        self.average = float(usual.mean()) if len(usual) else math.nan
+        self.average = float(usual.mean()) if usual.any() else math.nan
         self.threshold = float(f"{self.average:.2g}")
         values = np.percentile(self.norms[steps], PERCENTILES).tolist() if len(steps) else [math.nan] * len(PERCENTILES)
         self.percentiles: dict[int, float] = dict(zip(PERCENTILES, values, strict=True))
@@ -96,7 +96,7 @@ class ClippingAdvice:
         steps = len(self.norms)
         lines = [f"ClippingAdvisor: gradient norms of {steps} steps{' of ' + name if name else ''}"]
         if math.isnan(self.threshold):
-            return "\n".join([*lines, "  None of them was finite: there is nothing to recommend."])
+            return "\n".join([*lines, "  None of them was finite and above 0: there is nothing to recommend."])
         lines.append(f"  {'candidate':<28}{'threshold':>12}{'would have clipped':>28}")
         for label, value in self.candidates():
             clipped = self.clipped_by(value)
@@ -145,7 +145,8 @@ class ClippingAdvice:
             edges = (10 ** (np.arange(np.floor(twentieths.min()), twentieths.max() + 2) / 20)).tolist()
             margin.hist(usual, bins=edges, orientation="horizontal", color=BLUE, alpha=0.6)
             margin.set_xlabel("steps")
-        figure.legend(frameon=False, loc="outside lower left", fontsize="small", ncols=5)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(frameon=False, loc="outside lower left", fontsize="small", ncols=5)
         return figure
 
 
