@@ -68,7 +68,8 @@ def row_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     if device.type != "cpu":
         return [_row_norms(tensor, _widest(device)).to(device, _widest(device)) for tensor in tensors]
     norms = [_row_norms(tensor, torch.float32).to(device, torch.float64) for tensor in tensors]
-    if bool(torch.cat(norms).isinf().any()):  # perhaps in float32 only
+    [overflow] = torch.cat(norms).isinf().any().reshape(1).tolist()
+    if overflow:  # perhaps in float32 only
         norms = [_row_norms(tensor, torch.float64).to(device) for tensor in tensors]
     return norms
 

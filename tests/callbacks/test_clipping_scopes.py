@@ -1,0 +1,380 @@
+"""Clipping by parameter group, by parameter and by output unit, against loops written by hand."""
+
+import copy
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from small_trainings import GradientIsBatch, Regression, Remember, fit_module, norms_as_batches, regression_batches
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rnn_blocks.callbacks import (
+    AdaptiveGradientClipping,
+    Auto,
+    ClippingPolicy,
+    EmaRatio,
+    Fixed,
+    GradientNormMonitor,
+    Percentile,
+    Step,
+    Unitwise,
+    ZScore,
+)
+
+SCOPES = ("global", "group", "parameter", "unit")
+
+
+class OnTheDevice(AdaptiveGradientClipping):
+    """Takes on a CPU the way that on an accelerator reads nothing between logging steps."""
+
+    def _reads_flags(self, optimizer, record, scaled):
+        return False
+
+
+def two_groups(parameters: list[nn.Parameter]) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        [{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.01}], momentum=0.5
+    )
+
+
+def units_by_hand(optimizer: torch.optim.Optimizer, scope: str) -> list[list[Tensor]]:
+    """Gradients (or rows of them) that are clipped as one."""
+    groups = [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    gradients = list(itertools.chain(*groups))
+    if scope == "global":
+        return [gradients]
+    if scope == "group":
+        return [group for group in groups if group]
+    if scope == "parameter":
+        return [[gradient] for gradient in gradients]
+    return [[row] for gradient in gradients for row in (gradient if gradient.ndim > 1 else [gradient])]
+
+
+def norm_of(tensors: list[Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+def train_by_hand(module: Regression, batches: list, scope: str, threshold: float) -> tuple[float, list[float]]:
+    """Share of the units that were clipped, and the total norm after each clipping."""
+    optimizer, clipped, after = module.configure_optimizers(), [], []
+    for batch in batches:
+        optimizer.zero_grad()
+        module.loss(batch).backward()
+        for unit in units_by_hand(optimizer, scope):
+            norm = norm_of(unit)
+            clipped.append(norm > threshold)
+            for tensor in unit:
+                tensor.mul_(min(1.0, threshold / norm) if norm else 1.0)
+        after.append(norm_of([p.grad for p in module.parameters() if p.grad is not None]))
+        optimizer.step()
+    return sum(clipped) / len(clipped), after
+
+
+@pytest.mark.parametrize("clipping", [AdaptiveGradientClipping, OnTheDevice])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_scope_trains_the_same_parameters_as_a_hand_written_loop(scope, clipping):
+    batches, logger = regression_batches(20), Remember()
+    module, expected = Regression(two_groups), Regression(two_groups)
+    threshold = {"global": 4.0, "group": 3.0, "parameter": 1.0, "unit": 0.5}[scope]
+    callback = clipping(Fixed(threshold), scope=scope, nonfinite="zero")
+    fit_module(module, batches, callback, GradientNormMonitor(), logger=logger)
+    share, after = train_by_hand(expected, batches, scope, threshold)
+    assert 0.05 < share < 1
+    assert_close(dict(module.named_parameters()), dict(expected.named_parameters()), rtol=1e-5, atol=1e-6)
+    assert_close(list(logger.column("grad_norm/clipped").values()), after, rtol=1e-5, atol=0)
+    fractions = logger.column("grad_clip/clipped_fraction")
+    assert_close(sum(fractions.values()) / len(fractions), share)
+    assert (len(logger.column("grad_clip/threshold")) > 0) == (scope == "global")
+
+
+class Convolutional(nn.Module):
+    """Weights of one to four dimensions, the first of its linear layers with rows of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 2)
+        self.out = nn.Linear(16, 1)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        nn.init.zeros_(self.conv.weight[:2])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.scale * self.out(self.conv(inputs.T).tanh().flatten())
+
+
+def agc_by_hand(parameters: list[nn.Parameter], ratio: float, floor: float) -> None:
+    for parameter in parameters:
+        dims = tuple(range(1, parameter.ndim)) if parameter.ndim > 1 else tuple(range(parameter.ndim))
+        keep = parameter.ndim > 1
+        norm = parameter.grad.pow(2).sum(dims, keepdim=keep).sqrt() if dims else parameter.grad.abs()
+        weights = parameter.detach().pow(2).sum(dims, keepdim=keep).sqrt() if dims else parameter.detach().abs()
+        longest = ratio * weights.clamp(min=floor)
+        parameter.grad.copy_(
+            torch.where(norm > longest, parameter.grad * longest / norm.clamp(min=1e-30), parameter.grad)
+        )
+
+
+def test_unitwise_by_default_clips_output_units_as_in_nfnets():
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(5, 3, generator=generator), torch.randn(1, generator=generator) * 3) for _ in range(12)]
+    torch.manual_seed(0)
+    net = Convolutional()
+    make = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)  # noqa: E731
+    module, expected = Regression(make, copy.deepcopy(net)), Regression(make, copy.deepcopy(net))
+    logger = Remember()
+    callback = AdaptiveGradientClipping(Unitwise(ratio=0.05))
+    assert callback.scope == "unit"
+    fit_module(module, batches, callback, logger=logger)
+    optimizer = expected.configure_optimizers()
+    for batch in batches:
+        optimizer.zero_grad()
+        expected.loss(batch).backward()
+        agc_by_hand(list(expected.parameters()), 0.05, 1e-3)
+        optimizer.step()
+    assert_close(dict(module.named_parameters()), dict(expected.named_parameters()), rtol=1e-5, atol=1e-7)
+    assert 0 < logger.column("grad_clip/clipped_fraction")[11] <= 1
+    assert 0 < logger.column("grad_clip/coefficient")[0] < 1
+
+
+class TwoBatches(nn.Module):
+    """Two weights, the gradient of each of which is set by the data; `None` leaves it without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.ones(4))
+        self.second = nn.Parameter(torch.full((4,), 2.0))
+
+
+class TwoNorms(Regression):
+    """Gradients of the two weights have the norms of the batch; NaN: that weight has no gradient."""
+
+    def __init__(self, make_optimizer):
+        super().__init__(make_optimizer, TwoBatches())
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        weights = zip((self.net.first, self.net.second), batch.tolist(), strict=True)
+        return sum((norm * weight.sum() / 2 for weight, norm in weights if not math.isnan(norm)), torch.zeros(()))
+
+
+def policy_by_hand(policy: ClippingPolicy, norms: Tensor, rate: float | None, weights: float) -> list[float]:
+    """Coefficients of one unit that is alone in the world."""
+    history, coefficients = policy.initial_history(norms[0]), []
+    for norm in norms:
+        step = Step(norm, rate, torch.tensor(weights, dtype=norm.dtype))
+        clip = policy.clip(history, step)
+        coefficients.append(float(clip.target / norm) if norm > clip.threshold else 1.0)
+        history = policy.observe(history, step)
+    return coefficients
+
+
+def test_auto_bounds_each_parameter_group_by_its_own_weights_and_learning_rate():
+    generator = torch.Generator().manual_seed(0)
+    norms = (0.3 * torch.randn(60, 2, generator=generator, dtype=torch.float64)).exp() * torch.tensor([1.0, 30.0])
+    norms[40] *= 100
+    logger, clipping = Remember(), AdaptiveGradientClipping(scope="group")
+    make = lambda p: torch.optim.SGD([{"params": p[:1], "lr": 1.0}, {"params": p[1:], "lr": 0.01}])  # noqa: E731
+    module = TwoNorms(make)
+    fit_module(module, norms.float(), clipping, logger=logger)
+    by_group = [policy_by_hand(Auto(), norms[:, 0], 1.0, 2.0), policy_by_hand(Auto(), norms[:, 1], 0.01, 4.0)]
+    lowest = [min(pair) for pair in zip(*by_group, strict=True)]
+    assert_close(list(logger.column("grad_clip/coefficient").values()), lowest, rtol=1e-4, atol=0)
+    for weight, start, rate, group, coefficients in zip(
+        module.net.parameters(), (1.0, 2.0), (1.0, 0.01), norms.T, by_group, strict=True
+    ):
+        moved = rate * sum(norm * factor for norm, factor in zip(group.tolist(), coefficients, strict=True))
+        assert_close(float((start - weight.detach()).norm()), moved, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("scope", ["group", "parameter", "unit"])
+@pytest.mark.parametrize("policy", [Auto(window=8), Percentile(window=8), ZScore(warmup=4), EmaRatio(warmup=4)])
+def test_what_has_no_gradient_in_a_step_keeps_its_place_and_its_history(scope, policy):
+    generator = torch.Generator().manual_seed(1)
+    norms = (torch.randn(40, 2, generator=generator, dtype=torch.float64)).exp()
+    norms[::3, 0] = math.nan
+    norms[5:9, 1] = math.nan
+    norms[6] = math.nan
+    logger = Remember()
+    make = lambda p: torch.optim.Adam([{"params": p[:1]}, {"params": p[1:]}])  # noqa: E731
+    usual = [row for row in norms.float() if not row.isnan().all()]
+    fit_module(TwoNorms(make), usual, AdaptiveGradientClipping(policy, scope=scope), logger=logger)
+    alone = [
+        policy_by_hand(policy, group[~group.isnan()], None, 2.0 * (1 + place)) for place, group in enumerate(norms.T)
+    ]
+    coefficients = [iter(values) for values in alone]
+    expected = [min(next(coefficients[place]) for place in (0, 1) if not row[place].isnan()) for row in usual]
+    assert_close(list(logger.column("grad_clip/coefficient").values()), expected, rtol=1e-5, atol=0)
+    present = sum(int((~row.isnan()).sum()) for row in usual)
+    share = sum(value < 1 for values in alone for value in values) / present
+    fractions = logger.column("grad_clip/clipped_fraction").values()
+    weights = [int((~row.isnan()).sum()) for row in usual]
+    logged = sum(fraction * weight for fraction, weight in zip(fractions, weights, strict=True))
+    assert_close(logged / present, share)
+
+
+@pytest.mark.parametrize("scope", ["group", "parameter", "unit"])
+def test_groups_added_during_the_training_begin_a_history_of_their_own(scope):
+    class Unfreezes(TwoNorms):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 5:
+                self.optimizers().add_param_group({"params": [self.net.second]})
+
+        def configure_optimizers(self):
+            return torch.optim.Adam([self.net.first])
+
+    norms = torch.tensor([[1.0, 50.0]] * 5 + [[1.0, 7.0], [1.0, 7.0], [1.0, 700.0]])
+    logger, clipping = Remember(), AdaptiveGradientClipping(scope=scope)
+    fit_module(Unfreezes(None), norms, clipping, logger=logger)
+    alone = policy_by_hand(Auto(), norms[5:, 1].double(), None, 4.0)
+    assert_close(list(logger.column("grad_clip/coefficient").values()), [1.0] * 5 + alone, rtol=1e-5, atol=0)
+    assert [len(norms) for norms in clipping.state_dict()["optimizers"]["0"]["weight_norms"]] == [1, 1]
+
+
+def test_parameters_put_into_a_group_that_has_a_history_are_refused():
+    class Grows(TwoNorms):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 1:
+                self.optimizers().param_groups[0]["params"].append(self.net.second)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([self.net.first], lr=0.1)
+
+    with pytest.raises(
+        MisconfigurationException, match=r"have \[1\] units, but here they have \[2\].*a group of their"
+    ):
+        fit_module(Grows(None), torch.ones(3, 2), AdaptiveGradientClipping(scope="parameter"))
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4, sparse=True)
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.embedding(tokens).sum(1))
+
+
+@pytest.mark.parametrize("clipping", [AdaptiveGradientClipping, OnTheDevice])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_sparse_gradients_are_clipped_like_dense_ones(scope, clipping):
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randint(6, (5, 3), generator=generator), torch.randn(5, 1, generator=generator) * 5) for _ in range(12)
+    ]
+    torch.manual_seed(0)
+    net = Bag()
+    make = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
+    module, expected = Regression(make, copy.deepcopy(net)), Regression(make, copy.deepcopy(net))
+    expected.net.embedding.sparse = False
+    logger = Remember()
+    callback = clipping(Fixed(0.5), scope=scope, nonfinite="zero")
+    fit_module(module, batches, callback, GradientNormMonitor(), logger=logger)
+    share, after = train_by_hand(expected, batches, scope, 0.5)
+    assert share > 0.05
+    assert_close(dict(module.named_parameters()), dict(expected.named_parameters()), rtol=1e-5, atol=1e-6)
+    assert_close(list(logger.column("grad_norm/clipped").values()), after, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("scope", ["group", "parameter", "unit"])
+def test_finite_gradients_of_1e20_are_clipped_and_not_zeroed_in_any_scope(scope):
+    module = GradientIsBatch(make_optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    fit_module(module, [torch.full((4,), 1e20)], AdaptiveGradientClipping(Fixed(1.0), scope=scope))
+    assert_close(module.weight.detach(), torch.full((4,), 0.5), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("clipping", [AdaptiveGradientClipping, OnTheDevice])
+@pytest.mark.parametrize("scope", ["group", "parameter", "unit"])
+@pytest.mark.filterwarnings("ignore:.*(the update is skipped|updates were skipped)")
+def test_one_bad_gradient_skips_the_whole_update_and_enters_no_history(scope, clipping):
+    make = lambda p: torch.optim.AdamW([{"params": p[:1]}, {"params": p[1:]}], lr=0.1, fused=True)  # noqa: E731
+    good = torch.tensor([[1.0, 3.0], [1.2, 2.0], [0.8, 4.0], [30.0, 3.0]])
+    with_bad = torch.cat([good[:2], torch.tensor([[9.0, math.inf], [math.inf, 1.0]]), good[2:]])
+    modules, states = [TwoNorms(make), TwoNorms(make)], []
+    for module, batches in zip(modules, (good, with_bad), strict=True):
+        callback, logger = clipping(Auto(longest_update=None), scope=scope), Remember()
+        fit_module(module, batches, callback, GradientNormMonitor(), logger=logger, log_every_n_steps=1)
+        states.append(callback.state_dict()["optimizers"]["0"]["history"])
+    assert_close(dict(modules[1].named_parameters()), dict(modules[0].named_parameters()), rtol=1e-6, atol=0)
+    assert_close(states[1], states[0], rtol=0, atol=0)
+    assert logger.column("grad_clip/skipped_steps")[5] == 2
+    assert logger.column("grad_clip/coefficient")[2] == 0
+    assert logger.column("grad_norm/clipped")[3] == 0
+
+
+def test_two_instances_clip_one_after_the_other_each_in_its_scope():
+    batches = regression_batches(10)
+    module, expected, logger = Regression(two_groups), Regression(two_groups), Remember()
+    first = AdaptiveGradientClipping(Fixed(0.2), scope="unit", name="rows")
+    second = AdaptiveGradientClipping(Fixed(0.3), name="whole")
+    fit_module(module, batches, first, second, GradientNormMonitor(), logger=logger)
+    optimizer = expected.configure_optimizers()
+    for batch in batches:
+        optimizer.zero_grad()
+        expected.loss(batch).backward()
+        for scope, threshold in (("unit", 0.2), ("global", 0.3)):
+            for unit in units_by_hand(optimizer, scope):
+                factor = min(1.0, threshold / max(norm_of(unit), 1e-30))
+                for tensor in unit:
+                    tensor.mul_(factor)
+        optimizer.step()
+    assert_close(dict(module.named_parameters()), dict(expected.named_parameters()), rtol=1e-5, atol=1e-6)
+    assert max(logger.column("grad_norm/clipped").values()) <= 0.3 * (1 + 1e-6)
+    assert set(logger.column("rows/coefficient")) == set(logger.column("whole/threshold")) == set(range(10))
+
+
+POLICIES = [Auto(), Fixed(1.0), Percentile(window=20), ZScore(), EmaRatio(), Unitwise()]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_nothing_is_read_from_the_device_between_logging_steps(policy, scope, monkeypatch):
+    """Trap 12."""
+    reads = []
+
+    class CountReads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._local_scalar_dense.default:
+                reads.append(function)
+            return function(*args, **(kwargs or {}))
+
+    def tolist(self):
+        if Path(sys._getframe(1).f_code.co_filename).name != "gradient_norms.py":  # which looks on CPUs only
+            reads.append("tolist")
+        return original(self)
+
+    class Counted(OnTheDevice):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            monkeypatch.setattr(Tensor, "tolist", tolist)
+            with CountReads():
+                super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            monkeypatch.setattr(Tensor, "tolist", original)
+
+    original = Tensor.tolist
+    make = lambda p: torch.optim.SGD([{"params": p[:1], "lr": 0.1}, {"params": p[1:], "lr": 0.2}], fused=True)  # noqa: E731
+    fit_module(Regression(make), regression_batches(6), Counted(policy, scope=scope), log_every_n_steps=5)
+    assert reads == []
+
+
+class TestRefusals:
+    def test_of_an_unknown_scope_names_the_choices(self):
+        with pytest.raises(ValueError, match="scope is 'layer'; choose one of 'global', 'group', 'parameter', 'unit'"):
+            AdaptiveGradientClipping(scope="layer")
+
+    def test_of_two_instances_of_one_name(self):
+        with pytest.raises(MisconfigurationException, match="are named 'grad_clip' and would log the same metrics"):
+            fit_module(
+                GradientIsBatch(), [torch.ones(4)], AdaptiveGradientClipping(), AdaptiveGradientClipping(Fixed(1.0))
+            )
+
+    def test_a_module_that_clips_by_itself_is_told_of(self):
+        class Clips(GradientIsBatch):
+            def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+                nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
+        with pytest.warns(UserWarning, match=r"Clips\.configure_gradient_clipping runs after AdaptiveGradientClipping"):
+            fit_module(Clips(), norms_as_batches([1.0]), AdaptiveGradientClipping())
