@@ -1,11 +1,22 @@
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from small_trainings import Regression, fit_module, make_trainer, regression_batches
+from torch import nn
 from torch.testing import assert_close
 
-from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, Fixed, GradientNormMonitor
+from rnn_blocks.callbacks import (
+    AdaptiveGradientClipping,
+    Auto,
+    EmaRatio,
+    Fixed,
+    GradientNormMonitor,
+    Percentile,
+    Unitwise,
+    ZScore,
+)
 
 
 def adam(parameters):
@@ -44,6 +55,64 @@ def test_a_resumed_training_ends_in_the_same_parameters_bit_for_bit(make_optimiz
     assert not torch.equal(forgetful.net[0].weight, whole.net[0].weight)
 
 
+@pytest.mark.parametrize(
+    ("policy", "scope"),
+    [
+        (Auto(deviations=0.5), "parameter"),
+        (Percentile(percent=50.0), "group"),
+        (ZScore(warmup=4, deviations=0.5), "parameter"),
+        (EmaRatio(warmup=4), None),
+        (Unitwise(), None),
+    ],
+)
+def test_a_training_resumed_in_another_scope_than_the_global_is_the_same_bit_for_bit(policy, scope, tmp_path):
+    batches = regression_batches(20)
+    whole, undisturbed = Regression(momentum), AdaptiveGradientClipping(policy, scope=scope)
+    fit_module(whole, batches, undisturbed, max_steps=20, log_every_n_steps=7)
+    first = fit_module(
+        Regression(momentum), batches[:10], AdaptiveGradientClipping(policy, scope=scope), log_every_n_steps=7
+    )
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    state = torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"][undisturbed.state_key]
+    assert state["optimizers"]["0"]["counts"]["clipped"] >= 1
+
+    resumed, clipping = Regression(momentum), AdaptiveGradientClipping(policy, scope=scope)
+    fit_module(resumed, batches[10:], clipping, max_epochs=2, ckpt_path=tmp_path / "half.ckpt", log_every_n_steps=7)
+    assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
+    assert_close(clipping.state_dict()["optimizers"], undisturbed.state_dict()["optimizers"], rtol=0, atol=0)
+
+
+def test_a_history_of_another_policy_scope_or_model_is_refused_and_both_are_named():
+    clipping = AdaptiveGradientClipping(Fixed(1.0), scope="parameter")
+    trainer = fit_module(Regression(adam), regression_batches(3), clipping)
+    state = clipping.state_dict()
+    with pytest.raises(ValueError, match=r"of the policy Fixed\(threshold=1\.0\), and this instance has Fixed\(thresh"):
+        AdaptiveGradientClipping(Fixed(2.0)).load_state_dict(state)
+    with pytest.raises(ValueError, match="of the scope parameter, and this instance has unit"):
+        AdaptiveGradientClipping(Fixed(1.0), scope="unit").load_state_dict(state)
+
+    smaller = AdaptiveGradientClipping(Fixed(1.0), scope="parameter")
+    trainer = fit_module(Regression(adam, nn.Linear(3, 1)), regression_batches(3), smaller)
+    smaller.load_state_dict(state)
+    with pytest.raises(MisconfigurationException, match=r"groups have \[4\] units, but here they have \[2\]"):
+        smaller.on_train_start(trainer, trainer.lightning_module)
+
+
+def test_a_history_of_another_number_of_ranks_is_continued_with_a_warning(tmp_path):
+    first = fit_module(Regression(adam), regression_batches(3), AdaptiveGradientClipping())
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    checkpoint = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    [state] = [state for key, state in checkpoint["callbacks"].items() if "AdaptiveGradientClipping" in key]
+    assert state["num_ranks"] == 1
+    state["num_ranks"] = 8
+    torch.save(checkpoint, tmp_path / "eight.ckpt")
+    clipping = AdaptiveGradientClipping()
+    with pytest.warns(UserWarning, match="norms are of a training on 8 ranks, and there are 1 now"):
+        fit_module(Regression(adam), regression_batches(3), clipping, max_epochs=2, ckpt_path=tmp_path / "eight.ckpt")
+    assert clipping.state_dict()["optimizers"]["0"]["history"]["count"] == 6
+    assert clipping.state_dict()["num_ranks"] == 1
+
+
 def test_a_state_dict_is_a_copy_that_later_steps_leave_alone():
     clipping = AdaptiveGradientClipping()
     fit_module(Regression(adam), regression_batches(3), clipping)
@@ -59,6 +128,8 @@ def test_instances_of_different_settings_have_different_state_keys_and_equal_one
         AdaptiveGradientClipping(Fixed(1.0)),
         AdaptiveGradientClipping(Fixed(2.0)),
         AdaptiveGradientClipping(nonfinite="zero"),
+        AdaptiveGradientClipping(scope="parameter"),
+        AdaptiveGradientClipping(name="again"),
         AdaptiveGradientClipping(Auto(longest_step=0.01)),
     ]
     assert len({instance.state_key for instance in instances}) == len(instances)
@@ -76,6 +147,7 @@ def test_a_command_line_builds_the_callbacks_from_yaml():
               policy: {class_path: rnn_blocks.callbacks.Fixed, init_args: {threshold: 5.0}}
               nonfinite: zero
           - class_path: rnn_blocks.callbacks.AdaptiveGradientClipping
+            init_args: {scope: parameter, name: second}
           - class_path: rnn_blocks.callbacks.GradientNormMonitor
             init_args: {top_k: 5}
     """)
@@ -84,6 +156,7 @@ def test_a_command_line_builds_the_callbacks_from_yaml():
     assert fixed.policy == Fixed(5.0)
     assert fixed.nonfinite == "zero"
     assert auto.policy == Auto()
+    assert (fixed.scope, auto.scope, auto.name) == ("global", "parameter", "second")
     assert isinstance(monitor, GradientNormMonitor)
     assert monitor.top_k == 5
     Trainer(callbacks=[fixed, auto, monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
