@@ -9,11 +9,10 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
-from small_trainings import GradientIsBatch, Remember, fit_module, make_trainer
+from small_trainings import GradientIsBatch, Remember, fit_module
 from test_clipping_distributed import run_two_ranks
 from torch import nn
 from torch.testing import assert_close
-from torch.utils.data import DataLoader
 from transfers import CountReads, CountScalars
 
 from rnn_blocks import GRU, LSTM, Recurrent, WeightDrop, Zoneout
