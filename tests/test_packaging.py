@@ -40,10 +40,10 @@ MODULES = modules()
 class OnlyAtImport(ast.NodeTransformer):
     """Leaves what runs when a module is imported: neither functions nor what is there for type checkers alone."""
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         return None
 
-    def visit_If(self, node: ast.If) -> ast.If | None:  # noqa: N802
+    def visit_If(self, node: ast.If) -> ast.If | None:
         return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
 
 
