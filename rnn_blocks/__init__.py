@@ -74,6 +74,7 @@ from rnn_blocks.layers import (
     activation_regularisation,
     embedding_dropout,
     temporal_activation_regularisation,
+    vanishing_gradient_penalty,
 )
 from rnn_blocks.modules import LanguageModel, TextBatch, TokenLoss, linear_cross_entropy, sample_token
 
@@ -148,4 +149,5 @@ __all__ = [
     "map_state",
     "sample_token",
     "temporal_activation_regularisation",
+    "vanishing_gradient_penalty",
 ]
