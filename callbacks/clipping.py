@@ -53,6 +53,9 @@ class AdaptiveGradientClipping(Callback):
                                     a bias or other vector as a whole (as in NFNets)
     ==============================  ==============================================================================
 
+    *Learning rate.* With `Auto` and an optimizer other than SGD, updates that would be longer than 1 % of the initial
+    weights are shortened through the learning rate, for the time of the step alone. All else sees the rate that you set.
+
     What has no gradient in a step is neither observed nor clipped, as are rows that a sparse gradient does not store.
     Parameter groups that are added during a training begin a history of their own.
 
@@ -66,6 +69,8 @@ class AdaptiveGradientClipping(Callback):
                                     it was not finite
     `grad_clip/clipped_fraction`    share of the steps since the last log that were clipped: of all units in all
                                     of these steps
+    `grad_clip/update_coefficient`  what this step's learning rate was multiplied by, so that the update of Adam or
+                                    its kin is not too long; only with a policy that bounds it (`Auto`)
     `grad_clip/skipped_steps`       steps with a non-finite gradient so far
     ==============================  ==============================================================================
 

@@ -1,8 +1,8 @@
 """Five small trainings of which a clipping threshold can be swept: what they train, on what, and at which rates.
 
-Each takes seconds on one thread. Between them they have plain SGD, SGD with momentum and Adam, recurrent networks and a
-transformer, real text and generated data. The learning rate falls to 0 over the second half of each. The highest of each
-one's learning rates is too high to train well, or at all, without clipping.
+Each takes seconds on one thread. Between them they have plain SGD, SGD with momentum and Adam, recurrent networks and
+a transformer, real text and generated data. The learning rate falls to 0 over the second half of each. The highest of
+each one's learning rates is too high to train well, or at all, without clipping.
 """
 
 import gzip
