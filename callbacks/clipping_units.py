@@ -144,7 +144,8 @@ class Parameters(Units):
             clipped = [
                 (value, factor) for value, factor in zip(values, coefficients.tolist(), strict=True) if factor != 1
             ]
-            torch._foreach_mul_([value for value, _ in clipped], [factor for _, factor in clipped])
+            if clipped:  # a coefficient may round to 1
+                torch._foreach_mul_([value for value, _ in clipped], [factor for _, factor in clipped])
             return
         for device in {value.device for value in values}:
             there = coefficients.to(device, torch.float32, non_blocking=True).unbind()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from small_trainings import GradientIsBatch, Regression, Remember, fit_module, norms_as_batches, regression_batches
+from test_clipping_distributed import run_two_ranks
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -325,6 +326,58 @@ def test_two_instances_clip_one_after_the_other_each_in_its_scope():
     assert_close(dict(module.named_parameters()), dict(expected.named_parameters()), rtol=1e-5, atol=1e-6)
     assert max(logger.column("grad_norm/clipped").values()) <= 0.3 * (1 + 1e-6)
     assert set(logger.column("rows/coefficient")) == set(logger.column("whole/threshold")) == set(range(10))
+
+
+SHARDED = """
+import torch
+import torch.distributed as dist
+from rnn_blocks.callbacks.clipping_units import KINDS
+from rnn_blocks.callbacks.gradient_norms import StepGradients
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.testing import assert_close
+
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+
+def net():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Conv1d(5, 3, 1))
+    net.plain = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    return net
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+def clip(net, scope, read):
+    generator = torch.Generator().manual_seed(1)
+    for p in net.parameters():
+        gradient = torch.randn(p.shape, generator=generator)
+        p.grad = distribute_tensor(gradient, p.device_mesh, p.placements) if isinstance(p, DTensor) else gradient
+    first, *others = net.parameters()
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": others}], lr=1.0)
+    units, gradients = KINDS[scope](optimizer), StepGradients(optimizer)
+    norms = units.norms(gradients)
+    coefficient = torch.where(norms > 0.8, 0.8 / norms, 1.0)
+    units.multiply_(gradients, coefficient, read)
+    after = units.clipped_norms(gradients, norms, coefficient)
+    assert_close(after, torch.stack([whole(p.grad).double().norm() for p in net.parameters()]), rtol=1e-5, atol=0)
+    return norms, units.weight_norms(optimizer), [whole(p.grad) for p in net.parameters()]
+
+one, sharded = net(), net()
+fully_shard(sharded[0], mesh=mesh)  # by rows, of which 5 do not split evenly
+sharded[1].weight = torch.nn.Parameter(distribute_tensor(sharded[1].weight.detach(), mesh, [Shard(1)]))  # across them
+for scope in KINDS:
+    for read in (True, False):
+        assert_close(clip(sharded, scope, read), clip(one, scope, read), rtol=1e-5, atol=1e-6)
+dist.destroy_process_group()
+"""
+
+
+def test_sharded_gradients_are_clipped_in_every_scope_as_whole_ones_are():
+    """Trap 5."""
+    run_two_ranks(SHARDED)
 
 
 POLICIES = [Auto(), Fixed(1.0), Percentile(window=20), ZScore(), EmaRatio(), Unitwise()]
