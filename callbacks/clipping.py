@@ -54,7 +54,7 @@ class AdaptiveGradientClipping(Callback):
     ==============================  ==============================================================================
 
     *Learning rate.* With `Auto` and an optimizer other than SGD, updates that would be longer than 1 % of the initial
-    weights are shortened through the learning rate, for the time of the step alone. All else sees the rate that you set.
+    weights are shortened through the learning rate, for the time of the step alone; all else sees the rate you set.
 
     What has no gradient in a step is neither observed nor clipped, as are rows that a sparse gradient does not store.
     Parameter groups that are added during a training begin a history of their own.

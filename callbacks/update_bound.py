@@ -97,9 +97,9 @@ class UpdateBound:
         self._arrived = None
 
     def _before_step(self) -> None:
-        rates = [group.get("lr") for group in self.optimizer.param_groups]
-        if not all(isinstance(rate, float | int) or (isinstance(rate, Tensor) and not rate.is_cuda) for rate in rates):
-            return  # no rate at all, or one that only the device knows
+        rates: list[float | Tensor] = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
+        if any(isinstance(rate, Tensor) and rate.is_cuda for rate in rates) or math.nan in rates:
+            return  # a rate that only the device knows, or none at all
         rate = max(float(rate) for rate in rates)
         self._restore_rates()  # after a step that an error broke off
         self._highest_rate = max(self._highest_rate, rate)

@@ -112,7 +112,8 @@ class Auto(ClippingPolicy):
             return seen
         log_norm = torch.minimum(log_norm, (self.longest_step * _unit(history, step)).log())
         level = torch.minimum(history["level"], log_norm.masked_fill(count > 0, math.inf))
-        level = level + (1 / seen["count"].to(level.dtype)).clamp(min=GAIN) * (QUARTILE - (log_norm <= level).to(level.dtype))
+        gain = (1 / seen["count"].to(level.dtype)).clamp(min=GAIN)
+        level = level + gain * (QUARTILE - (log_norm <= level).to(level.dtype))
         return seen | {
             "level": torch.where(usable, level, history["level"]),
             "highest_rate": _highest_rate(history, step),
