@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Optimizer
 
 from rnn_blocks.callbacks.clipping_record import ClippingRecord, Report, join_groups, read_reports
-from rnn_blocks.callbacks.clipping_units import KINDS, Units
+from rnn_blocks.callbacks.clipping_rows import Rows
+from rnn_blocks.callbacks.clipping_units import Groups, Parameters, Units, Whole
 from rnn_blocks.callbacks.gradient_norms import (
     StepGradients,
     forget_steps,
@@ -30,6 +31,7 @@ from rnn_blocks.callbacks.support import (
 )
 from rnn_blocks.callbacks.update_bound import UpdateBounds
 
+UNITS: dict[Scope, type[Units]] = {"global": Whole, "group": Groups, "parameter": Parameters, "unit": Rows}
 NONFINITE = ("skip", "zero", "raise")
 
 
@@ -294,7 +296,7 @@ class AdaptiveGradientClipping(Callback):
     def _units_of(self, index: int, optimizer: Optimizer) -> Units:
         units = self._units.get(index)
         if units is None or not units.fits(optimizer):
-            units = self._units[index] = KINDS[self.scope](optimizer)
+            units = self._units[index] = UNITS[self.scope](optimizer)
         return units
 
     def _record_step(

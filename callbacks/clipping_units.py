@@ -1,22 +1,20 @@
-"""What is measured and clipped as one: all gradients of an optimizer, a group's, a parameter's, an output unit's."""
+"""What is measured and clipped as one: all gradients of an optimizer, those of a parameter group, of a parameter."""
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.gradient_norms import (
     StepGradients,
-    row_norms,
     scale_,
     stored_values,
     tensor_norms,
     total_norm,
 )
-from rnn_blocks.callbacks.policies import Scope
 from rnn_blocks.callbacks.update_length import effective_learning_rate, group_learning_rates, weight_norms
 
 
@@ -119,7 +117,7 @@ class Parameters(Units):
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer)
-        self._places = {id(parameter): place for place, parameter in enumerate(_all_parameters(optimizer))}
+        self.places = {id(parameter): place for place, parameter in enumerate(all_parameters(optimizer))}
         self._present: list[int] = []
         self._present_index = torch.empty(0, dtype=torch.int64)
         self.sizes = self._numbers
@@ -130,7 +128,7 @@ class Parameters(Units):
         index = self._index(gradients)
         if index is None:
             return norms
-        return norms.new_full((len(self._places),), math.nan).index_copy(0, index, norms)
+        return norms.new_full((len(self.places),), math.nan).index_copy(0, index, norms)
 
     def weight_norms(self, optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
         """Of every parameter, frozen or not."""
@@ -138,19 +136,10 @@ class Parameters(Units):
 
     def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
         """In one call by device."""
-        values = [stored_values(gradient) for gradient in gradients.gradients]
         coefficients = self._of_gradients(gradients, coefficient)
-        if read:
-            clipped = [
-                (value, factor) for value, factor in zip(values, coefficients.tolist(), strict=True) if factor != 1
-            ]
-            if clipped:  # a coefficient may round to 1
-                torch._foreach_mul_([value for value, _ in clipped], [factor for _, factor in clipped])
-            return
-        for device in {value.device for value in values}:
-            there = coefficients.to(device, torch.float32, non_blocking=True).unbind()
-            pairs = [(value, factor) for value, factor in zip(values, there, strict=True) if value.device == device]
-            torch._foreach_mul_([value for value, _ in pairs], [factor for _, factor in pairs])
+        values = [stored_values(gradient) for gradient in gradients.gradients]
+        if len(values) == len(gradients.parameters):  # else another callback has taken them away since
+            multiply_each_(values, coefficients, read)
 
     def clipped_norms(self, gradients: StepGradients, norms: Tensor, coefficient: Tensor) -> Tensor:
         """Every norm times its coefficient."""
@@ -162,9 +151,9 @@ class Parameters(Units):
 
     def _index(self, gradients: StepGradients) -> Tensor | None:
         """Places of the gradients among all parameters; None where every parameter has one."""
-        if len(gradients.parameters) == len(self._places):
+        if len(gradients.parameters) == len(self.places):
             return None
-        present = [self._places[id(parameter)] for parameter in gradients.parameters]
+        present = [self.places[id(parameter)] for parameter in gradients.parameters]
         device = gradients.norms.device
         if present != self._present or self._present_index.device != device:
             self._present, self._present_index = present, torch.tensor(present).to(device, non_blocking=True)
@@ -200,92 +189,20 @@ class Groups(Parameters):
         return torch.cat([part.expand(len(group)) for part, group in parts])
 
 
-class Rows(Parameters):
-    """Each output unit is one: a row of a parameter of two or more dimensions; any other parameter as a whole."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer)
-        self._rows = [_num_rows(parameter) for parameter in _all_parameters(optimizer)]
-        self.sizes = [sum(map(_num_rows, group["params"])) for group in optimizer.param_groups]
-        self._parameter_of_row = torch.arange(len(self._rows)).repeat_interleave(torch.tensor(self._rows))
-
-    def norms(self, gradients: StepGradients) -> Tensor:
-        """Row after row of parameter after parameter; a sparse gradient has only the rows that it stores."""
-        wholes = gradients.current_norms.split(1)
-        found: dict[int, Tensor] = {}
-        matrices: dict[int, Tensor] = {}
-        for parameter, whole in zip(gradients.parameters, wholes, strict=True):
-            place, gradient = self._places[id(parameter)], parameter.grad
-            if gradient is None or gradient.ndim < 2:  # None: another callback has taken it away since
-                found[place] = whole.expand(self._rows[place])
-            else:
-                matrices[place] = gradient
-        found |= dict(zip(matrices, row_norms(list(matrices.values())), strict=True)) if matrices else {}
-        absent = wholes[0].new_full((1,), math.nan)
-        return torch.cat([found.get(place, absent.expand(rows)) for place, rows in enumerate(self._rows)])
-
-    def weight_norms(self, optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
-        """Of every row, frozen or not."""
-        return [torch.cat(row_norms(group["params"])) for group in optimizer.param_groups[first_group:]]
-
-    def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
-        """Parameter by parameter."""
-        lowest = self._lowest(coefficient).tolist() if read else None
-        parts = coefficient.split(self._rows)
-        for parameter in gradients.parameters:
-            place = self._places[id(parameter)]
-            if parameter.grad is not None and (lowest is None or lowest[place] != 1):
-                _multiply_rows_(parameter.grad, parts[place])
-
-    def clipped_norms(self, gradients: StepGradients, norms: Tensor, coefficient: Tensor) -> Tensor:
-        """The norms of the rows, multiplied and put together again."""
-        squares = (norms * coefficient).square().nan_to_num(nan=0.0)  # of rows that a sparse gradient does not store
-        sums = squares.new_zeros(len(self._rows)).index_add(0, self._row_index(norms.device), squares)
-        index = self._index(gradients)
-        after = (sums if index is None else sums[index]).sqrt()
-        return after + 0 * gradients.current_norms  # NaN where the gradient is not finite
-
-    def count(self, gradients: StepGradients) -> int:
-        """As many as the parameters with a gradient have rows."""
-        return sum(self._rows[self._places[id(parameter)]] for parameter in gradients.parameters)
-
-    def _row_index(self, device: torch.device) -> Tensor:
-        self._parameter_of_row = self._parameter_of_row.to(device, non_blocking=True)
-        return self._parameter_of_row
-
-    def _lowest(self, coefficient: Tensor) -> Tensor:
-        """Of each parameter's rows, ``(parameters,)``."""
-        ones = coefficient.new_ones(len(self._rows))
-        return ones.scatter_reduce(0, self._row_index(coefficient.device), coefficient, "amin")
-
-
-KINDS: dict[Scope, type[Units]] = {"global": Whole, "group": Groups, "parameter": Parameters, "unit": Rows}
-
-
 def _numbers(optimizer: Optimizer) -> list[int]:
     return [len(group["params"]) for group in optimizer.param_groups]
 
 
-def _all_parameters(optimizer: Optimizer) -> list[Tensor]:
+def all_parameters(optimizer: Optimizer) -> list[Tensor]:
+    """In the order of its parameter groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _num_rows(parameter: Tensor) -> int:
-    return len(parameter) if parameter.ndim > 1 else 1
-
-
-def _multiply_rows_(gradient: Tensor, coefficient: Tensor) -> None:
-    """Multiply row i of `gradient` in place by number i of `coefficient` ``(rows,)``; a vector by its only one."""
-    dtype = torch.promote_types(gradient.dtype, torch.float32)
-    factor = coefficient.to(gradient.device, dtype, non_blocking=True)
-    if gradient.ndim < 2:
-        stored_values(gradient).mul_(factor.squeeze(0))
-    elif gradient.is_sparse:
-        values = gradient._values()
-        values.mul_(factor[gradient._indices()[0]].view(-1, *[1] * (values.ndim - 1)))
-    else:
-        factor = factor.view(-1, *[1] * (gradient.ndim - 1))
-        if isinstance(gradient, DTensor):
-            mesh = gradient.device_mesh
-            factor = DTensor.from_local(factor, mesh, [Replicate()] * mesh.ndim, run_check=False)
-        gradient.mul_(factor)
+def multiply_each_(values: Sequence[Tensor], coefficients: Tensor, read: bool) -> None:
+    """Multiply each of `values` in place by its own of `coefficients` ``(values,)``; see `Units.multiply_`."""
+    factors = coefficients.tolist() if read else None
+    for device in {value.device for value in values}:
+        there = coefficients.to(device, torch.float32, non_blocking=True).unbind()
+        own = [i for i in range(len(values)) if values[i].device == device and (factors is None or factors[i] != 1)]
+        if own:
+            torch._foreach_mul_([values[i] for i in own], [there[i] for i in own])

@@ -182,8 +182,9 @@ def _norms(tensors: Sequence[Tensor], accumulator: torch.dtype) -> Tensor:
     kinds = [(tensor.dtype, tensor.device, type(tensor)) for tensor in tensors]
     device = tensors[0].device
     parts, order = [], []
-    for kind in dict.fromkeys(kinds):  # in one order on every rank, for `full_tensor` is a collective
-        indices = [index for index, other in enumerate(kinds) if other == kind]
+    different = dict.fromkeys(kinds)  # in one order on every rank, for `full_tensor` is a collective
+    for kind in different:
+        indices = [index for index, other in enumerate(kinds) if len(different) == 1 or other == kind]
         own = [tensors[index] for index in indices]
         norms: Sequence[Tensor] = torch._foreach_norm(own, 2, dtype=torch.promote_types(kind[0], accumulator))
         if issubclass(kind[2], DTensor):
@@ -193,7 +194,7 @@ def _norms(tensors: Sequence[Tensor], accumulator: torch.dtype) -> Tensor:
         order += indices
     if len(parts) == 1:
         return parts[0]
-    return torch.cat(parts)[torch.tensor(order).argsort().to(device)]
+    return torch.cat(parts)[torch.tensor(order).argsort().to(device, non_blocking=True)]
 
 
 def _row_norms(tensor: Tensor, accumulator: torch.dtype) -> Tensor:

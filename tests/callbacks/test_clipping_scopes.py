@@ -331,7 +331,7 @@ def test_two_instances_clip_one_after_the_other_each_in_its_scope():
 SHARDED = """
 import torch
 import torch.distributed as dist
-from rnn_blocks.callbacks.clipping_units import KINDS
+from rnn_blocks.callbacks.clipping import UNITS
 from rnn_blocks.callbacks.gradient_norms import StepGradients
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -357,7 +357,7 @@ def clip(net, scope, read):
         p.grad = distribute_tensor(gradient, p.device_mesh, p.placements) if isinstance(p, DTensor) else gradient
     first, *others = net.parameters()
     optimizer = torch.optim.SGD([{"params": [first]}, {"params": others}], lr=1.0)
-    units, gradients = KINDS[scope](optimizer), StepGradients(optimizer)
+    units, gradients = UNITS[scope](optimizer), StepGradients(optimizer)
     norms = units.norms(gradients)
     coefficient = torch.where(norms > 0.8, 0.8 / norms, 1.0)
     units.multiply_(gradients, coefficient, read)
@@ -368,7 +368,7 @@ def clip(net, scope, read):
 one, sharded = net(), net()
 fully_shard(sharded[0], mesh=mesh)  # by rows, of which 5 do not split evenly
 sharded[1].weight = torch.nn.Parameter(distribute_tensor(sharded[1].weight.detach(), mesh, [Shard(1)]))  # across them
-for scope in KINDS:
+for scope in UNITS:
     for read in (True, False):
         assert_close(clip(sharded, scope, read), clip(one, scope, read), rtol=1e-5, atol=1e-6)
 dist.destroy_process_group()
