@@ -1,10 +1,11 @@
 """Callbacks for any Lightning project: gradient norms, and a clipping threshold that nobody has to set."""
 
 from rnn_blocks.callbacks.advisor import ClippingAdvisor
-from rnn_blocks.callbacks.clipping import AdaptiveGradientClipping, NonFiniteGradientError
+from rnn_blocks.callbacks.clipping import AdaptiveGradientClipping
 from rnn_blocks.callbacks.clipping_advice import ClippingAdvice
 from rnn_blocks.callbacks.gradient_flow import GradientFlowMonitor
 from rnn_blocks.callbacks.monitor import GradientNormMonitor
+from rnn_blocks.callbacks.nonfinite import NonFiniteGradientError
 from rnn_blocks.callbacks.policies import (
     Auto,
     Clip,

@@ -8,35 +8,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, Optimizer
+from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.clipping_record import ClippingRecord, Report, join_groups, read_reports
 from rnn_blocks.callbacks.clipping_rows import Rows
 from rnn_blocks.callbacks.clipping_units import Groups, Parameters, Units, Whole
-from rnn_blocks.callbacks.gradient_norms import (
-    StepGradients,
-    forget_steps,
-    gradient_scaler,
-    shared_step,
-    stored_values,
-)
+from rnn_blocks.callbacks.gradient_norms import StepGradients, forget_steps, gradient_scaler, shared_step
+from rnn_blocks.callbacks.nonfinite import NonFiniteGradients, leaves_out_updates
 from rnn_blocks.callbacks.policies import SCOPES, Auto, ClippingPolicy, Scope, Step
 from rnn_blocks.callbacks.support import (
     is_logging_step,
     log_metrics,
     metric_suffix,
-    parameter_names,
     refuse_unsupported_optimizer,
     refuse_unsupported_strategy,
 )
 from rnn_blocks.callbacks.update_bound import UpdateBounds
 
 UNITS: dict[Scope, type[Units]] = {"global": Whole, "group": Groups, "parameter": Parameters, "unit": Rows}
-NONFINITE = ("skip", "zero", "raise")
-
-
-class NonFiniteGradientError(RuntimeError):
-    """A gradient held NaN or infinity: with ``nonfinite="raise"`` once, else `max_nonfinite` times in a row."""
 
 
 class AdaptiveGradientClipping(Callback):
@@ -128,25 +117,19 @@ class AdaptiveGradientClipping(Callback):
                 f"AdaptiveGradientClipping: scope is {scope!r}; choose one of {', '.join(map(repr, SCOPES))}, "
                 "or None for the policy's own"
             )
-        if nonfinite not in NONFINITE:
-            raise ValueError(
-                f"AdaptiveGradientClipping: nonfinite is {nonfinite!r}; choose one of {', '.join(map(repr, NONFINITE))}"
-            )
-        if max_nonfinite < 1:
-            raise ValueError(f"AdaptiveGradientClipping: max_nonfinite is {max_nonfinite!r}; it must be at least 1")
         if not name:
             raise ValueError("AdaptiveGradientClipping: name is ''; it must have a character at least")
         self.policy: ClippingPolicy = Auto() if isinstance(policy, str) else policy
         self.scope: Scope = self.policy.default_scope if scope is None else scope
         self.nonfinite = nonfinite
         self.max_nonfinite = max_nonfinite
+        self._nonfinite = NonFiniteGradients(nonfinite, max_nonfinite)
         self.name = name
         self._units: dict[int, Units] = {}
         self._num_ranks = 1
         self._saved_num_ranks: int | None = None
         self._records: dict[int, ClippingRecord] = {}
         self._due: set[int] = set()
-        self._deferred: dict[int, list[Tensor]] = {}
         self._updates = UpdateBounds()
 
     @property
@@ -208,7 +191,7 @@ class AdaptiveGradientClipping(Callback):
         self._saved_num_ranks = None
         self._units.clear()
         self._due.clear()
-        self._deferred.clear()
+        self._nonfinite.clear()
         if trainer.global_step == 0:  # another training's norms and weights say nothing of this one
             self._records.clear()
             self._updates.clear()
@@ -253,10 +236,11 @@ class AdaptiveGradientClipping(Callback):
             if clipped:
                 units.multiply_(gradients, record.coefficient, read=True)
             if nonfinite:
-                self._act_on_nonfinite(trainer, pl_module, gradients, record, scaled)
+                self._nonfinite.act(trainer, pl_module, gradients, record.read_run())
         else:
-            self._act_on_the_device(optimizer, gradients, units, record, scaled)
-            self._deferred[index] = gradients.parameters
+            record.remember_culprit(gradients.norms)
+            units.multiply_(gradients, record.coefficient, read=False)
+            self._nonfinite.act_on_device(trainer, optimizer, gradients, record.flags[0], index)
             changed = True
         gradients.clipped_norms = (
             units.clipped_norms(gradients, norm, record.coefficient) if changed else gradients.current_norms
@@ -282,8 +266,8 @@ class AdaptiveGradientClipping(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell of what has not been told since the last logging step."""
-        if self._deferred:
-            self._read(trainer, pl_module, sorted(self._deferred))
+        if self._nonfinite.deferred:
+            self._read(trainer, pl_module, self._nonfinite.deferred)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizers as they were."""
@@ -335,84 +319,12 @@ class AdaptiveGradientClipping(Callback):
         # an update on zero gradients is not a skipped update, for momentum and weight decay act in it.
         if record.flags.device.type == "cpu":
             return True
-        return self.nonfinite != "zero" and not scaled and not _leaves_out_updates(optimizer)
-
-    def _act_on_nonfinite(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        gradients: StepGradients,
-        record: ClippingRecord,
-        scaled: bool,
-    ) -> None:
-        culprit = int(gradients.norms.isfinite().int().argmin())
-        happened = f"the gradient of {_name(pl_module, gradients.parameters, culprit)} is not finite"
-        self._stop_after(record.read_run(), happened)
-        if scaled:  # the scaler has seen it too, skips the update and lowers its scale
-            return
-        happened += f" at step {trainer.global_step}"
-        if self.nonfinite == "raise":
-            raise NonFiniteGradientError(f"AdaptiveGradientClipping(nonfinite='raise'): {happened}")
-        if self.nonfinite == "skip":
-            for parameter in gradients.parameters:
-                parameter.grad = None  # an optimizer passes over such a parameter and its state
-            rank_zero_warn(f"AdaptiveGradientClipping: {happened}; the update is skipped")
-        else:
-            for gradient in gradients.gradients:
-                stored_values(gradient).zero_()
-            rank_zero_warn(f"AdaptiveGradientClipping: {happened}; all gradients of this step are set to zero")
-
-    def _act_on_the_device(
-        self, optimizer: Optimizer, gradients: StepGradients, units: Units, record: ClippingRecord, scaled: bool
-    ) -> None:
-        record.remember_culprit(gradients.norms)
-        units.multiply_(gradients, record.coefficient, read=False)
-        nonfinite = record.flags[0]
-        if scaled:
-            return
-        if self.nonfinite == "zero":
-            for gradient in gradients.gradients:  # NaN times 0 is NaN
-                values = stored_values(gradient)
-                values.masked_fill_(nonfinite.to(values.device), 0.0)
-        else:
-            optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]  # read by torch's fused kernels
+        return self.nonfinite != "zero" and not scaled and not leaves_out_updates(optimizer)
 
     def _read(self, trainer: Trainer, pl_module: LightningModule, indices: list[int]) -> dict[int, Report]:
         reports = dict(zip(indices, read_reports([self._records[index] for index in indices]), strict=True))
-        for index, report in reports.items():
-            parameters = self._deferred.pop(index, None)
-            if parameters is None or report.longest_run == 0:
-                continue
-            happened = f"the gradient of {_name(pl_module, parameters, report.culprit)} was not finite"
-            self._stop_after(report.longest_run, happened)
-            if gradient_scaler(trainer) is not None:
-                continue
-            happened += f", last seen before step {trainer.global_step}; {report.skipped_steps:.0f} such steps so far"
-            if self.nonfinite == "raise":
-                raise NonFiniteGradientError(f"AdaptiveGradientClipping(nonfinite='raise'): {happened}")
-            done = "were skipped" if self.nonfinite == "skip" else "were made with gradients of zero"
-            rank_zero_warn(f"AdaptiveGradientClipping: {happened}; these updates {done}")
+        self._nonfinite.tell(trainer, pl_module, reports)
         return reports
-
-    def _stop_after(self, run: int, happened: str) -> None:
-        if run >= self.max_nonfinite:
-            raise NonFiniteGradientError(
-                f"AdaptiveGradientClipping: gradients were not finite for {run} steps in a row (max_nonfinite="
-                f"{self.max_nonfinite}), and {happened}. The training does not come back from this by itself: lower "
-                "the learning rate, look for NaN in the data or the loss, or go back to an earlier checkpoint."
-            )
-
-
-def _leaves_out_updates(optimizer: Optimizer) -> bool:
-    """Whether the optimizer's kernel itself makes no update when the device finds its `found_inf` set."""
-    if isinstance(optimizer, SGD) and any(group["momentum"] for group in optimizer.param_groups):
-        return False  # leaving out the first update, torch's fused SGD keeps an uninitialised momentum buffer
-    return isinstance(optimizer, SGD | Adam | Adagrad) and getattr(optimizer, "_step_supports_amp_scaling", False)
-
-
-def _name(module: LightningModule, parameters: list[Tensor], index: int) -> str:
-    name = parameter_names(module).get(parameters[index]) if 0 <= index < len(parameters) else None
-    return "a parameter" if name is None else f"parameter {name!r}"
 
 
 def _metrics(prefix: str, reports: dict[str, Report]) -> dict[str, float]:
