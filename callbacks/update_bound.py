@@ -60,7 +60,8 @@ class UpdateBound:
         self._length: float | None = None  # U, as it counts now
         self._measured: Tensor | None = None  # U, as it will count from the next measuring step on
         self._arrived: torch.cuda.Event | None = None
-        self._before: list[Tensor] | None = None
+        self._sample: Sample | None = None
+        self._before: Tensor | None = None
         self._rates: list[float | Tensor] | None = None
         self._hooks: list[RemovableHandle] = []
 
@@ -97,40 +98,40 @@ class UpdateBound:
         self._arrived = None
 
     def _before_step(self) -> None:
+        self._restore_rates()  # after a step that an error broke off
         rates: list[float | Tensor] = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
         if any(isinstance(rate, Tensor) and rate.is_cuda for rate in rates) or math.nan in rates:
             return  # a rate that only the device knows, or none at all
         rate = max(float(rate) for rate in rates)
-        self._restore_rates()  # after a step that an error broke off
         self._highest_rate = max(self._highest_rate, rate)
         self._steps += 1
         new_groups = self.optimizer.param_groups[len(self._weight_norms) :]
         self._weight_norms += [_norm(group) for group in new_groups]
-        weights = [
-            weight for group in self.optimizer.param_groups for weight in group["params"] if weight.requires_grad
-        ]
         measures = self._steps & (self._steps - 1) == 0 if self._steps < EVERY else self._steps % EVERY == 0
         if measures and self._measured is not None:
             length = self._receive()
             if 0 < length < math.inf:  # else nothing was updated, or weights are not finite
                 self._length = length
-        length = self._first_length(weights) if self._length is None else self._length
+        length = self._first_length() if self._length is None else self._length
         unbounded, bound = self._highest_rate * length, self.longest * math.hypot(*self._weight_norms)
         self.coefficient = min(1.0, bound / unbounded) if unbounded and bound else 1.0
         if self.coefficient < 1:
             self._rates = rates
             for group in self.optimizer.param_groups:
                 group["lr"] = group["lr"] * self.coefficient
-        self._before = _sample(weights) if measures and rate else None
+        if measures and rate:
+            weights = self._weights()
+            if self._sample is None or list(map(id, weights)) != list(map(id, self._sample.weights)):
+                self._sample = Sample(weights)
+            self._before = self._sample.take()
 
     def _after_step(self) -> None:
         self._restore_rates()
         before, self._before = self._before, None
-        if before is None:
+        if before is None or self._sample is None:
             return
-        weights = self._weights()
         rate = max(float(group["lr"]) for group in self.optimizer.param_groups) * self.coefficient
-        measured = _distance(weights, before, _sample(weights)) / rate
+        measured = self._sample.distance(before, self._sample.take()) / rate
         if measured.is_cuda:
             self._measured = torch.empty((), dtype=measured.dtype, pin_memory=True)
             self._measured.copy_(measured, non_blocking=True)
@@ -142,10 +143,10 @@ class UpdateBound:
     def _weights(self) -> list[Tensor]:
         return [weight for group in self.optimizer.param_groups for weight in group["params"] if weight.requires_grad]
 
-    def _first_length(self, weights: list[Tensor]) -> float:
+    def _first_length(self) -> float:
         # Adam's first update is ±lr everywhere; RMSprop, which does not correct its average, divides by less.
         decay = self.optimizer.param_groups[0].get("alpha", 0.0) if isinstance(self.optimizer, RMSprop) else 0.0
-        return math.sqrt(sum(weight.numel() for weight in weights) / (1 - decay))
+        return math.sqrt(sum(weight.numel() for weight in self._weights()) / (1 - decay))
 
     def _receive(self) -> float:
         if self._arrived is not None:
@@ -165,40 +166,46 @@ def _norm(group: dict[str, Any]) -> float:
     return total_norm(tensor_norms(weights)).item() if weights else 0.0
 
 
-def _stride(numel: int) -> int:
-    # Odd, so that it does not stay in one column of a matrix whose width is a power of two.
-    return -(-numel // SAMPLE) | 1
+class Sample:
+    """Up to `SAMPLE` evenly spaced elements of the values that this process holds of each weight."""
 
+    def __init__(self, weights: list[Tensor]) -> None:
+        self.weights = weights
+        sizes = [stored_values(weight).numel() for weight in weights]
+        # Odd strides, so that they do not stay in one column of a matrix whose width is a power of two.
+        self._strides = [-(-size // SAMPLE) | 1 if size > SAMPLE else 1 for size in sizes]
+        self._counts = [-(-size // stride) for size, stride in zip(sizes, self._strides, strict=True)]
+        self._factors = [
+            size / max(count, 1) / _copies(weight)
+            for size, count, weight in zip(sizes, self._counts, weights, strict=True)
+        ]
+        self._shares: tuple[Tensor, Tensor] | None = None
 
-@torch.no_grad()
-def _sample(weights: list[Tensor]) -> list[Tensor]:
-    """Up to `SAMPLE` evenly spaced elements of the values that this process holds of each parameter, copied."""
-    values = [stored_values(weight).detach().reshape(-1) for weight in weights]
-    samples = [value[:: _stride(value.numel())] for value in values]
-    return [torch.cat(samples)] if len({(s.dtype, s.device) for s in samples}) == 1 else [s.clone() for s in samples]
+    @torch.no_grad()
+    def take(self) -> Tensor:
+        """The elements as they are now, in one float32 vector on the first weight's device."""
+        values = [
+            stored_values(weight).reshape(-1)[::stride] if stride > 1 else stored_values(weight).reshape(-1)
+            for weight, stride in zip(self.weights, self._strides, strict=True)
+        ]
+        device = values[0].device
+        if len({(value.dtype, value.device) for value in values}) > 1:
+            values = [value.to(device, torch.float32) for value in values]
+        return torch.cat(values).float()
 
-
-@torch.no_grad()
-def _distance(weights: list[Tensor], before: list[Tensor], after: list[Tensor]) -> Tensor:
-    """Estimate of the norm of the update of all weights, ``()``, float64 on the first one's device."""
-    device = after[0].device
-    kind = torch.float32 if device.type == "mps" else torch.float64
-    sizes = [stored_values(weight).numel() for weight in weights]
-    moved = torch.cat([(new.float() - old.float()).to(device) for new, old in zip(after, before, strict=True)])
-    counts = [-(-size // _stride(size)) for size in sizes]
-    shares = [
-        size / max(count, 1) / _copies(weight) for size, count, weight in zip(sizes, counts, weights, strict=True)
-    ]
-    squares = torch.stack([part.square().sum() for part in moved.split(counts)]).to(kind)
-    factors = torch.tensor(shares, dtype=kind).to(device, non_blocking=True)
-    sharded = torch.tensor([isinstance(weight, DTensor) for weight in weights])
-    total = squares * factors
-    if sharded.any():
-        there = sharded.to(device)
-        whole = (total * there).sum()
-        dist.all_reduce(whole)
-        return ((total * ~there).sum() + whole).sqrt()
-    return total.sum().sqrt()
+    @torch.no_grad()
+    def distance(self, before: Tensor, after: Tensor) -> Tensor:
+        """Estimate of how far all weights have moved, over all ranks, ``()``."""
+        if self._shares is None:  # of all the weight's elements, each sampled one stands for so many; sharded and not
+            counts = torch.tensor(self._counts)
+            shares = torch.tensor(self._factors).repeat_interleave(counts)
+            sharded = torch.tensor([isinstance(weight, DTensor) for weight in self.weights]).repeat_interleave(counts)
+            self._shares = ((shares * ~sharded).to(after.device), (shares * sharded).to(after.device))
+        squares = (after - before).square()
+        whole, sharded_part = (squares.dot(share) for share in self._shares)
+        if any(isinstance(weight, DTensor) for weight in self.weights):
+            dist.all_reduce(sharded_part)
+        return (whole + sharded_part).sqrt()
 
 
 def _copies(weight: Tensor) -> int:
