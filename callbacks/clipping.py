@@ -299,8 +299,8 @@ class AdaptiveGradientClipping(Callback):
             norm = norm.masked_fill(nonfinite, math.nan)
         step = Step(norm, units.learning_rate(optimizer, gradients), record.initial_weight_norm)
         if self.policy.uses_weights:
-            weight_norm = join_groups(units.weight_norms(optimizer))
-            step = step._replace(weight_norm=weight_norm.to(norm.device))
+            now = [norms.to(norm.device, non_blocking=True) for norms in units.weight_norms(optimizer)]
+            step = step._replace(weight_norm=join_groups(now))
         clip = self.policy.clip(record.history, step)
         record.history = self.policy.observe(record.history, step)
         record.count(norm, clip, nonfinite, units.count(gradients))

@@ -75,7 +75,8 @@ class Units(ABC):
             return rates
         device = gradients.norms.device
         by_group = [
-            rate.to(device) if isinstance(rate, Tensor) else torch.full((), rate, device=device) for rate in rates
+            rate.to(device, non_blocking=True) if isinstance(rate, Tensor) else torch.full((), rate, device=device)
+            for rate in rates
         ]
         return torch.cat([rate.expand(size) for rate, size in zip(by_group, self.sizes, strict=True)])
 
