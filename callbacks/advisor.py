@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
@@ -19,13 +20,18 @@ from rnn_blocks.callbacks.support import (
 )
 from rnn_blocks.callbacks.transfer import read_together
 
+PATIENCE = 10
+
 
 class ClippingAdvisor(Callback):
     """Watches a training without clipping it, and recommends a fixed threshold for those who want a constant.
 
-    After `steps` steps of every optimizer, or when the fit ends or is broken off before, it prints a table of candidate
-    thresholds and how many of the steps each would have clipped, logs the same, and draws the norms with the candidates
-    (``plots/clipping_advice.png`` below the run's folder, and the loggers that take pictures; matplotlib is needed).
+    After `steps` steps of every optimizer, or when the fit ends or is broken off before, by whatever exception, it
+    prints a table of candidate thresholds and how many of the steps each would have clipped, logs the same, and draws
+    the norms with the candidates (``plots/clipping_advice.png`` below the run's folder, and the loggers that take
+    pictures; matplotlib is needed). The norms are those before any clipping, wherever it is listed among the callbacks:
+    it goes first by itself.
+
     What it recommends is the average norm without spikes, after Pascanu, Mikolov and Bengio 2013, "On the difficulty of
     training recurrent neural networks", section 3.2: the average over a sufficiently large number of updates is a good
     start, and from half to ten times of it trainings still converge. To use it, put in this callback's place::
@@ -39,13 +45,15 @@ class ClippingAdvisor(Callback):
     `clipping_advice/nonfinite_steps`        steps whose norm was NaN or infinite
     =======================================  ==================================================================
 
-    Logged once, each name ending in `/optimizer_0`, … where there are several optimizers: each gets its own advice.
+    Logged once, each name ending in `/optimizer_0`, … where there are several optimizers: each gets its own advice. An
+    optimizer that lags behind, or never has a gradient, is waited for until another has made ten times `steps`. Then
+    the advice on it is on what it made, and if that is nothing, a warning says so.
 
     *Cost.* One norm over all gradients a step, shared with the other callbacks here, until it has seen enough; then
     nothing. Norms wait on the device and are read once.
 
     Args:
-        steps: how many optimizer steps to watch.
+        steps: how many steps of each optimizer to watch; those without a gradient do not count.
         stop: whether to end the training after them.
 
     Raises:
@@ -68,6 +76,7 @@ class ClippingAdvisor(Callback):
         self.recommendations: dict[int, ClippingAdvice] = {}
         """The advice for each optimizer, by its index; empty before it has been given."""
         self._norms: dict[int, NormBuffer] = {}
+        self._made: dict[int, int] = {}
         self._reported = False
 
     @property
@@ -81,9 +90,10 @@ class ClippingAdvisor(Callback):
         return self._generate_state_key(steps=self.steps, stop=self.stop)
 
     def state_dict(self) -> dict[str, Any]:
-        """The norms seen by each optimizer index, and whether the advice on all of them has been given."""
+        """By optimizer index the norms seen and the steps made; and whether the advice on them has been given."""
         norms = {str(index): buffer.state_dict() for index, buffer in self._norms.items()}
-        return {"optimizers": norms, "reported": self._reported}
+        made = {str(index): count for index, count in self._made.items()}
+        return {"optimizers": norms, "made": made, "reported": self._reported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on watching where a checkpoint left off."""
@@ -91,11 +101,12 @@ class ClippingAdvisor(Callback):
             int(index): NormBuffer.from_state_dict(state, self.steps)
             for index, state in state_dict["optimizers"].items()
         }
+        self._made = {int(index): count for index, count in state_dict["made"].items()}
         self._reported = state_dict["reported"]
         self.recommendations = self._advice() if self._reported else {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies whose gradients cannot be read; warn of a training that is clipped."""
+        """Refuse strategies whose gradients cannot be read; warn of a training that is clipped, and go before it."""
         if stage != "fit":
             return
         refuse_unsupported_strategy(trainer, "ClippingAdvisor")
@@ -115,8 +126,10 @@ class ClippingAdvisor(Callback):
             )
         if trainer.global_step == 0:
             self._norms.clear()
+            self._made.clear()
             self.recommendations = {}
             self._reported = False
+        trainer.callbacks = [self, *(callback for callback in trainer.callbacks if callback is not self)]  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers whose steps have no one gradient."""
@@ -129,18 +142,20 @@ class ClippingAdvisor(Callback):
             return
         step = shared_step(trainer, optimizer, self)
         if step.parameters:
-            norms = self._norms.setdefault(trainer.optimizers.index(optimizer), NormBuffer(self.steps))
+            index = trainer.optimizers.index(optimizer)
+            norms = self._norms.setdefault(index, NormBuffer(self.steps))
             if norms.count < self.steps:
                 norms.append(step.total)
+            self._made[index] = self._made.get(index, 0) + 1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Advise, once every optimizer has made its steps."""
+        """Advise, once every optimizer has made its steps, or has been waited for long enough."""
         if self._reported:
             return
-        counts = [buffer.count for buffer in self._norms.values()]
-        if len(counts) == len(trainer.optimizers) and min(counts) >= self.steps:
+        made = [self._made.get(index, 0) for index in range(len(trainer.optimizers))]
+        if min(made, default=0) >= self.steps or max(made, default=0) >= PATIENCE * self.steps:
             self._report(trainer)
             self._reported = True
             if self.stop:
@@ -152,9 +167,13 @@ class ClippingAdvisor(Callback):
             self._report(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Advise on what was seen, if the user ends the training."""
-        if isinstance(exception, KeyboardInterrupt) and not self._reported:
+        """Advise on what was seen, if the user or an error ends the training."""
+        if self._reported or trainer.state.fn != TrainerFn.FITTING:
+            return
+        try:
             self._report(trainer)
+        except Exception as failure:  # of a device that cannot be read any more, say: it must not hide the cause
+            rank_zero_warn(f"ClippingAdvisor could not report on the training that broke off: {failure}")
 
     def _advice(self) -> dict[int, ClippingAdvice]:
         norms = read_together([buffer.norms() for buffer in self._norms.values()])
@@ -170,3 +189,6 @@ class ClippingAdvisor(Callback):
                 print(f"\n{advice.table(suffix.removeprefix('/'))}")  # noqa: T201
                 log_figure(trainer, "clipping_advice" + suffix, advice.draw(suffix.removeprefix("/")))
         log_metrics(trainer, metrics)
+        silent = [str(index) for index in range(len(trainer.optimizers)) if index not in self.recommendations]
+        if silent and self.recommendations:
+            rank_zero_warn(f"ClippingAdvisor has no advice on optimizer {', '.join(silent)}: it had no gradient")

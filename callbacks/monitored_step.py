@@ -9,7 +9,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from rnn_blocks.callbacks.gradient_norms import StepGradients
-from rnn_blocks.callbacks.recurrent_weights import RecurrentModule, gate_norms, norm_over, recurrent_modules
+from rnn_blocks.callbacks.recurrent_weights import (
+    RecurrentModule,
+    gate_norms,
+    joint_norm,
+    norm_over,
+    recurrent_modules,
+)
 from rnn_blocks.callbacks.support import parameter_names
 from rnn_blocks.callbacks.weight_updates import WeightsBefore
 
@@ -64,12 +70,13 @@ class MonitoredStep:
         metrics |= self._by_gate(others[: len(self._gates)], max_modules)
         if self._weights is not None:
             weights, updates = (_joined(zip(modules, own, strict=True), max_modules) for own in others[-2:])
-            weights["total"], updates["total"] = (math.hypot(*own) for own in others[-2:])
+            weights["total"], updates["total"] = (joint_norm(own) for own in others[-2:])
             ratios = {name: updates[name] / norm for name, norm in weights.items() if norm}
             for kind, joined in (("weight_norm/", weights), ("update_norm/", updates), ("update_ratio/", ratios)):
                 metrics |= _prefixed(kind, joined)
-        largest = sorted(zip(norms, labels, strict=True), reverse=True)[:top_k]
-        return metrics | {f"grad_norm/parameter/{name}": norm for norm, name in largest}
+        # No order holds with NaN in it: what is not finite counts as infinite, and comes first.
+        largest = sorted(zip(labels, norms, strict=True), key=lambda own: own[1] if own[1] < math.inf else math.inf)
+        return metrics | {f"grad_norm/parameter/{name}": norm for name, norm in largest[::-1][:top_k]}
 
     def _recurrent(self, norms: list[float], max_modules: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -99,7 +106,7 @@ def _joined(labelled: Iterable[tuple[str, float]], most: int) -> dict[str, float
     joined: dict[str, float] = {}
     for label, norm in labelled:
         known = label if label in joined or len(joined) < most else "other"
-        joined[known] = math.hypot(joined.get(known, 0.0), norm)
+        joined[known] = joint_norm((joined.get(known, 0.0), norm))
     return joined
 
 

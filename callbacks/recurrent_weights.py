@@ -5,7 +5,7 @@ library's cells, and any module that follows either's naming.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +90,16 @@ def gate_norms(module: RecurrentModule, among: Collection[Tensor]) -> Tensor | N
 def norm_over(parameters: list[Tensor], norms: Mapping[Tensor, float]) -> float | None:
     """Norm over those of the parameters that have one; None where none has."""
     known = [norms[parameter] for parameter in parameters if parameter in norms]
-    return math.hypot(*known) if known else None
+    return joint_norm(known) if known else None
+
+
+def joint_norm(norms: Sequence[float]) -> float:
+    """Norm of what has these norms in its parts; NaN if one is NaN, as torch's are, where `math.hypot` may say inf.
+
+    >>> joint_norm([3.0, 4.0]), joint_norm([math.nan, math.inf])
+    (5.0, nan)
+    """
+    return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
 
 
 def _gates(module: nn.Module) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from small_trainings import GradientIsBatch, Remember, fit_module, norms_as_batches
 from torch import nn
 from torch.testing import assert_close
@@ -103,17 +103,62 @@ def test_if_the_user_breaks_off_it_reports_too(capsys):
     assert "gradient norms of 5 steps" in capsys.readouterr().out
 
 
+class Broken(GradientIsBatch):
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 5:
+            raise ArithmeticError("the loss is no number")
+        return super().training_step(batch, batch_idx)
+
+
+def test_if_an_error_ends_the_training_it_reports_and_the_error_comes_through(capsys):
+    advisor = ClippingAdvisor(steps=100)
+    with pytest.raises(ArithmeticError, match="the loss is no number"):
+        fit_module(Broken(), norms_as_batches(lognormal(7)), advisor)
+    assert len(advisor.recommendation.norms) == 5
+    assert "gradient norms of 5 steps" in capsys.readouterr().out
+
+
+def test_a_report_that_fails_does_not_hide_the_error_that_ended_the_training(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr("rnn_blocks.callbacks.advisor.read_together", fail)
+    with (
+        pytest.warns(UserWarning, match="could not report.*: the device is gone"),
+        pytest.raises(ArithmeticError, match="the loss is no number"),
+    ):
+        fit_module(Broken(), norms_as_batches(lognormal(7)), ClippingAdvisor(steps=100))
+
+
+class HalveGradients(Callback):
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        for parameter in pl_module.parameters():
+            parameter.grad.mul_(0.5)
+
+
+@pytest.mark.parametrize("advisor_first", [True, False])
+def test_a_clipper_of_another_library_is_seen_by_neither_order_of_callbacks(advisor_first):
+    callbacks = [HalveGradients(), advisor := ClippingAdvisor(steps=5)]
+    fit_module(GradientIsBatch(), norms_as_batches([1.0, 2.0, 3.0]), *callbacks[:: -1 if advisor_first else 1])
+    assert_close(advisor.recommendation.norms, np.array([1.0, 2.0, 3.0]), rtol=1e-6, atol=0)
+
+
 class TwoOptimizers(LightningModule):
-    def __init__(self):
+    """The second optimizer makes half as many steps as the first, or one in `every` batches."""
+
+    def __init__(self, every=1):
         super().__init__()
         self.automatic_optimization = False
+        self.every = every
         self.parts = nn.ParameterList([nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))])
 
     def training_step(self, batch, batch_idx):
         for k, optimizer in enumerate(self.optimizers()):
-            for _ in range(2 - k):
+            for _ in range(2 - k if k == 0 or batch_idx % self.every == 0 else 0):
                 optimizer.zero_grad()
-                self.manual_backward((self.parts[k] * batch * 10**k).sum())
+                loss = (self.parts[k] * batch * 10**k).sum()
+                if loss.requires_grad:
+                    self.manual_backward(loss)
                 optimizer.step()
 
     def configure_optimizers(self):
@@ -130,6 +175,39 @@ def test_each_optimizer_gets_its_own_advice_after_its_own_steps(capsys):
     assert advisor.recommendation is advisor.recommendations[0]
     assert set(logger.column("clipping_advice/threshold/optimizer_1").values()) == {35.0}
     assert "of optimizer_1" in capsys.readouterr().out
+
+
+class SecondIsFrozen(TwoOptimizers):
+    def __init__(self):
+        super().__init__()
+        self.parts[1].requires_grad_(False)
+
+
+def test_an_optimizer_without_gradients_is_waited_for_until_another_has_made_ten_times_the_steps(capsys):
+    advisor = ClippingAdvisor(steps=2, stop=True)
+    with pytest.warns(UserWarning, match="no advice on optimizer 1: it had no gradient"):
+        trainer = fit_module(SecondIsFrozen(), [torch.ones(1)] * 15, advisor)
+    assert trainer.fit_loop.epoch_loop.batch_idx == 9  # the first made two steps a batch
+    assert list(advisor.recommendations) == [0]
+    assert capsys.readouterr().out.count("gradient norms of 2 steps of optimizer_0") == 1
+
+
+def test_an_optimizer_that_lags_behind_gets_advice_on_what_it_made(capsys):
+    advisor = ClippingAdvisor(steps=2, stop=True)
+    trainer = fit_module(TwoOptimizers(every=10), [torch.ones(1)] * 15, advisor)
+    assert trainer.fit_loop.epoch_loop.batch_idx == 9
+    assert "gradient norms of 1 steps of optimizer_1" in capsys.readouterr().out
+
+
+def test_how_long_it_has_waited_is_in_the_checkpoint(tmp_path):
+    path, advisor = tmp_path / "waiting.ckpt", ClippingAdvisor(steps=2, stop=True)
+    batches = [torch.ones(1)] * 15
+    with pytest.warns(UserWarning, match="no advice on optimizer 1"):
+        first = fit_module(SecondIsFrozen(), batches[:6], ClippingAdvisor(steps=2, stop=True))
+    first.save_checkpoint(path)
+    with pytest.warns(UserWarning, match="no advice on optimizer 1"):
+        trainer = fit_module(SecondIsFrozen(), batches, advisor, max_epochs=2, ckpt_path=path)
+    assert trainer.fit_loop.epoch_loop.batch_idx == 3
 
 
 def test_a_resumed_training_goes_on_watching(tmp_path):

@@ -52,6 +52,25 @@ def test_norms_of_all_of_modules_and_of_the_largest_parameters_are_those_of_the_
     assert_close(float(trainer.callback_metrics["grad_norm/total"]), expected["grad_norm/total"], rtol=1e-5, atol=0)
 
 
+def test_norms_that_are_not_finite_are_named_first_and_make_their_modules_norm_what_torch_makes_of_it():
+    gradients = {"encoder.first.weight": math.nan, "encoder.first.bias": 7.0, "encoder.second.bias": math.inf}
+
+    class Given(TwoModules):
+        def on_after_backward(self):
+            for name, parameter in self.named_parameters():
+                parameter.grad.fill_(gradients.get(name, 1.0))
+
+    logger = Remember()
+    fit_module(Given(), regression_batches(1), GradientNormMonitor(top_k=3, updates=True), logger=logger)
+    [(_, row)] = logger.rows
+    own = {name.removeprefix("grad_norm/parameter/"): norm for name, norm in row.items() if "parameter" in name}
+    expected = {"encoder.first.weight": math.nan, "encoder.second.bias": math.inf, "encoder.first.bias": 14.0}
+    assert_close(own, expected, equal_nan=True)
+    for name in ("grad_norm/total", "grad_norm/encoder", "update_norm/total", "update_norm/encoder"):
+        assert math.isnan(row[name]), name  # as torch.tensor([nan, inf]).norm() is
+    assert_close(row["grad_norm/decoder"], 5**0.5)
+
+
 def test_depth_tells_modules_apart_by_longer_names_and_max_modules_bounds_them():
     """Trap 12: one key for each parameter costs more than the training step."""
     logger = Remember()
