@@ -230,9 +230,9 @@ def _copies(weight: Tensor) -> int:
     if not isinstance(weight, DTensor):
         return 1
     mesh = weight.device_mesh
-    return math.prod(
-        mesh.size(dim) for dim, placement in enumerate(weight.placements) if isinstance(placement, Replicate)
-    )
+    replicas = (mesh.size(dim) for dim, placement in enumerate(weight.placements) if isinstance(placement, Replicate))
+    # Its mesh may be one of several like it: ranks that would split up other parameters hold this one alike.
+    return dist.get_world_size() // mesh.size() * math.prod(replicas)
 
 
 class UpdateBounds:

@@ -129,7 +129,7 @@ class Sharded(Regression):
 module, logger = Sharded(adam), Remember()
 trainer = make_trainer(
     AdaptiveGradientClipping(Fixed(1.0)), GradientNormMonitor(), logger=logger, devices=2,
-    strategy=ModelParallelStrategy(), use_distributed_sampler=False,
+    strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), use_distributed_sampler=False,
 )
 trainer.fit(module, DataLoader(batches, batch_size=None))
 expected = Regression(adam)

@@ -38,8 +38,8 @@ monitor = GradientNormMonitor(gates=True, updates=True, histogram_every_n_steps=
 advisor = ClippingAdvisor(steps=3)
 module = Sharded(lambda p: torch.optim.Adam(p, lr=0.01), Net())
 fit_module(
-    module, batches, monitor, advisor, logger=logger, devices=2, strategy=ModelParallelStrategy(),
-    use_distributed_sampler=False,
+    module, batches, monitor, advisor, logger=logger, devices=2, use_distributed_sampler=False,
+    strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 )
 net = Net()
 optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
