@@ -142,7 +142,9 @@ class GradientFlowMonitor(Callback):
     @property
     def state_key(self) -> str:
         """Under which a checkpoint keeps the history: two instances of different settings each have their own."""
-        return self._generate_state_key(every_n_steps=self.every_n_steps, layers=self.layers, source=self.source)
+        return self._generate_state_key(
+            every_n_steps=self.every_n_steps, layers=self.layers, states=sorted(self.states), source=self.source
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The history of each layer: dicts, lists, numbers, strings and tensors only."""
@@ -184,7 +186,7 @@ class GradientFlowMonitor(Callback):
             for name, module in found.items()
             if self.layers is None or any(f"{name}.".startswith(prefix) for prefix in within)
         }
-        wanted |= {name: modules[name] for name in self.states}
+        wanted = {name: modules[name] for name in self.states} | wanted
         for name, reason in refused.items():
             if name not in wanted:
                 self._warn_once(name, reason)

@@ -1,5 +1,6 @@
 """One call of torch's `nn.LSTM`, `nn.GRU` or `nn.RNN`, recorded and run again by the plain loop."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -207,7 +208,10 @@ class _Level:
             state: Any = tuple(torch.stack([pair[k] for pair in states]).detach() for k in (0, 1))
         else:
             state = torch.stack(states).detach()
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "RNN module weights are not part"
+            )  # of one block: no cause for alarm here
             if call.batch_sizes is None:
                 outputs: Tensor
                 outputs, *_ = kernel(inputs, state, weights, module.bias, 1, 0.0, False, module.bidirectional, False)

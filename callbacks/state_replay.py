@@ -23,24 +23,36 @@ class Surroundings:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.numbers = torch.get_rng_state()
-        self.device_numbers = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.numbers = _numbers(device)
         self.autocast = torch.is_autocast_enabled(device.type)
         self.autocast_dtype = torch.get_autocast_dtype(device.type)
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Within it all is as it was; after it, as it is now."""
-        devices = [self.device] if self.device_numbers is not None else []
-        with (
-            torch.random.fork_rng(devices),
-            torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast),
-            torch.enable_grad(),
-        ):
-            torch.set_rng_state(self.numbers)
-            if self.device_numbers is not None:
-                torch.cuda.set_rng_state(self.device_numbers, self.device)
-            yield
+        now = _numbers(self.device)
+        try:
+            _set_numbers(self.device, self.numbers)
+            with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast), torch.enable_grad():
+                yield
+        finally:
+            _set_numbers(self.device, now)
+
+
+def _numbers(device: torch.device) -> list[Tensor]:
+    """The state of the host's generator, and of the device's own."""
+    own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(*_which(device))]
+    return [torch.get_rng_state(), *own]
+
+
+def _set_numbers(device: torch.device, numbers: list[Tensor]) -> None:
+    torch.set_rng_state(numbers[0])
+    for state in numbers[1:]:
+        torch.get_device_module(device).set_rng_state(state, *_which(device))
+
+
+def _which(device: torch.device) -> list[torch.device]:
+    return [] if device.type == "mps" else [device]  # of which there is only one
 
 
 class Caught:

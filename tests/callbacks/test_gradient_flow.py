@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 from transfers import CountReads, CountScalars
 
 from rnn_blocks import GRU, LSTM, Recurrent, WeightDrop, Zoneout
-from rnn_blocks.callbacks import GradientFlowMonitor, gradient_flow
+from rnn_blocks.callbacks import GradientFlowMonitor, gradient_flow, state_replay
 from rnn_blocks.callbacks.flow_history import MAX_DISTANCES, MAX_ROWS, FlowHistory, decay_rate
 from rnn_blocks.callbacks.flow_plot import flow_figure
 
@@ -250,7 +251,7 @@ def test_gradients_that_are_not_finite_count_as_exploding():
 
 
 def test_a_layer_whose_replay_differs_is_left_out_with_a_warning(monkeypatch):
-    monkeypatch.setattr(torch, "set_rng_state", lambda state: None)  # as cuDNN's masks cannot be had
+    monkeypatch.setattr(state_replay, "_set_numbers", lambda device, numbers: None)  # as cuDNN's masks cannot be had
     monitor = monitor_of()
     found = warnings_of(LastStep(torch_lstm(num_layers=2, dropout=0.5)), 2, monitor, steps=6)
     assert [message.split(":")[1] for message in found] == [" 'net.l0' was left out", " 'net.l1' was left out"]
@@ -422,6 +423,15 @@ def test_a_layer_that_is_called_once_a_step_is_told_to_name_its_states():
 
     with pytest.warns(UserWarning, match="'net' is called more than 16 times a training step"):
         fit_module(Stepwise(torch_lstm()), batches(1, steps=20), monitor_of())
+
+
+def test_it_is_made_by_its_short_name_on_a_command_line():
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(Callback, "callback")
+    parsed = parser.parse_args(["--callback", "GradientFlowMonitor", "--callback.source", "last"])
+    monitor = parser.instantiate(parsed).callback
+    assert isinstance(monitor, GradientFlowMonitor)
+    assert (monitor.source, monitor.every_n_steps) == ("last", 500)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_other_masks_than_the_trainings_show_as_an_error():
     recorder.attach()
     model["net"](torch.randn(6, 3, 3))[0].sum().backward()
     [(_, call)] = recorder._calls
-    call.surroundings.numbers = torch.Generator().manual_seed(7).get_state()
+    call.surroundings.numbers = [torch.Generator().manual_seed(7).get_state()]
     recorder.collect(1.0)
     recorder.detach()
     assert all(error > 0.02 for _, error in recorder.read().values())
