@@ -4,7 +4,8 @@
 
 CPU time of one thread, the contenders interleaved, medians. "Logging" is a step on which norms are logged, "between"
 one on which they are not; a training logs every 50 steps unless told otherwise. Few steps of `auto` are clipped, and no
-others are multiplied, which torch does with all; "every step clipped" is the dearest case.
+others are multiplied, which torch does with all; "every step clipped" is the dearest case. The bound on updates comes
+on top with Adam and its kin.
 """
 
 import statistics
@@ -16,8 +17,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, GradientNormMonitor
+from rnn_blocks.callbacks.update_bound import EVERY, UpdateBound
 
 LOG_EVERY = 50
+BOUND = "bound on updates (Adam), a step"
 
 
 class SmallTensors(LightningModule):
@@ -92,6 +95,13 @@ def measure(module: LightningModule, repeats: int) -> dict[str, float]:
         module.loss().backward()
         optimizer.step()
 
+    bound = UpdateBound(torch.optim.Adam(parameters, lr=1e-6), longest=0.01)
+
+    def bounded_steps() -> None:  # what comes before and after the steps of an adaptive optimizer, from measuring on
+        for _ in range(EVERY):
+            bound._before_step()
+            bound._after_step()
+
     train()
     step = callbacks_step(module, optimizer, Auto())
     # At this ratio no gradient is short enough; torch's, which came before, has left it a norm of 1.
@@ -103,6 +113,7 @@ def measure(module: LightningModule, repeats: int) -> dict[str, float]:
             "monitor + clipping, between": lambda: step(False),
             "monitor + clipping, logging": lambda: step(True),
             "every step clipped, between": lambda: clipping_step(False),
+            BOUND: bounded_steps,
         },
         repeats,
     )
@@ -117,6 +128,7 @@ def main() -> None:
     columns = [measure(SmallTensors(), 200), measure(LargeLanguageModel(), 15)]
     for column in columns:
         between, logging = column["monitor + clipping, between"], column["monitor + clipping, logging"]
+        column[BOUND] /= EVERY
         column[f"monitor + clipping, 1 in {LOG_EVERY}"] = (between * (LOG_EVERY - 1) + logging) / LOG_EVERY
     for name in columns[0]:
         row = f"{name:34}"
