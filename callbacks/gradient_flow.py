@@ -75,8 +75,9 @@ class GradientFlowMonitor(Callback):
     a copy of the recurrent layers' weights and their inputs; the norms are read in one transfer. A figure takes some
     tenths of a second.
 
-    *Several devices.* The first rank measures its own share of the batch; others wait for it at the next all-reduce.
-    DeepSpeed and FSDP1 are refused; layers whose weights are sharded where they run are left out.
+    *Several devices.* Under DDP and `ModelParallelStrategy` (FSDP2) the first rank measures its own share of the batch,
+    and others wait for it at their next exchange. DeepSpeed and FSDP1 are refused; layers whose weights are sharded
+    even where they run (tensor parallelism) are left out.
 
     Args:
         every_n_steps: how many batches that make a step lie between measurements; the first one is measured.
