@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from rnn_blocks.callbacks.figures import BLUE, GREEN, GREY, ORANGE, RED, new_figure_with_margin
+from rnn_blocks.callbacks.figures import BLUE, GREEN, GREY, ORANGE, RED, new_figure_with_margin, write_out_logs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,6 +145,7 @@ class ClippingAdvice:
             edges = (10 ** (np.arange(np.floor(twentieths.min()), twentieths.max() + 2) / 20)).tolist()
             margin.hist(usual, bins=edges, orientation="horizontal", color=BLUE, alpha=0.6)
             margin.set_xlabel("steps")
+            write_out_logs(axes)
         if axes.get_legend_handles_labels()[0]:
             figure.legend(frameon=False, loc="outside lower left", fontsize="small", ncols=5)
         return figure

@@ -70,6 +70,17 @@ def _label(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def write_out_logs(axes: "Axes") -> None:
+    """Put plain numbers, 1, 2, 5, 10, on a logarithmic y-axis that shows less than two decades; leave a longer one."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = axes.get_ylim()
+    if high < 100 * low:
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+
+
 def log_figure(trainer: Trainer, name: str, figure: "Figure") -> Path | None:
     """Write a figure below the run's log folder, and hand it to every logger that takes pictures.
 

@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DECADES = 12
+LEAST_DECADES = 6
 
 
 def flow_figure(name: str, history: FlowHistory) -> "Figure":
     """A heat map of `history`, of the recurrence called `name`.
 
-    The colour is the logarithm to base 10 of the norm, over at most twelve decades below the largest; what is below
-    those, or exactly 0, is darkest. A distance that no sequence had is left white.
+    The colour is the logarithm to base 10 of the norm, over six to twelve decades below the largest: what is dark has
+    next to nothing left, in every picture. What is below those, or exactly 0, is darkest. A distance that no sequence
+    had is left white.
 
     >>> history = FlowHistory()
     >>> for step in range(3):
@@ -39,8 +41,7 @@ def flow_figure(name: str, history: FlowHistory) -> "Figure":
     measured = table[numpy.isfinite(table) & (numpy.abs(table) < 400)]
     top = float(measured.max()) if measured.size else 0.0
     bottom = max(float(measured.min()) if measured.size else -1.0, top - DECADES)
-    if top - bottom < 1:  # a flat map is of one colour, and does not make mountains of the last digits
-        top, bottom = (top + bottom) / 2 + 0.5, (top + bottom) / 2 - 0.5
+    bottom = min(bottom, top - LEAST_DECADES)
 
     figure, axes = new_figure(
         f"Gradient flow through {name}", "training step", "distance from the sequence's end, steps", size=(8.0, 4.5)

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from rnn_blocks.callbacks.figures import BLUE, ORANGE, new_figure_with_margin
+from rnn_blocks.callbacks.figures import BLUE, ORANGE, new_figure_with_margin, write_out_logs
 from rnn_blocks.callbacks.norm_buffer import NormBuffer
 
 if TYPE_CHECKING:
@@ -104,19 +104,25 @@ class NormHistogram:
     def draw(self, title: str) -> "Figure | None":
         """Share of norms by size, against the step, with the median; beside it the sum over the training.
 
+        What was seen once stands out from what was never seen, which is white.
+
         Returns:
             A figure; None while nothing has been counted.
         """
+        from matplotlib import colormaps
+        from matplotlib.colors import ListedColormap
+
         used = self.counts.sum(0).nonzero().flatten().tolist()
         if not used:
             return None
         low, high = max(used[0] - 2, 0), min(used[-1] + 3, BINS)
         counts = self.counts[:, low:high].double()
         edges = [10 ** (LOWEST + edge / BINS_PER_DECADE) for edge in range(low, high + 1)]
-        shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+        shares = (100 * counts / counts.sum(1, keepdim=True)).where(counts > 0, math.nan)
+        blues = ListedColormap(colormaps["Blues"](torch.linspace(0.2, 1, 256).numpy()))
         figure, axes, margin = new_figure_with_margin(title, "optimizer step", "gradient norm, before clipping")
-        axes.grid(visible=False)
-        mesh = axes.pcolormesh([0, *self.ends], edges, 100 * shares.T.numpy(), cmap="Blues", vmin=0, rasterized=True)
+        axes.set_axisbelow(True)
+        mesh = axes.pcolormesh([0, *self.ends], edges, shares.T.numpy(), cmap=blues, vmin=0, rasterized=True)
         bar = figure.colorbar(mesh, ax=[axes, margin], fraction=0.03, pad=0.01)
         bar.set_label("% of an interval's steps")
         bar.outline.set_visible(False)
@@ -125,6 +131,7 @@ class NormHistogram:
         medians = [10**log for log in _medians(counts, LOWEST + low / BINS_PER_DECADE)]
         axes.plot(middles, medians, color=ORANGE, linewidth=1.5, marker=marker, label="median")
         axes.set_yscale("log")
+        write_out_logs(axes)
         axes.legend(frameon=False, loc="upper right")
         margin.stairs(counts.sum(0).numpy(), edges, orientation="horizontal", fill=True, color=BLUE, alpha=0.6)
         margin.set_xlabel("steps")

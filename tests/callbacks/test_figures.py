@@ -5,7 +5,9 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from small_trainings import Remember, make_trainer
 
-from rnn_blocks.callbacks.figures import log_figure, new_figure, require_matplotlib
+from rnn_blocks.callbacks.figures import log_figure, new_figure, require_matplotlib, write_out_logs
+from rnn_blocks.callbacks.flow_history import FlowHistory
+from rnn_blocks.callbacks.flow_plot import flow_figure
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -88,3 +90,24 @@ def test_a_missing_matplotlib_is_told_by_who_needs_it_and_what_to_install(monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"GradientFlowMonitor draws with matplotlib.*rnn-blocks\[recipes\]"):
         require_matplotlib("GradientFlowMonitor")
+
+
+@pytest.mark.parametrize(("high", "labels"), [(5.0, {"0.2", "0.5", "1", "2", "5"}), (1e3, set())])
+def test_a_logarithmic_axis_of_less_than_two_decades_has_plain_numbers(high, labels):
+    figure, axes = new_figure("Title", "step", "norm")
+    axes.plot([1, 2], [0.2, high])
+    axes.set_yscale("log")
+    axes.set_ylim(0.15, 1.1 * high)
+    write_out_logs(axes)
+    figure.canvas.draw()
+    texts = {label.get_text() for label in axes.get_yticklabels(which="both")}
+    assert labels <= texts
+    assert ("$" in "".join(texts)) == (not labels)
+
+
+def test_dark_means_that_next_to_nothing_is_left_in_every_picture_of_a_gradient_flow():
+    for left, darkest in ((0.5, -6.0), (1e-8, -8.0), (1e-20, -12.0)):
+        history = FlowHistory()
+        history.add(0, [1.0, left])
+        history.add(1, [1.0, left])
+        assert flow_figure("net", history).axes[0].collections[0].get_clim() == pytest.approx((darkest, 0.0))

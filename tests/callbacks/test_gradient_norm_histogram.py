@@ -131,6 +131,17 @@ def test_counts_stay_bounded_and_none_is_lost_when_neighbours_are_added_up():
     assert NormHistogram().draw("nothing yet") is None
 
 
+def test_what_was_never_seen_is_left_white_and_a_single_step_is_not():
+    histogram = NormHistogram()
+    for norm in [*([1.0] * 999), 100.0]:
+        histogram.record(torch.tensor(norm))
+    histogram.add(histogram.take().tolist())
+    mesh = histogram.draw("norms").axes[0].collections[0]
+    seen = mesh.get_array().compressed()
+    assert_close(sorted(seen.tolist()), [0.1, 99.9])
+    assert min(mesh.cmap(mesh.norm(0.1))[:3]) < 0.9
+
+
 def test_a_buffer_keeps_the_newest_norms_in_their_order():
     buffer = NormBuffer(300)
     for k in range(1000):
