@@ -82,7 +82,7 @@ def test_depth_tells_modules_apart_by_longer_names_and_max_modules_bounds_them()
 
 @pytest.mark.parametrize("monitor_first", [True, False])
 def test_norms_before_and_after_clipping_are_told_apart_whatever_the_order_of_callbacks(monitor_first):
-    """Trap 7: a monitor listed after a clipper sees clipped norms."""
+    """Traps 7 and 9: after a clipper it would see clipped norms; norms before it pass for a clip that fails."""
     callbacks = [GradientNormMonitor(), AdaptiveGradientClipping(Fixed(2.0), name="second")]
     logger = Remember()
     ordered = callbacks if monitor_first else callbacks[::-1]

@@ -27,10 +27,12 @@ def test_norms_of_mixed_dtypes_and_layouts_come_in_the_order_of_the_tensors():
 
 @pytest.mark.parametrize("value", [1e20, 3e38, 1e-30])
 def test_finite_gradients_whose_squares_leave_float32_have_a_finite_norm(value):
+    """Trap 6: their norm is infinite, or 0, in float32."""
     assert_close(tensor_norms([torch.full((4,), value), torch.zeros(2)]).tolist(), [2 * value, 0.0], rtol=1e-6, atol=0)
 
 
 def test_half_precision_gradients_whose_squares_leave_half_precision_have_a_finite_norm():
+    """Trap 6: norms of half precision overflow."""
     assert tensor_norms([torch.full((4,), 60000.0).half()]).tolist() == [2 * torch.tensor(60000.0).half().item()]
 
 

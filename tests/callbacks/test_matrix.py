@@ -1,6 +1,17 @@
 """`AdaptiveGradientClipping()` at its defaults in every way that a Trainer trains, against loops written by hand.
 
-What `Fixed` does in the same places is in the files named after them; two processes and GPUs have files of their own.
+Here: single and bf16-mixed precision, accumulated gradients, compiled modules, steps that return None, sparse
+gradients, manual optimisation with two optimizers (also in 16-mixed), a scaler that skips steps, resuming. Elsewhere:
+
+- DDP, FSDP2: `test_matrix_distributed.py`, `test_clipping_distributed.py`, `test_monitor_sharded.py`
+- GPU, nothing that waits for it: `test_matrix_gpu.py`; 16-mixed on a CPU: `test_clipping_precision.py`
+- other policies than `Auto`, other scopes: `test_adaptive_gradient_clipping.py` (there also frozen and shared
+  parameters, and refusals, of LBFGS among others), `test_clipping_scopes.py`
+
+A docstring "Trap n" marks what clippers and monitors elsewhere get wrong: 1 NaN or infinity in the history, 2 state lost
+on resume, 3 scaled gradients of fused optimizers, 4 norms over several optimizers, 5 norms of shards, 6 gradients that
+are None, sparse or overflow, 7 order of hooks, 8 weights of zero, 9 what a metric shows, 10 optimizers and strategies
+that cannot be clipped, 11 gradients of hidden states, 12 cost of reading and logging.
 """
 
 import contextlib
@@ -17,7 +28,7 @@ from small_trainings import GradientIsBatch, Regression, Remember, fit_module, r
 from torch import nn
 from torch.testing import assert_close
 
-from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor
+from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, GradientNormMonitor, Unitwise
 
 FAR_TOO_HIGH = 1.0
 
@@ -234,6 +245,7 @@ def test_steps_that_a_gradient_scaler_skips_leave_the_bounded_rate_as_it_was_set
 
 
 def test_the_learning_rate_is_the_users_own_in_training_step_and_to_a_monitor_of_it():
+    """Trap 7: an optimizer's `step_pre_hook` fires before the training step, which runs in a closure."""
     module, logger = WatchesItsRate(make_optimizer=adam), Remember()
     fit_module(module, [torch.ones(4)] * 10, AdaptiveGradientClipping(), LearningRateMonitor(), logger=logger)
     assert module.rates == [FAR_TOO_HIGH] * 20
@@ -276,3 +288,39 @@ def test_a_training_interrupted_while_updates_are_bounded_resumes_bit_for_bit(st
     assert_same_parameters(resumed, whole, rtol=0, atol=0)
     for part in ("optimizers", "updates"):
         assert_close(clipping.state_dict()[part], undisturbed.state_dict()[part], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("policy", [Auto(), Unitwise()])
+@pytest.mark.parametrize("make_optimizer", [adam, momentum])
+def test_weights_that_start_at_zero_are_trained(make_optimizer, policy):
+    """Trap 8: a share of weights of zero is a threshold of zero."""
+    module = Regression(make_optimizer, nn.Linear(3, 1))
+    nn.init.zeros_(module.net.weight)
+    nn.init.zeros_(module.net.bias)
+    fit_module(module, regression_batches(24), AdaptiveGradientClipping(policy))
+    assert all((parameter != 0).all() for parameter in module.parameters())
+
+
+def test_what_the_metrics_show_of_a_clipped_step_is_what_happened_to_it():
+    """Trap 9: norms before and after, the threshold, and how often it clipped."""
+    logger, module = Remember(), Regression(adam)
+    batches = batches_with_outliers(24)
+    fit_module(module, batches, AdaptiveGradientClipping(), GradientNormMonitor(), logger=logger)
+    total, clipped, threshold, coefficient, fraction = (
+        logger.column(name)
+        for name in (
+            "grad_norm/total",
+            "grad_norm/clipped",
+            "grad_clip/threshold",
+            "grad_clip/coefficient",
+            "grad_clip/clipped_fraction",
+        )
+    )
+    for step in range(24):
+        limit = threshold.get(step, math.inf)  # none is known at the first step
+        above = total[step] > limit
+        assert fraction[step] == above
+        assert (clipped[step] < total[step]) == (coefficient[step] < 1) == above
+        assert_close(clipped[step], coefficient[step] * total[step], rtol=1e-6, atol=0)
+        assert clipped[step] <= limit * (1 + 1e-6)
+    assert 3 <= sum(fraction.values()) < 24

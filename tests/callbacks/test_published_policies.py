@@ -149,6 +149,7 @@ def test_a_unit_that_had_no_gradient_for_long_is_not_clipped_to_zero_when_it_get
 
 
 def test_unitwise_is_a_share_of_the_weights_with_a_floor():
+    """Trap 8: without the floor, weights that start at zero would never be trained."""
     weights = torch.tensor([0.0, 1e-4, 1.0, 300.0])
     clip = Unitwise(ratio=0.02, floor=1e-3).clip({}, Step(torch.ones(4), 0.1, weights, weights))
     assert_close(clip.threshold, torch.tensor([2e-5, 2e-5, 0.02, 6.0]))
