@@ -8,10 +8,10 @@ gradients, manual optimisation with two optimizers (also in 16-mixed), a scaler 
 - other policies than `Auto`, other scopes: `test_adaptive_gradient_clipping.py` (there also frozen and shared
   parameters, and refusals, of LBFGS among others), `test_clipping_scopes.py`
 
-A docstring "Trap n" marks what clippers and monitors elsewhere get wrong: 1 NaN or infinity in the history, 2 state lost
-on resume, 3 scaled gradients of fused optimizers, 4 norms over several optimizers, 5 norms of shards, 6 gradients that
-are None, sparse or overflow, 7 order of hooks, 8 weights of zero, 9 what a metric shows, 10 optimizers and strategies
-that cannot be clipped, 11 gradients of hidden states, 12 cost of reading and logging.
+A docstring "Trap n" marks what clippers and monitors elsewhere get wrong: 1 NaN or infinity in the history, 2 state
+lost on resume, 3 scaled gradients of fused optimizers, 4 norms over several optimizers, 5 norms of shards, 6 gradients
+that are None, sparse or overflow, 7 order of hooks, 8 weights of zero, 9 what a metric shows, 10 optimizers and
+strategies that cannot be clipped, 11 gradients of hidden states, 12 cost of reading and logging.
 """
 
 import contextlib
