@@ -64,7 +64,7 @@ class GradientNormMonitor(Callback):
     Args:
         depth: how many parts of a parameter's name make its module: with 1 `decoder.cell.weight` counts for `decoder`,
             with 2 for `decoder.cell`.
-        top_k: of how many parameters, those of the largest norms, to log the norm by name.
+        top_k: of how many parameters, those of the largest norms (NaN and infinity first), to log the norm by name.
         max_modules: at most so many modules, and so many recurrent modules, get metrics, first come first served; the
             others share those of `other`.
         gates: whether to log norms by gate.
