@@ -119,9 +119,7 @@ def test_between_logging_steps_nothing_waits_for_the_device(fused, nonfinite, ha
     monitor = GradientNormMonitor(gates=True, updates=True, top_k=2)
     clipping = AdaptiveGradientClipping(nonfinite=nonfinite)
     options = {"plugins": [scaled(2.0**8)]} if half else {}
-    told = (
-        pytest.warns(UserWarning, match="not finite") if bad is not None and not half else contextlib.nullcontext()
-    )
+    told = pytest.warns(UserWarning, match="not finite") if bad is not None and not half else contextlib.nullcontext()
     with told:
         trainer = fit(module, batches, monitor, clipping, log_every_n_steps=20, **options)
     assert trainer.callback_metrics["grad_clip/skipped_steps"] == (0 if bad is None else 1)
