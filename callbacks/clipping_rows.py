@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
-from rnn_blocks.callbacks.clipping_units import Parameters, all_parameters, multiply_each_
+from rnn_blocks.callbacks.clipping_units import NO_NORMS, Parameters, all_parameters, multiply_each_
 from rnn_blocks.callbacks.gradient_norms import StepGradients, row_norms, stored_values
 
 
@@ -40,7 +40,10 @@ class Rows(Parameters):
 
     def weight_norms(self, optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
         """Of every row, frozen or not."""
-        return [torch.cat(row_norms(group["params"])) for group in optimizer.param_groups[first_group:]]
+        return [
+            torch.cat(row_norms(group["params"])) if group["params"] else NO_NORMS
+            for group in optimizer.param_groups[first_group:]
+        ]
 
     def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
         """Whole parameters in one call by device, others one by one."""

@@ -17,6 +17,9 @@ from rnn_blocks.callbacks.gradient_norms import (
 )
 from rnn_blocks.callbacks.update_length import effective_learning_rate, group_learning_rates, weight_norms
 
+NO_NORMS = torch.empty(0, dtype=torch.float64)
+"""Of a parameter group without parameters."""
+
 
 class Units(ABC):
     """The units of one optimizer, in the order of its parameter groups, whether they have a gradient in a step or not.
@@ -73,9 +76,9 @@ class Units(ABC):
         rates = group_learning_rates(optimizer)
         if not isinstance(rates, list):
             return rates
-        device = gradients.norms.device
+        norms = gradients.norms
         by_group = [
-            rate.to(device, non_blocking=True) if isinstance(rate, Tensor) else torch.full((), rate, device=device)
+            rate.to(norms, non_blocking=True) if isinstance(rate, Tensor) else norms.new_full((), rate)
             for rate in rates
         ]
         return torch.cat([rate.expand(size) for rate, size in zip(by_group, self.sizes, strict=True)])
@@ -133,7 +136,10 @@ class Parameters(Units):
 
     def weight_norms(self, optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
         """Of every parameter, frozen or not."""
-        return [tensor_norms(group["params"]) for group in optimizer.param_groups[first_group:]]
+        return [
+            tensor_norms(group["params"]) if group["params"] else NO_NORMS
+            for group in optimizer.param_groups[first_group:]
+        ]
 
     def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
         """In one call by device."""

@@ -82,7 +82,9 @@ def total_norm(norms: Tensor) -> Tensor:
 
 def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     """Multiply gradients in place by `coefficient` ``()``, which may live on another device and be of another dtype."""
-    values = [stored_values(gradient) for gradient in gradients]
+    values = list(gradients)
+    if set(map(type, values)) != {Tensor} or True in [gradient.is_sparse for gradient in values]:  # else they are plain
+        values = [stored_values(gradient) for gradient in gradients]
     devices = {tensor.device for tensor in values}
     for device in devices:
         there = values if len(devices) == 1 else [tensor for tensor in values if tensor.device == device]
@@ -122,7 +124,7 @@ class StepGradients:
     def gradients(self) -> list[Tensor]:
         """The gradients as they are now, one for each of `parameters`."""
         # Never kept: a list that outlives `zero_grad` would hold last step's gradients through the next backward.
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return [gradient for parameter in self.parameters if (gradient := parameter.grad) is not None]
 
     @cached_property
     def norms(self) -> Tensor:

@@ -1,5 +1,6 @@
 """What a clipping policy is: it turns the norms seen so far into a threshold, as a pure function of its history."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple, get_args
 
@@ -105,4 +106,4 @@ class ClippingPolicy(ABC):
 
 def usable(norm: Tensor) -> Tensor:
     """Which of the norms tell something of the gradients' scale, bool, S: those that are finite and not 0."""
-    return norm.isfinite() & (norm > 0)
+    return (norm > 0) & (norm < math.inf)

@@ -217,6 +217,27 @@ def test_what_has_no_gradient_in_a_step_keeps_its_place_and_its_history(scope, p
     assert_close(logged / present, share)
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("policy", [Auto(deviations=0.5), Unitwise(ratio=0.1)])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_group_without_parameters_changes_nothing(scope, policy, first):
+    """As of biases that are spared weight decay, in a model without biases."""
+
+    def sgd(*groups):
+        return lambda parameters: torch.optim.SGD([{"params": parameters * own} for own in groups], lr=0.1)
+
+    batches = regression_batches(12)
+    modules = Regression(sgd(1)), Regression(sgd(0, 1) if first else sgd(1, 0))
+    fractions = []
+    for module in modules:
+        logger = Remember()
+        fit_module(module, batches, AdaptiveGradientClipping(policy, scope=scope), logger=logger)
+        fractions.append(logger.column("grad_clip/clipped_fraction"))
+    assert max(fractions[0].values()) > 0
+    assert_close(dict(modules[1].named_parameters()), dict(modules[0].named_parameters()), rtol=1e-6, atol=0)
+    assert_close(fractions[1], fractions[0])
+
+
 @pytest.mark.parametrize("scope", ["group", "parameter", "unit"])
 def test_groups_added_during_the_training_begin_a_history_of_their_own(scope):
     class Unfreezes(TwoNorms):
@@ -431,3 +452,18 @@ class TestRefusals:
 
         with pytest.warns(UserWarning, match=r"Clips\.configure_gradient_clipping runs after AdaptiveGradientClipping"):
             fit_module(Clips(), norms_as_batches([1.0]), AdaptiveGradientClipping())
+
+    def test_under_manual_optimisation_where_its_hook_is_not_called_it_is_not(self, recwarn):
+        class Manual(GradientIsBatch):
+            automatic_optimization = False
+
+            def training_step(self, batch, batch_idx):
+                self.optimizers().zero_grad()
+                self.manual_backward(super().training_step(batch, batch_idx))
+                self.optimizers().step()
+
+            def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+                raise AssertionError
+
+        fit_module(Manual(), norms_as_batches([1.0]), AdaptiveGradientClipping())
+        assert not [warning for warning in recwarn if "configure_gradient_clipping" in str(warning.message)]
