@@ -74,6 +74,8 @@ class AdaptiveGradientClipping(Callback):
     *Cost.* Nothing is read from the device between logging steps, with one exception: to skip an update (or to raise)
     on an accelerator, one flag is read a step, unless the optimizer is fused and can leave out an update by itself.
     There, and with ``"zero"``, warnings and errors wait for the next logging step.
+    `Auto` and `Percentile` sort the window of every unit at every step, which in the scope ``"unit"`` is felt: with
+    `Auto` on a CPU, 2 to 3 ms for each 1,000 rows. A shorter `window` costs less.
 
     Args:
         policy: how the threshold is found: ``"auto"`` for `Auto()`, or any `ClippingPolicy`.
