@@ -392,7 +392,6 @@ sharded[1].weight = torch.nn.Parameter(distribute_tensor(sharded[1].weight.detac
 for scope in UNITS:
     for read in (True, False):
         assert_close(clip(sharded, scope, read), clip(one, scope, read), rtol=1e-5, atol=1e-6)
-dist.destroy_process_group()
 """
 
 
