@@ -13,6 +13,7 @@ from rnn_blocks.callbacks.figures import log_figure, require_matplotlib
 from rnn_blocks.callbacks.gradient_norms import forget_steps, shared_step
 from rnn_blocks.callbacks.norm_buffer import NormBuffer
 from rnn_blocks.callbacks.support import (
+    go_first,
     log_metrics,
     metric_suffix,
     refuse_unsupported_optimizer,
@@ -129,7 +130,7 @@ class ClippingAdvisor(Callback):
             self._made.clear()
             self.recommendations = {}
             self._reported = False
-        trainer.callbacks = [self, *(callback for callback in trainer.callbacks if callback is not self)]  # type: ignore[attr-defined]
+        go_first(trainer, self)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers whose steps have no one gradient."""

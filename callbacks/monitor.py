@@ -11,6 +11,7 @@ from rnn_blocks.callbacks.gradient_norms import forget_steps, shared_step
 from rnn_blocks.callbacks.monitored_step import MonitoredStep
 from rnn_blocks.callbacks.norm_histogram import NormHistogram, log_histogram
 from rnn_blocks.callbacks.support import (
+    go_first,
     is_logging_step,
     log_metrics,
     metric_suffix,
@@ -144,7 +145,7 @@ class GradientNormMonitor(Callback):
             require_matplotlib("GradientNormMonitor(histogram_every_n_steps=...)")
         if trainer.global_step == 0:
             self._histograms.clear()
-        trainer.callbacks = [self, *(callback for callback in trainer.callbacks if callback is not self)]  # type: ignore[attr-defined]
+        go_first(trainer, self)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers whose steps have no one gradient."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 from torch.optim import LBFGS
@@ -32,6 +32,12 @@ def refuse_unsupported_optimizer(trainer: Trainer, callback: str) -> None:
                 f"{callback} cannot be used with LBFGS (optimizer {index}): it evaluates several gradients a step, and "
                 "its line search needs them as they are. Remove the callback, or use another optimizer."
             )
+
+
+def go_first(trainer: Trainer, callback: Callback) -> None:
+    """Move a callback before all others, so that it sees gradients before any of them changes them."""
+    others = [other for other in trainer.callbacks if other is not callback]  # type: ignore[attr-defined]
+    trainer.callbacks = [callback, *others]  # type: ignore[attr-defined]
 
 
 def is_logging_step(trainer: Trainer) -> bool:

@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import ASGD, SGD, Optimizer, RMSprop
 from torch.utils.hooks import RemovableHandle
 
-from rnn_blocks.callbacks.gradient_norms import stored_values, tensor_norms, total_norm
+from rnn_blocks.callbacks.gradient_norms import stored_values
+from rnn_blocks.callbacks.update_length import weight_norms
 
 SAMPLE = 4096  # elements of each parameter that are looked at
 EVERY = 16  # steps between two measurements, once a training is under way
@@ -122,8 +123,7 @@ class UpdateBound:
         rate = max(float(rate) for rate in rates)
         self._highest_rate = max(self._highest_rate, rate)
         self._steps += 1
-        new_groups = self.optimizer.param_groups[len(self._weight_norms) :]
-        self._weight_norms += [_norm(group) for group in new_groups]
+        self._weight_norms += [norm.item() for norm in weight_norms(self.optimizer, len(self._weight_norms))]
         measures = self._steps & (self._steps - 1) == 0 if self._steps < EVERY else self._steps % EVERY == 0
         if measures and self._measured is not None:
             length = self._receive()
@@ -176,11 +176,6 @@ class UpdateBound:
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=False):
                 group["lr"] = rate
             self._rates = None
-
-
-def _norm(group: dict[str, Any]) -> float:
-    weights = [weight for weight in group["params"] if weight.requires_grad]
-    return total_norm(tensor_norms(weights)).item() if weights else 0.0
 
 
 class Sample:
