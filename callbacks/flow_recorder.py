@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
+from rnn_blocks.callbacks.gradient_norms import widest
 from rnn_blocks.callbacks.replay_layer import LayerCall
 from rnn_blocks.callbacks.replay_torch import TorchCall
-from rnn_blocks.callbacks.state_replay import Caught, Flow, Source, flow, squared_norms, widest
+from rnn_blocks.callbacks.state_replay import Caught, Flow, Source, flow, squared_norms
 
 if TYPE_CHECKING:
     from rnn_blocks.engine import State

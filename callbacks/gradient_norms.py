@@ -38,7 +38,7 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
         # Uncoalesced rows of one index count as their sum, so they are added before they are squared.
         tensors = [tensor.coalesce()._values() if tensor.is_sparse else tensor for tensor in tensors]
     if tensors[0].device.type != "cpu":
-        return _norms(tensors, _widest(tensors[0].device))
+        return _norms(tensors, widest(tensors[0].device))
     # float64 takes three times as long on a CPU, where looking at the result is free: so only where it is needed.
     norms = _norms(tensors, torch.float32)
     [usual] = norms.sum(0, keepdim=True).tolist()
@@ -66,7 +66,7 @@ def row_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         raise ValueError("row_norms: got no tensor; give at least one")
     device = tensors[0].device
     if device.type != "cpu":
-        return [_row_norms(tensor, _widest(device)).to(device, _widest(device)) for tensor in tensors]
+        return [_row_norms(tensor, widest(device)).to(device, widest(device)) for tensor in tensors]
     norms = [_row_norms(tensor, torch.float32).to(device, torch.float64) for tensor in tensors]
     [overflow] = torch.cat(norms).isinf().any().reshape(1).tolist()
     if overflow:  # perhaps in float32 only
@@ -177,7 +177,8 @@ def gradient_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
     return scaler if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled() else None
 
 
-def _widest(device: torch.device) -> torch.dtype:
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating dtype there."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -192,7 +193,7 @@ def _norms(tensors: Sequence[Tensor], accumulator: torch.dtype) -> Tensor:
     for kind in dict.fromkeys(kinds):  # in one order on every rank, for DTensors need a collective
         indices = [index for index, other in enumerate(kinds) if other == kind]
         norms = _norms_of_a_kind([tensors[index] for index in indices], accumulator)
-        parts.append(norms.to(device, _widest(device)))
+        parts.append(norms.to(device, widest(device)))
         order += indices
     return torch.cat(parts)[torch.tensor(order).argsort().to(device, non_blocking=True)]
 
@@ -202,7 +203,7 @@ def _norms_of_a_kind(tensors: list[Tensor], accumulator: torch.dtype) -> Tensor:
     if isinstance(tensors[0], DTensor):
         # Each rank holds a shard of the gradient: `full_tensor` sums the squares over the ranks.
         norms = [cast(DTensor, norm).full_tensor() for norm in norms]
-    return torch.stack(list(norms)).to(_widest(tensors[0].device))
+    return torch.stack(list(norms)).to(widest(tensors[0].device))
 
 
 def _row_norms(tensor: Tensor, accumulator: torch.dtype) -> Tensor:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rnn_blocks.callbacks.gradient_norms import widest
+
 Source = Literal["all", "last"]
 
 
@@ -195,8 +197,3 @@ def relative_error(differences: Tensor, known: Tensor, lengths: Tensor | None) -
     norms = [torch.linalg.vector_norm(tensor.abs().to(widest(tensor.device))) for tensor in (differences, known)]
     error: Tensor = norms[0] / norms[1].clamp(min=torch.finfo(norms[1].dtype).tiny)
     return error
-
-
-def widest(device: torch.device) -> torch.dtype:
-    """The widest floating dtype there."""
-    return torch.float32 if device.type == "mps" else torch.float64

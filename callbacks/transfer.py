@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rnn_blocks.callbacks.gradient_norms import widest
+
 
 def read_together(tensors: Sequence[Tensor]) -> list[list[float]]:
     """The values of several tensors ``(n,)``, in one transfer from the device to the host.
@@ -17,6 +19,5 @@ def read_together(tensors: Sequence[Tensor]) -> list[list[float]]:
     if not tensors:
         return []
     device = tensors[0].device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    values = iter(torch.cat([tensor.to(device, dtype) for tensor in tensors]).tolist())
+    values = iter(torch.cat([tensor.to(device, widest(device)) for tensor in tensors]).tolist())
     return [[next(values) for _ in range(len(tensor))] for tensor in tensors]
