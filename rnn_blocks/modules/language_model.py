@@ -1,14 +1,11 @@
 """A recurrent language model: predict the next token."""
 
 import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 from torch.nn.functional import dropout
@@ -18,21 +15,12 @@ from rnn_blocks.layers import Layer
 from rnn_blocks.modules.generation import check_sampling, sample_token, stream_tokens
 from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy
 from rnn_blocks.modules.text_batch import TextBatch
-from rnn_blocks.modules.token_loss import TokenLoss
+from rnn_blocks.modules.token_module import STAGES, TokenModule, adam
 
-CARRIED_STATE, LOSS_SINCE_LOG = "carried_state", "loss_since_log"  # the checkpoint's keys
-
-
-def adam(params: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """Adam with a learning rate of 0.001: the default optimizer.
-
-    >>> adam([torch.zeros(1, requires_grad=True)]).param_groups[0]["lr"]
-    0.001
-    """
-    return torch.optim.Adam(params, lr=1e-3)
+CARRIED_STATE = "carried_state"  # the checkpoint's key
 
 
-class LanguageModel(pl.LightningModule):
+class LanguageModel(TokenModule):
     """Predict the next token of a stream: embedding, any recurrent layer, softmax.
 
     Batches are :class:`~rnn_blocks.TextBatch`: chunks of streams read side by side. The state is carried from a batch
@@ -83,7 +71,7 @@ class LanguageModel(pl.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_scheduler, lr_interval)
         # A command line's checkpoints hold all arguments as it was given them and so load by themselves; objects made
         # in Python are left out, and load_from_checkpoint needs the layer again.
         from_command_line = _given_hyperparameters.get() is not None
@@ -94,8 +82,6 @@ class LanguageModel(pl.LightningModule):
             raise ValueError(f"vocab_size must be at least 2, got {vocab_size}")
         if init_range is not None and not 0 < init_range < math.inf:
             raise ValueError(f"init_range must be above 0, got {init_range}")
-        if lr_interval not in ("epoch", "step"):
-            raise ValueError(f"lr_interval must be 'epoch' or 'step', got {lr_interval!r}")
         if not layer.causal:
             raise ValueError(
                 f"a language model predicts what comes next, but this {type(layer).__name__} reads it beforehand: "
@@ -114,12 +100,7 @@ class LanguageModel(pl.LightningModule):
         self.dropout = dropout
         self.sum_over_time = sum_over_time
         self._initialise(init_range)
-        self._make_optimizer = optimizer
-        self._make_lr_scheduler = lr_scheduler
-        self._lr_interval: str = lr_interval
-        self._carried: dict[str, State | None] = {"train": None, "val": None, "test": None}
-        self._statistics = nn.ModuleDict({f"{stage}_loss": TokenLoss() for stage in self._carried})
-        self._last_log = self._validation_began = time.perf_counter()
+        self._carried: dict[str, State | None] = dict.fromkeys(STAGES)
 
     def _initialise(self, init_range: float | None) -> None:
         if init_range is not None:
@@ -162,13 +143,8 @@ class LanguageModel(pl.LightningModule):
         num_tokens = (targets != -100).sum()
         sound = loss.isfinite() | (num_tokens == 0)  # else the state would spoil every batch to come
         self._carried[stage] = map_state(lambda tensor: torch.where(sound, tensor, 0.0), detach_state(state))
-        self._stage_statistics(stage).update(loss, num_tokens, batch.num_bytes)
+        self.add_loss(stage, loss, num_tokens, batch.num_bytes)
         return loss
-
-    def _stage_statistics(self, stage: str) -> TokenLoss:
-        statistics = self._statistics[f"{stage}_loss"]
-        assert isinstance(statistics, TokenLoss)
-        return statistics
 
     def _carried_into(self, stage: str, batch: TextBatch) -> State | None:
         state = self._carried[stage]
@@ -189,20 +165,7 @@ class LanguageModel(pl.LightningModule):
     def training_step(self, batch: TextBatch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch (with ``sum_over_time``, times its steps), in nats."""
         loss = self._loss(batch, "train")
-        # while gradients accumulate, Lightning drops what is logged
-        if self.trainer._logger_connector.should_update_logs and not self.trainer.fit_loop._should_accumulate():
-            self._log_training()
         return loss * batch[0].shape[1] if self.sum_over_time else loss
-
-    def _log_training(self) -> None:
-        statistics = self._stage_statistics("train")
-        now = time.perf_counter()
-        tokens = statistics.tokens * self.trainer.world_size
-        metrics = {f"train/{name}": value for name, value in statistics.compute().items()}
-        metrics["throughput/tokens_per_second"] = tokens / (now - self._last_log)
-        self._last_log = now
-        statistics.reset()
-        self.log_dict({name: value.float() for name, value in metrics.items()})
 
     def validation_step(self, batch: TextBatch | tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds the batch to the pass's loss."""
@@ -212,65 +175,18 @@ class LanguageModel(pl.LightningModule):
         """Adds the batch to the pass's loss."""
         self._loss(batch, "test")
 
-    def _log_pass(self, stage: str) -> None:
-        statistics = self._stage_statistics(stage)
-        metrics = statistics.compute()
-        statistics.reset()
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.items()}, sync_dist=True)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the pass's loss."""
-        self._log_pass("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the pass's loss."""
-        self._log_pass("test")
-
-    def on_train_start(self) -> None:
-        """Starts the clock of the throughput."""
-        self._last_log = time.perf_counter()
-        if self.trainer.global_step == 0:  # a new training from a checkpoint's weights
-            self._stage_statistics("train").reset()
-
-    def on_validation_start(self) -> None:
-        """Stops the clock of the throughput."""
-        self._validation_began = time.perf_counter()
-
-    def on_validation_end(self) -> None:
-        """Lets the clock of the throughput go on."""
-        self._last_log += time.perf_counter() - self._validation_began
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state carried from batch to batch, and the loss since the last log, of all ranks."""
+        super().on_save_checkpoint(checkpoint)
         state = self._carried["train"]
-        sums = self._stage_statistics("train").sums()
-        if self.trainer.world_size > 1:
-            state = None if state is None else map_state(lambda tensor: self._gathered(tensor), state)
-            sums = self._gathered(sums[None]).sum(0)
+        if self.trainer.world_size > 1 and state is not None:
+            state = map_state(self.gathered, state)
         checkpoint[CARRIED_STATE] = state
-        checkpoint[LOSS_SINCE_LOG] = sums
-
-    def _gathered(self, tensor: Tensor) -> Tensor:
-        lanes = self.all_gather(tensor)
-        assert isinstance(lanes, Tensor)
-        return lanes.flatten(0, 1)  # (ranks, lanes, …) -> (all lanes, …)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes them back, to carry on from."""
+        super().on_load_checkpoint(checkpoint)
         self._carried["train"] = checkpoint.get(CARRIED_STATE)
-        if LOSS_SINCE_LOG in checkpoint and self.global_rank == 0:  # the sum over ranks must count it once
-            self._stage_statistics("train").add_sums(checkpoint[LOSS_SINCE_LOG])
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer and, where there is one, the schedule."""
-        optimizer = self._make_optimizer(self.parameters())
-        if self._make_lr_scheduler is None:
-            return optimizer
-        scheduler = self._make_lr_scheduler(optimizer)
-        config: dict[str, Any] = {"scheduler": scheduler, "interval": self._lr_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": config}
 
     @torch.no_grad()
     def generate(
@@ -336,23 +252,14 @@ class LanguageModel(pl.LightningModule):
             generator.manual_seed(seed)
 
         def step(ids: Tensor, state: State) -> tuple[Tensor, State]:
-            with self._evaluating():
+            with self.evaluating():
                 hidden, state = self.layer.step(self.embedding(ids), state)
                 return self.output(hidden), state
 
         def draw(logits: Tensor) -> Tensor:
             return sample_token(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
 
-        with self._evaluating():
+        with self.evaluating():
             hidden, state = self._hidden(prompt, None)
             logits = self.output(hidden[-1])
         yield from stream_tokens(step, logits, state, draw)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)

@@ -156,7 +156,7 @@ def test_the_loss_logged_is_the_mean_over_all_tokens_since_the_last_log(every, a
 
 def test_the_clock_of_the_throughput_stands_while_validating(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("rnn_blocks.modules.language_model.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("rnn_blocks.modules.token_module.time.perf_counter", lambda: now[0])
 
     class Slow(LanguageModel):
         def training_step(self, *args):

@@ -248,3 +248,16 @@ def test_on_every_device(device):
 
 def test_the_function_is_reached_by_its_public_name():
     assert public is linear_cross_entropy
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_smoothed_labels_give_torchs_loss_and_gradients(with_bias):
+    hidden, weight = torch.randn(70, 32, requires_grad=True), torch.randn(3000, 32, requires_grad=True)
+    bias = torch.randn(3000, requires_grad=True) if with_bias else None
+    targets = torch.randint(0, 3000, (70,))
+    targets[3] = -100
+    given = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
+    ours = linear_cross_entropy(hidden, weight, bias, targets, label_smoothing=0.1)
+    theirs = cross_entropy(linear(hidden, weight, bias), targets, label_smoothing=0.1)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, given), torch.autograd.grad(theirs, given))

@@ -1,0 +1,148 @@
+"""What the trainings that predict tokens share: losses weighted by tokens, throughput, optimizer and schedule."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor, nn
+
+from rnn_blocks.modules.token_loss import TokenLoss
+
+LOSS_SINCE_LOG = "loss_since_log"  # the checkpoint's key
+STAGES = ("train", "val", "test")
+
+
+def adam(params: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """Adam with a learning rate of 0.001: the default optimizer.
+
+    >>> adam([torch.zeros(1, requires_grad=True)]).param_groups[0]["lr"]
+    0.001
+    """
+    return torch.optim.Adam(params, lr=1e-3)
+
+
+class TokenModule(pl.LightningModule):
+    """A training on tokens: a module of its own adds each batch to :meth:`add_loss`, and everything is logged here.
+
+    Logged: ``train/`` and ``val/`` (``test/``) ``loss``, ``perplexity`` and, where bytes are known,
+    ``bits_per_byte``, each over all tokens since the last log or of the pass, and ``throughput/tokens_per_second``.
+
+    Args:
+        optimizer: makes the optimizer from the parameters.
+        lr_scheduler: makes the learning-rate schedule from the optimizer.
+        lr_interval: whether the schedule steps each ``"epoch"`` or each ``"step"``.
+
+    Raises:
+        ValueError: for another interval.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        lr_interval: Literal["epoch", "step"],
+    ) -> None:
+        super().__init__()
+        if lr_interval not in ("epoch", "step"):
+            raise ValueError(f"lr_interval must be 'epoch' or 'step', got {lr_interval!r}")
+        self._make_optimizer = optimizer
+        self._make_lr_scheduler = lr_scheduler
+        self._lr_interval: str = lr_interval
+        self._statistics = nn.ModuleDict({f"{stage}_loss": TokenLoss() for stage in STAGES})
+        self._last_log = self._validation_began = time.perf_counter()
+
+    def statistics(self, stage: str) -> TokenLoss:
+        """The sums of a stage."""
+        statistics = self._statistics[f"{stage}_loss"]
+        assert isinstance(statistics, TokenLoss)
+        return statistics
+
+    def add_loss(self, stage: str, mean_loss: Tensor, num_tokens: Tensor, num_bytes: float = 0.0) -> None:
+        """Add a batch to a stage's sums; a training batch is logged where the trainer logs."""
+        self.statistics(stage).update(mean_loss, num_tokens, num_bytes)
+        # while gradients accumulate, Lightning drops what is logged
+        if (
+            stage == "train"
+            and self.trainer._logger_connector.should_update_logs
+            and not self.trainer.fit_loop._should_accumulate()
+        ):
+            self._log_training()
+
+    def _log_training(self) -> None:
+        statistics = self.statistics("train")
+        now = time.perf_counter()
+        tokens = statistics.tokens * self.trainer.world_size
+        metrics = {f"train/{name}": value for name, value in statistics.compute().items()}
+        metrics["throughput/tokens_per_second"] = tokens / (now - self._last_log)
+        self._last_log = now
+        statistics.reset()
+        self.log_dict({name: value.float() for name, value in metrics.items()})
+
+    def _log_pass(self, stage: str) -> None:
+        statistics = self.statistics(stage)
+        metrics = statistics.compute()
+        statistics.reset()
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.items()}, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the pass's loss."""
+        self._log_pass("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the pass's loss."""
+        self._log_pass("test")
+
+    def on_train_start(self) -> None:
+        """Starts the clock of the throughput."""
+        self._last_log = time.perf_counter()
+        if self.trainer.global_step == 0:  # a new training from a checkpoint's weights
+            self.statistics("train").reset()
+
+    def on_validation_start(self) -> None:
+        """Stops the clock of the throughput."""
+        self._validation_began = time.perf_counter()
+
+    def on_validation_end(self) -> None:
+        """Lets the clock of the throughput go on."""
+        self._last_log += time.perf_counter() - self._validation_began
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the loss since the last log, of all ranks."""
+        sums = self.statistics("train").sums()
+        checkpoint[LOSS_SINCE_LOG] = self.gathered(sums[None]).sum(0) if self.trainer.world_size > 1 else sums
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it back, to carry on from."""
+        if LOSS_SINCE_LOG in checkpoint and self.global_rank == 0:  # the sum over ranks must count it once
+            self.statistics("train").add_sums(checkpoint[LOSS_SINCE_LOG])
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """The rows of all ranks, ``(ranks * rows, …)``."""
+        rows = self.all_gather(tensor)
+        assert isinstance(rows, Tensor)
+        return rows.flatten(0, 1)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and, where there is one, the schedule."""
+        optimizer = self._make_optimizer(self.parameters())
+        if self._make_lr_scheduler is None:
+            return optimizer
+        scheduler = self._make_lr_scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": self._lr_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In evaluation mode, and back to the mode before."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
