@@ -143,7 +143,7 @@ class LanguageModel(TokenModule):
         num_tokens = (targets != -100).sum()
         sound = loss.isfinite() | (num_tokens == 0)  # else the state would spoil every batch to come
         self._carried[stage] = map_state(lambda tensor: torch.where(sound, tensor, 0.0), detach_state(state))
-        self.add_loss(stage, loss, num_tokens, batch.num_bytes)
+        self.statistics(stage).update(loss, num_tokens, batch.num_bytes)
         return loss
 
     def _carried_into(self, stage: str, batch: TextBatch) -> State | None:
@@ -165,6 +165,7 @@ class LanguageModel(TokenModule):
     def training_step(self, batch: TextBatch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch (with ``sum_over_time``, times its steps), in nats."""
         loss = self._loss(batch, "train")
+        self.log_training()
         return loss * batch[0].shape[1] if self.sum_over_time else loss
 
     def validation_step(self, batch: TextBatch | tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -26,7 +26,7 @@ def adam(params: Iterable[Tensor]) -> torch.optim.Optimizer:
 
 
 class TokenModule(pl.LightningModule):
-    """A training on tokens: a module of its own adds each batch to :meth:`add_loss`, and everything is logged here.
+    """A training on tokens: a module adds its batches to :meth:`statistics` and calls :meth:`log_training`.
 
     Logged: ``train/`` and ``val/`` (``test/``) ``loss``, ``perplexity`` and, where bytes are known,
     ``bits_per_byte``, each over all tokens since the last log or of the pass, and ``throughput/tokens_per_second``.
@@ -61,18 +61,11 @@ class TokenModule(pl.LightningModule):
         assert isinstance(statistics, TokenLoss)
         return statistics
 
-    def add_loss(self, stage: str, mean_loss: Tensor, num_tokens: Tensor, num_bytes: float = 0.0) -> None:
-        """Add a batch to a stage's sums; a training batch is logged where the trainer logs."""
-        self.statistics(stage).update(mean_loss, num_tokens, num_bytes)
+    def log_training(self) -> None:
+        """Log the training's loss since the last log, where the trainer logs."""
         # while gradients accumulate, Lightning drops what is logged
-        if (
-            stage == "train"
-            and self.trainer._logger_connector.should_update_logs
-            and not self.trainer.fit_loop._should_accumulate()
-        ):
-            self._log_training()
-
-    def _log_training(self) -> None:
+        if not self.trainer._logger_connector.should_update_logs or self.trainer.fit_loop._should_accumulate():
+            return
         statistics = self.statistics("train")
         now = time.perf_counter()
         tokens = statistics.tokens * self.trainer.world_size
