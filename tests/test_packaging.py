@@ -17,10 +17,11 @@ MAY_IMPORT = {
     "rnn_blocks.engine": (),
     "rnn_blocks.cells": ("rnn_blocks.engine",),
     "rnn_blocks.layers": ("rnn_blocks.engine", "rnn_blocks.cells"),
-    "rnn_blocks.modules": ("rnn_blocks.engine", "rnn_blocks.cells", "rnn_blocks.layers"),
+    "rnn_blocks.seq2seq": ("rnn_blocks.engine", "rnn_blocks.cells", "rnn_blocks.layers"),
+    "rnn_blocks.modules": ("rnn_blocks.engine", "rnn_blocks.cells", "rnn_blocks.layers", "rnn_blocks.seq2seq"),
     "rnn_blocks.callbacks": (),
     "rnn_blocks.recipes": ("rnn_blocks",),
-    "rnn_blocks": ("rnn_blocks.engine", "rnn_blocks.cells", "rnn_blocks.layers", "rnn_blocks.modules"),
+    "rnn_blocks": tuple(f"rnn_blocks.{floor}" for floor in ("engine", "cells", "layers", "seq2seq", "modules")),
 }
 
 # The gradient-flow monitor runs recurrences again, by this library's loop and for its layers: it asks for them when it
@@ -127,7 +128,7 @@ def test_a_floor_imports_only_from_floors_below_it(module):
             assert any(within(name, package) for package in (*allowed, *later)), f"{module} may not import {name}"
 
 
-@pytest.mark.parametrize("floor", ["rnn_blocks.engine", "rnn_blocks.cells", "rnn_blocks.layers"])
+@pytest.mark.parametrize("floor", ["rnn_blocks.engine", "rnn_blocks.cells", "rnn_blocks.layers", "rnn_blocks.seq2seq"])
 def test_the_blocks_need_torch_alone(floor):
     allowed = {"rnn_blocks", "torch", *sys.stdlib_module_names}
     for module, path in MODULES.items():

@@ -1,0 +1,116 @@
+"""From ids to what a decoder starts from and looks at."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from rnn_blocks.engine import State
+from rnn_blocks.layers import Layer
+from rnn_blocks.layers.bidirectional import reverse_time
+
+
+class Encoded(NamedTuple):
+    """What an :class:`Encoder` made of its sources.
+
+    >>> import torch, rnn_blocks
+    >>> encoded = rnn_blocks.Encoder(rnn_blocks.GRU(3, 4), 10)(torch.tensor([[5, 6, 2]]))
+    >>> encoded.outputs.shape, encoded.lengths.tolist()
+    (torch.Size([1, 3, 4]), [3])
+    """
+
+    outputs: Tensor
+    """``(batch, source, features)``, zero past each length."""
+
+    lengths: Tensor
+    """Tokens that count in each source, ``(batch,)``."""
+
+    state: State
+    """The layer's last state, of each source at its length."""
+
+
+class Encoder(nn.Module):
+    """An embedding and any layer, over sources of any lengths.
+
+    Args:
+        layer: reads the vectors; bidirectional or not, of any depth.
+        vocab_size: how many tokens there are.
+        dropout: the part zeroed, in training, of the vectors and of the outputs.
+        reverse: whether the layer reads each source from its end (Sutskever et al. 2014, section 3.3), which brings the
+            first words of source and target close together. Outputs are in the source's order all the same.
+
+    Raises:
+        ValueError: for a ``vocab_size`` below 1, or a ``dropout`` outside of [0, 1).
+
+    >>> import torch, rnn_blocks
+    >>> encoder = Encoder(rnn_blocks.GRU(3, 4, bidirectional=True), vocab_size=10, dropout=0.2)
+    >>> encoded = encoder(torch.tensor([[5, 6, 2], [7, 2, 0]]), torch.tensor([3, 2]))
+    >>> encoded.outputs.shape, encoder.output_size
+    (torch.Size([2, 3, 8]), 8)
+    """
+
+    def __init__(self, layer: Layer, vocab_size: int, *, dropout: float = 0.0, reverse: bool = False) -> None:
+        super().__init__()
+        if vocab_size < 1:
+            raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        self.embedding = nn.Embedding(vocab_size, layer.input_size)
+        self.layer = layer
+        self.dropout = dropout
+        self.reverse = reverse
+        self.output_size = layer.output_size
+
+    def forward(self, source: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """Read the sources.
+
+        Args:
+            source: ids ``(batch, source)``; what is past a length may be any id.
+            lengths: tokens that count in each source, ``(batch,)``, zeros allowed; by default all.
+
+        Raises:
+            ValueError: where a shape does not fit, a length is negative or beyond the source, or (on a CPU) an id is
+                not in the vocabulary.
+        """
+        if source.dim() != 2 or source.is_floating_point():
+            raise ValueError(f"source must be ids (batch, source), got {source.dtype} of shape {tuple(source.shape)}")
+        if lengths is not None and lengths.shape != source.shape[:1]:
+            raise ValueError(
+                f"lengths must be {source.shape[0]} integers, one a source, got a tensor of shape "
+                f"{tuple(lengths.shape)}"
+            )
+        lengths = lengths if lengths is None else lengths.to(source.device)
+        steps = source.t()  # (source, batch)
+        if self.reverse:
+            steps = reverse_time(steps, lengths)
+        batch_first = self.layer.batch_first
+        vectors = dropout(self._vectors(steps.t() if batch_first else steps), self.dropout, self.training)
+        outputs, state = self.layer(vectors, lengths=lengths)
+        if self.reverse:
+            outputs = outputs.transpose(0, 1) if batch_first else outputs
+            outputs = reverse_time(outputs, lengths)
+            outputs = outputs.transpose(0, 1)
+        elif not batch_first:
+            outputs = outputs.transpose(0, 1)
+        if lengths is None:
+            lengths = torch.full(source.shape[:1], source.shape[1], device=source.device)
+        return Encoded(dropout(outputs, self.dropout, self.training), lengths, state)
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        try:
+            vectors: Tensor = self.embedding(ids)
+        except IndexError as error:  # by the embedding itself, where ids are on a CPU: to look beforehand costs time
+            size = self.embedding.num_embeddings
+            wrong = ids[(ids < 0) | (ids >= size)]
+            if not len(wrong):
+                raise
+            raise ValueError(
+                f"source has the id {wrong[0].item()}, but the vocabulary has {size} tokens, 0 to {size - 1}"
+            ) from error
+        return vectors
+
+    def extra_repr(self) -> str:
+        """What is not the default."""
+        options = {"dropout": (self.dropout, 0.0), "reverse": (self.reverse, False)}
+        return ", ".join(f"{name}={value!r}" for name, (value, default) in options.items() if value != default)
