@@ -1,74 +1,15 @@
-"""Drawing the next token, and token after token."""
+"""Drawing token after token."""
 
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor
 
 from rnn_blocks.engine import State
+from rnn_blocks.seq2seq.search.sampling import check_sampling, sample_token
+
+__all__ = ["Step", "check_sampling", "sample_token", "stream_tokens"]
 
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
-
-
-def sample_token(
-    logits: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw a token from each row.
-
-    Args:
-        logits: ``(batch, vocabulary)``.
-        temperature: divides the logits; 0 takes the most probable token.
-        top_k: only the k most probable tokens are drawn from.
-        top_p: only the most probable tokens that together reach this probability (nucleus sampling, Holtzman et al.
-            2020); after ``top_k`` where both are given.
-        generator: where the randomness comes from.
-
-    Returns:
-        Ids, ``(batch,)``.
-
-    Raises:
-        ValueError: for a negative temperature, ``top_k`` below 1 or ``top_p`` outside (0, 1].
-        FloatingPointError: where a logit is NaN or infinite, as those of a model that has diverged are.
-
-    >>> sample_token(torch.tensor([[0.0, 5.0, 1.0]]), temperature=0.0)
-    tensor([1])
-    """
-    check_sampling(temperature, top_k, top_p)
-    if not bool(logits.amax(-1).isfinite().all()):  # minus infinity rules a token out
-        raise FloatingPointError("a logit of the next token is NaN or infinite: the model has diverged")
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = (logits.float() - logits.float().amax(-1, keepdim=True)) / temperature  # no overflow where it is tiny
-    if top_k is not None and top_k < logits.shape[-1]:
-        largest = logits.topk(top_k)  # exactly k, whichever of equal ones
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, largest.indices, largest.values)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        probabilities = ordered.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= top_p  # what comes before already reaches top_p
-        logits = logits.masked_fill(outside.gather(-1, order.argsort(-1)), -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
-
-
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError where a sampling option is out of its range.
-
-    >>> check_sampling(1.0, 0, None)
-    Traceback (most recent call last):
-    ...
-    ValueError: top_k must be at least 1, got 0
-    """
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 (the most probable token) or above, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
 
 
 def stream_tokens(step: Step, logits: Tensor, state: State, draw: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
@@ -80,6 +21,7 @@ def stream_tokens(step: Step, logits: Tensor, state: State, draw: Callable[[Tens
         state: after the prompt.
         draw: logits to ids, ``(batch,)``.
 
+    >>> import torch
     >>> after = lambda ids, state: (torch.eye(3)[(ids + 1) % 3], state)
     >>> stream = stream_tokens(after, torch.eye(3)[:1], torch.zeros(1), lambda logits: logits.argmax(-1))
     >>> [next(stream).item() for _ in range(4)]

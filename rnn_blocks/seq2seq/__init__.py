@@ -12,6 +12,15 @@ from rnn_blocks.seq2seq.attention import (
 )
 from rnn_blocks.seq2seq.bridge import Bridge, LastStateBridge, MeanBridge, ProjectedBridge, make_bridge
 from rnn_blocks.seq2seq.encoder import Encoded, Encoder
+from rnn_blocks.seq2seq.search import (
+    Hypothesis,
+    Step,
+    StepFunction,
+    beam_search,
+    greedy_search,
+    sample_search,
+    sample_token,
+)
 
 __all__ = [
     "AdditiveAttention",
@@ -22,11 +31,18 @@ __all__ = [
     "Encoded",
     "Encoder",
     "GeneralAttention",
+    "Hypothesis",
     "LastStateBridge",
     "MeanBridge",
     "Memory",
     "MultiHeadAttention",
     "ProjectedBridge",
+    "Step",
+    "StepFunction",
+    "beam_search",
+    "greedy_search",
     "make_attention",
     "make_bridge",
+    "sample_search",
+    "sample_token",
 ]
