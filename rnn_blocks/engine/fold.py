@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rnn_blocks.engine.graph import aten, cat_dim, is_call, meta
+from rnn_blocks.engine.graph import RESHAPES, aten, cat_dim, is_call, meta
 
 _LINEAR = (aten.t.default, aten.view.default, aten._to_copy.default, aten._unsafe_view.default, aten.neg.default)
 _POINTWISE = (
@@ -30,6 +30,9 @@ _POINTWISE = (
 class Folding:
     """Sorts nodes into those that treat a batch row by row and those that sum over its rows.
 
+    A row of the batch may be several rows of a value, as where attention compares each with many positions: then each
+    row's lie together.
+
     Args:
         stepwise: placeholders whose first dimension is the batch.
         steady: nodes that are the same at all steps.
@@ -39,6 +42,8 @@ class Folding:
     def __init__(self, stepwise: Iterable[fx.Node], steady: set[fx.Node], batched: set[fx.Node]) -> None:
         self._steady, self._batched = steady, batched
         self._rows = dict.fromkeys(stepwise, True)
+        self._batch = next((meta(node)[0][0] for node in self._rows), 1)
+        self._one_step: set[fx.Node] = set()  # by rows, but for the batch of one step alone
 
     def is_rows(self, node: Any) -> bool:
         """Whether row ``n`` of the node's value depends on row ``n`` of what is stepwise, and on what is steady."""
@@ -62,6 +67,18 @@ class Folding:
             return dim % len(meta(args[0])[0]) != 0 and self.is_rows(args[0])
         if is_call(node, aten.cat.default):
             return cat_dim(node) != 0 and all(self.is_rows(part) for part in args[0])
+        if is_call(node, *RESHAPES):
+            return self._keeps_rows(node)
+        if is_call(node, aten.bmm.default):
+            self._one_step.add(node)
+            return self.is_rows(args[0]) and (self.is_rows(args[1]) or args[1] in self._batched)
+        if is_call(node, aten.sum.dim_IntList, aten._softmax.default):
+            dims = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+            return 0 not in [dim % len(meta(args[0])[0]) for dim in dims] and self.is_rows(args[0])
+        if is_call(node, aten._softmax_backward_data.default):
+            return args[2] % len(meta(args[0])[0]) != 0 and self.is_rows(args[0]) and self.is_rows(args[1])
+        if is_call(node, aten.slice.Tensor):
+            return len(args) > 1 and args[1] % len(meta(args[0])[0]) != 0 and self.is_rows(args[0])
         if is_call(node, aten.native_layer_norm.default):
             return self.is_rows(args[0]) and len(args[1]) < len(meta(args[0])[0])
         if is_call(node, aten.native_layer_norm_backward.default):
@@ -74,20 +91,33 @@ class Folding:
         )
         return pointwise and self._aligned(node)
 
+    def _keeps_rows(self, node: fx.Node) -> bool:
+        """Whether each row's numbers lie together after a reshape as before."""
+        args: Any = node.args
+        if not self.is_rows(args[0]) or not meta(node)[0] or meta(node)[0][0] % self._batch:
+            return False
+        if is_call(node, aten.view.default, aten._unsafe_view.default):
+            self._one_step.add(node)  # to sizes that are those of one step
+            return True
+        dims = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+        return 0 not in [dim % max(len(meta(node)[0]), len(meta(args[0])[0])) for dim in dims]
+
     def _aligned(self, node: fx.Node) -> bool:
         """Whether the operands of a pointwise operator have their rows where the result has its own."""
         value = node.meta["val"]
-        dims = value.dim() if isinstance(value, torch.Tensor) else value[0].dim()
+        shape = (value if isinstance(value, torch.Tensor) else value[0]).shape
+        dims, rows = len(shape), shape[0] if shape else 0
         found = False
         for operand in node.all_input_nodes:
             shape = meta(operand)[0]
             if self.is_rows(operand):
-                if len(shape) != dims:
+                if len(shape) != dims or shape[0] != rows:
                     return False
                 found = True
             elif operand in self._batched:
                 if len(shape) != dims:
                     return False
+                self._one_step.add(node)
             elif operand not in self._steady or (len(shape) == dims and shape[0] != 1):
                 return False
         return found
@@ -112,7 +142,8 @@ class Folding:
     def tail(self, node: fx.Node, core: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
         """What a sum is made of: the nodes to run on all steps at once, and those that run at each step and they take.
 
-        These are of ``core``, or have an operand with the batch's rows alone, which cannot be run on all steps at once.
+        These are of ``core``, or cannot be run on all steps at once: they name the sizes of one step, or have an operand
+        with the rows of one batch alone.
         """
         inside: list[fx.Node] = []
         leaves: list[fx.Node] = []
@@ -121,7 +152,8 @@ class Folding:
             node = pending.pop()
             if node in self._steady or node in inside or node in leaves:
                 continue
-            if node in core and isinstance(node.meta["val"], torch.Tensor):  # a tuple cannot be kept, but made again
+            known = node in core or node in self._one_step
+            if known and isinstance(node.meta["val"], torch.Tensor):  # a tuple cannot be kept, but made again
                 leaves.append(node)
                 continue
             inside.append(node)

@@ -8,6 +8,9 @@ from torch import fx
 
 aten = torch.ops.aten
 
+RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims}
+"""Operators that leave the numbers and their order as they are."""
+
 _SAME = {aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default}
 
 
@@ -57,6 +60,8 @@ def tidy(graph: fx.Graph) -> None:
             node.replace_all_uses_with(node.args[0])
         elif is_call(node, aten.t.default) and is_call(node.args[0], aten.t.default):
             node.replace_all_uses_with(node.args[0].args[0])
+        elif is_call(node, *RESHAPES):
+            _shorten_reshape(node)
         elif is_call(node, aten.mul.Tensor, aten.mul.Scalar) and node.args[1] == 1 and meta(node) == meta(node.args[0]):
             node.replace_all_uses_with(node.args[0])
         elif is_call(node, aten.add.Tensor) and not node.kwargs:
@@ -66,6 +71,18 @@ def tidy(graph: fx.Graph) -> None:
         elif is_call(node, aten.native_layer_norm_backward.default):
             _part_layer_norm(graph, node)
     graph.eliminate_dead_code()
+
+
+def _shorten_reshape(node: fx.Node) -> None:
+    """A reshape of a reshape takes the first one's operand; one that gives back the shape of the first is nothing."""
+    base: Any = node.args[0]
+    while is_call(base, *RESHAPES):
+        base = base.args[0]
+        if meta(base) == meta(node):
+            node.replace_all_uses_with(base)
+            return
+    if is_call(node, aten.view.default, aten._unsafe_view.default):
+        node.args = (base, *node.args[1:])
 
 
 def _fuse_sum(graph: fx.Graph, node: fx.Node) -> None:

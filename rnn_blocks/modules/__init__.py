@@ -2,8 +2,23 @@
 
 from rnn_blocks.modules.generation import sample_token
 from rnn_blocks.modules.language_model import LanguageModel
-from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy
+from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy, smoothing_term
+from rnn_blocks.modules.parallel_batch import ParallelBatch
+from rnn_blocks.modules.scheduled_sampling import ScheduledSampling
+from rnn_blocks.modules.seq2seq import Seq2Seq
 from rnn_blocks.modules.text_batch import TextBatch
 from rnn_blocks.modules.token_loss import TokenLoss
+from rnn_blocks.modules.translation_scores import TranslationScores
 
-__all__ = ["LanguageModel", "TextBatch", "TokenLoss", "linear_cross_entropy", "sample_token"]
+__all__ = [
+    "LanguageModel",
+    "ParallelBatch",
+    "ScheduledSampling",
+    "Seq2Seq",
+    "TextBatch",
+    "TokenLoss",
+    "TranslationScores",
+    "linear_cross_entropy",
+    "sample_token",
+    "smoothing_term",
+]

@@ -21,7 +21,6 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     ignore_index: int = -100,
-    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Mean cross-entropy of ``softmax(hidden @ weight.T + bias)``: ``cross_entropy`` of a ``linear``, faster on CPU.
 
@@ -36,8 +35,6 @@ def linear_cross_entropy(
         bias: ``(vocabulary,)`` or ``None``.
         targets: ids, ``(rows,)``; ``ignore_index`` where a row does not count.
         ignore_index: the target that does not count.
-        label_smoothing: the part ε of the target that is spread evenly over the vocabulary (Szegedy et al. 2016,
-            section 7), as in ``cross_entropy``.
 
     Returns:
         The mean over the rows that count, in nats, a scalar; ``nan`` where none does.
@@ -54,9 +51,7 @@ def linear_cross_entropy(
     tensors = [hidden, weight] if bias is None else [hidden, weight, bias]
     tiled = all(can_pack(tensor) for tensor in tensors) and not torch.is_autocast_enabled("cpu")
     if not tiled or torch.compiler.is_compiling():
-        return cross_entropy(
-            linear(hidden, weight, bias), targets, ignore_index=ignore_index, label_smoothing=label_smoothing
-        )
+        return cross_entropy(linear(hidden, weight, bias), targets, ignore_index=ignore_index)
     counted = targets != ignore_index
     if not bool(counted.all()):
         hidden, targets = hidden[counted], targets[counted]
@@ -74,14 +69,28 @@ def linear_cross_entropy(
         tiled_cross_entropy(rows, weight, bias, wanted) * (len(wanted) / len(targets))
         for rows, wanted in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
     ]
-    loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-    return loss + label_smoothing * _smoothing(hidden, weight, bias, targets) if label_smoothing else loss
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def _smoothing(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """The mean over rows of ``l_y - mean_v l_v``: with it times ε, ``log Σ exp l - l_y`` is the smoothed loss.
+def smoothing_term(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """What label smoothing adds to the cross-entropy, per unit of ε (Szegedy et al. 2016, section 7).
 
-    The mean logit is the product with the mean weights, so no logits are needed.
+    With logits ``l`` and the target ``y`` of a row, cross-entropy against targets of which a part ε is spread evenly
+    over the vocabulary is ``(log Σ_v exp l_v - l_y) + ε (l_y - mean_v l_v)``. The mean logit is the product with the
+    mean weights, so that no logits are made for it.
+
+    Args:
+        hidden: ``(rows, features)``.
+        weight: ``(vocabulary, features)``.
+        bias: ``(vocabulary,)`` or ``None``.
+        targets: ids, ``(rows,)``.
+
+    Returns:
+        The mean over the rows of ``l_y - mean_v l_v``, a scalar.
+
+    >>> hidden, weight, targets = torch.randn(4, 3), torch.randn(9, 3), torch.tensor([1, 8, 3, 0])
+    >>> loss = linear_cross_entropy(hidden, weight, None, targets) + 0.1 * smoothing_term(hidden, weight, None, targets)
+    >>> torch.testing.assert_close(loss, cross_entropy(linear(hidden, weight), targets, label_smoothing=0.1))
     """
     per_row = (hidden * (embedding(targets, weight) - weight.mean(0))).sum(1)
     if bias is not None:

@@ -14,6 +14,7 @@ class ParallelBatch(NamedTuple):
         target_inputs: ids that the decoder is fed, ``<bos> y1 … yn``, ``(batch, target)``.
         target_outputs: ids that it should predict, ``y1 … yn <eos>``, ``(batch, target)``; ``-100`` past the end.
         references: the translations as text, to score against; ``None`` where nobody scores.
+        indices: ``(batch,)``, the place of each pair in its split, from 0; ``None`` where nobody asks.
 
     >>> import torch
     >>> batch = ParallelBatch(
@@ -32,3 +33,4 @@ class ParallelBatch(NamedTuple):
     target_inputs: Tensor
     target_outputs: Tensor
     references: list[str] | None = None
+    indices: Tensor | None = None

@@ -11,6 +11,8 @@ from rnn_blocks.seq2seq.attention import (
     make_attention,
 )
 from rnn_blocks.seq2seq.bridge import Bridge, LastStateBridge, MeanBridge, ProjectedBridge, make_bridge
+from rnn_blocks.seq2seq.decoder import Decoder
+from rnn_blocks.seq2seq.decoder_cell import DecoderCell
 from rnn_blocks.seq2seq.encoder import Encoded, Encoder
 from rnn_blocks.seq2seq.search import (
     Hypothesis,
@@ -27,6 +29,8 @@ __all__ = [
     "Attention",
     "Bridge",
     "ConcatAttention",
+    "Decoder",
+    "DecoderCell",
     "DotAttention",
     "Encoded",
     "Encoder",

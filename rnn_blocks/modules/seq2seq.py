@@ -1,0 +1,512 @@
+"""Sequence to sequence: an encoder, what it hands over, and a decoder that writes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+
+from rnn_blocks.engine import State, detach_state, map_state
+from rnn_blocks.layers import Layer
+from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy, smoothing_term
+from rnn_blocks.modules.parallel_batch import ParallelBatch
+from rnn_blocks.modules.scheduled_sampling import ScheduledSampling
+from rnn_blocks.modules.token_module import TokenModule, adam
+from rnn_blocks.modules.translation_scores import TranslationScores
+from rnn_blocks.seq2seq import (
+    Attention,
+    Bridge,
+    Decoder,
+    Encoder,
+    Hypothesis,
+    beam_search,
+    make_attention,
+    make_bridge,
+    sample_search,
+)
+from rnn_blocks.seq2seq.attention.make import AttentionName
+from rnn_blocks.seq2seq.bridge import BridgeName
+
+Tying: TypeAlias = Literal["two-way", "three-way"]
+IGNORED = -100
+
+
+class Seq2Seq(TokenModule):
+    """From a sequence to a sequence: maximises log P(y | x) over pairs (Cho et al. 2014; Sutskever et al. 2014).
+
+    An encoder reads the source, a bridge hands over, and a decoder writes the target, reading the source by attention
+    (Bahdanau et al. 2015; Luong et al. 2015) or, with ``attention=None``, knowing of it what the bridge gave alone:
+    the fixed vector. Batches are :class:`~rnn_blocks.ParallelBatch`.
+
+    The loss is the mean over the target tokens of a whole optimizer step, however they fell into micro-batches
+    (``accumulate_grad_batches``) and processes.
+
+    Logged: ``train/`` and ``val/`` (``test/``) ``loss`` and ``perplexity`` without label smoothing,
+    ``throughput/tokens_per_second`` in target tokens, ``train/coverage_loss`` and ``train/true_inputs`` where there are
+    such; and, where the batches have references and ids can be made text, ``bleu``, ``chrf`` and ``exact_match``
+    of what the search wrote.
+
+    Args:
+        encoder: any layer; its ``input_size`` is the source embedding's. Bidirectional or not.
+        decoder: any causal layer; its input holds the target embedding, the bridge's context and, with input feeding,
+            ``h̃``, see :class:`~rnn_blocks.Decoder`.
+        source_vocab_size: how many source tokens there are.
+        target_vocab_size: how many target tokens there are.
+        attention: ``"dot"``, ``"general"``, ``"concat"``, ``"additive"``, ``"multi-head"``, an
+            :class:`~rnn_blocks.Attention` of your own, or ``None`` for the fixed vector.
+        bridge: ``"last-state"``, ``"mean"``, ``"projected"``, or a :class:`~rnn_blocks.Bridge` of your own.
+        input_feeding: whether the decoder is given what it read at the step before (Luong et al. 2015, section 3.3).
+            Without it, training runs about twice as fast and learns a little less.
+        coverage: whether the attention sees what it has covered (Tu et al. 2016).
+        coverage_loss: the weight of ``Σ_j min(a_j, coverage_j)`` a step in the loss (See et al. 2017, eq. 12-13).
+        attentional_size: features of ``h̃``; by default those of the decoder's layer.
+        reverse_source: whether the encoder reads the source from its end (Sutskever et al. 2014, section 3.3).
+        tie_weights: ``"two-way"``: output and target embedding share their weights; ``"three-way"``: the source
+            embedding as well, for a joint vocabulary (Press & Wolf 2017).
+        dropout: the part zeroed of embeddings, of the encoder's outputs, and of ``[h; c]``.
+        output_dropout: the part of ``h̃`` zeroed before the output layer.
+        label_smoothing: the part of each target spread over the vocabulary, in training alone.
+        scheduled_sampling: how often training feeds the decoder's own guesses; ``None`` for never.
+        val_beam_size: hypotheses a sentence in validation; 1 is greedy search.
+        test_beam_size: the same in test.
+        length_penalty: of the searches, see :func:`~rnn_blocks.beam_search`.
+        coverage_penalty: of the searches.
+        max_length_ratio: translations end at this many times the source's tokens, plus 10.
+        lowercase: whether BLEU and chrF are told without regard to case.
+        bos: the id that targets begin with.
+        eos: the id that ends sequences.
+        pad: an id that is never to be written.
+        init_range: all weights start uniform within ± this; by default each part's as it says, embeddings within
+            ± 0.1.
+        detokenize: makes text of the ids of several sentences, for the scores; by default the data module's
+            ``detokenize``, if it has one.
+        optimizer: makes the optimizer from the parameters.
+        lr_scheduler: makes the learning-rate schedule from the optimizer.
+        lr_interval: whether the schedule steps each ``"epoch"`` or each ``"step"``.
+
+    Raises:
+        ValueError: where sizes do not fit, or an option is not one of its choices or out of its range.
+
+    >>> import rnn_blocks
+    >>> model = Seq2Seq(rnn_blocks.GRU(8, 16, bidirectional=True), rnn_blocks.GRU(8 + 16, 16), 40, 50)
+    >>> source, lengths = torch.tensor([[7, 8, 9, 2], [5, 2, 0, 0]]), torch.tensor([4, 2])
+    >>> model(source, lengths, torch.tensor([[1, 4, 6], [1, 3, 0]])).shape
+    torch.Size([2, 3, 50])
+    >>> best, *_ = model.translate(source, lengths, beam_size=2, max_length=5)[0]
+    >>> len(best.tokens) <= 5
+    True
+    """
+
+    def __init__(
+        self,
+        encoder: Layer,
+        decoder: Layer,
+        source_vocab_size: int,
+        target_vocab_size: int,
+        *,
+        attention: AttentionName | Attention | None = "additive",
+        bridge: BridgeName | Bridge = "last-state",
+        input_feeding: bool = True,
+        coverage: bool = False,
+        coverage_loss: float = 0.0,
+        attentional_size: int | None = None,
+        reverse_source: bool = False,
+        tie_weights: Tying | None = None,
+        dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        scheduled_sampling: ScheduledSampling | None = None,
+        val_beam_size: int = 1,
+        test_beam_size: int = 5,
+        length_penalty: float = 1.0,
+        coverage_penalty: float = 0.0,
+        max_length_ratio: float = 2.0,
+        lowercase: bool = False,
+        bos: int = 1,
+        eos: int = 2,
+        pad: int = 0,
+        init_range: float | None = None,
+        detokenize: Callable[[list[list[int]]], list[str]] | None = None,
+        optimizer: OptimizerCallable = adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler, lr_interval)
+        from_command_line = _given_hyperparameters.get() is not None
+        objects = ["encoder", "decoder", "attention", "bridge", "scheduled_sampling", "optimizer", "lr_scheduler"]
+        self.save_hyperparameters(ignore=["detokenize"] if from_command_line else ["detokenize", *objects])
+        _check_numbers(
+            label_smoothing=(label_smoothing, 0, 1),
+            coverage_loss=(coverage_loss, 0, None),
+            init_range=(init_range, 0, None),
+            max_length_ratio=(max_length_ratio, 0, None),
+        )
+        for name, size in (("val_beam_size", val_beam_size), ("test_beam_size", test_beam_size)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        for name, token in (("bos", bos), ("eos", eos), ("pad", pad)):
+            if not 0 <= token < target_vocab_size:
+                raise ValueError(f"{name} {token} is no id of the {target_vocab_size} target tokens")
+        if tie_weights not in (None, "two-way", "three-way"):
+            raise ValueError(f"tie_weights must be None, 'two-way' or 'three-way', got {tie_weights!r}")
+        if isinstance(attention, str):
+            attention = make_attention(attention, decoder.output_size, encoder.output_size, coverage=coverage)
+        elif coverage and (attention is None or not attention.coverage):
+            raise ValueError("coverage needs an attention that was made with coverage=True, or the name of one")
+        if coverage_loss and not (attention is not None and attention.coverage):
+            raise ValueError(f"coverage_loss {coverage_loss} needs coverage=True")
+        if isinstance(bridge, str):
+            bridge = make_bridge(bridge, encoder, decoder)
+        self.encoder = Encoder(encoder, source_vocab_size, dropout=dropout, reverse=reverse_source)
+        self.bridge = bridge
+        self.decoder = Decoder(
+            decoder,
+            target_vocab_size,
+            attention=attention,
+            input_feeding=input_feeding,
+            context_size=bridge.context_size,
+            attentional_size=attentional_size,
+            dropout=dropout,
+            output_dropout=output_dropout,
+            tie_weights=tie_weights is not None,
+        )
+        if tie_weights == "three-way":
+            self._tie_source()
+        self._initialise(init_range)
+        self.label_smoothing = label_smoothing
+        self.coverage_loss = coverage_loss
+        self.scheduled_sampling = scheduled_sampling
+        self.beam_sizes = {"val": val_beam_size, "test": test_beam_size}
+        self.length_penalty = length_penalty
+        self.coverage_penalty = coverage_penalty
+        self.max_length_ratio = max_length_ratio
+        self.bos, self.eos, self.pad = bos, eos, pad
+        self.detokenize = detokenize
+        self._scores = nn.ModuleDict({f"{stage}_scores": TranslationScores(lowercase) for stage in self.beam_sizes})
+        self._window_tokens: list[Tensor] = []  # of the micro-batches of this optimizer step, over all ranks
+
+    def _tie_source(self) -> None:
+        ours, theirs = self.encoder.embedding.weight, self.decoder.embedding.weight
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"three-way tying needs one vocabulary and one width for both sides, got embeddings of "
+                f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
+            )
+        self.encoder.embedding.weight = theirs
+
+    def _initialise(self, init_range: float | None) -> None:
+        if init_range is not None:
+            for parameter in self.parameters():
+                nn.init.uniform_(parameter, -init_range, init_range)
+            return
+        for weight in (self.encoder.embedding.weight, self.decoder.embedding.weight, self.decoder.output.weight):
+            nn.init.uniform_(weight, -0.1, 0.1)
+        nn.init.zeros_(self.decoder.output.bias)
+
+    def encode(self, source: Tensor, lengths: Tensor | None = None) -> tuple[State, Any]:
+        """Read the source: the decoder's first state, and the memory that its steps read.
+
+        Args:
+            source: ids, ``(batch, source)``.
+            lengths: ``(batch,)``; by default all positions count.
+        """
+        encoded = self.encoder(source, lengths)
+        state, context = self.bridge(encoded)
+        memory = self.decoder.on(encoded.outputs, encoded.lengths, context)
+        return self.decoder.start(state, memory), memory
+
+    def forward(self, source: Tensor, lengths: Tensor | None, target_inputs: Tensor) -> Tensor:
+        """Logits of the token after each target token.
+
+        Args:
+            source: ids, ``(batch, source)``.
+            lengths: of the sources, ``(batch,)``; ``None`` where all positions count.
+            target_inputs: ids from ``<bos>`` on, ``(batch, target)``.
+
+        Returns:
+            ``(batch, target, target_vocab_size)``.
+        """
+        state, memory = self.encode(source, lengths)
+        features, _, _ = self.decoder(target_inputs, state, memory)
+        logits: Tensor = self.decoder.output(features)
+        return logits
+
+    def _loss(self, batch: ParallelBatch, inputs: Tensor, state: State, memory: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean cross-entropy of the batch's tokens, what else is to be made small, and how many tokens they are."""
+        features, weights, _ = self.decoder(inputs, state, memory)
+        counted = batch.target_outputs != IGNORED
+        targets, rows = batch.target_outputs[counted], features[counted]  # (tokens,), (tokens, features)
+        output = self.decoder.output
+        loss = linear_cross_entropy(rows, output.weight, output.bias, targets)
+        extra = torch.zeros_like(loss)
+        if self.training and self.label_smoothing:
+            extra = extra + self.label_smoothing * smoothing_term(rows, output.weight, output.bias, targets)
+        if self.training and self.coverage_loss:
+            assert weights is not None
+            before = weights.cumsum(1) - weights  # the coverage at each step
+            twice = torch.minimum(weights, before).sum(-1)[counted].mean()
+            extra = extra + self.coverage_loss * twice
+        return loss, extra, counted.sum()
+
+    def training_step(self, batch: ParallelBatch, batch_idx: int) -> Tensor:
+        """The batch's part in the mean loss of the optimizer step, in nats a target token."""
+        state, memory = self.encode(batch.source, batch.source_lengths)
+        inputs = batch.target_inputs
+        if self.scheduled_sampling is not None:
+            inputs = self._mixed_inputs(batch, state, memory)
+        loss, extra, tokens = self._loss(batch, inputs, state, memory)
+        self.statistics("train").update(loss, tokens)
+        self.log_training()
+        # Each rank's gradients are averaged over ranks: so its sum is divided by the tokens of all, times the ranks.
+        everywhere = tokens.clone()
+        if self.trainer.world_size > 1:
+            everywhere = self.trainer.strategy.reduce(everywhere, reduce_op="sum")
+        self._window_tokens.append(everywhere)
+        return (loss + extra) * (tokens * self.trainer.world_size / self._window_tokens[0])
+
+    def on_after_backward(self) -> None:
+        """Micro-batches that were weighted by the first one's tokens: now by those of them all."""
+        if self.trainer.fit_loop._should_accumulate():
+            return
+        window, self._window_tokens = self._window_tokens, []
+        if self.trainer.accumulate_grad_batches > 1:
+            factor = self.trainer.accumulate_grad_batches * window[0] / torch.stack(window).sum()
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+    def on_train_epoch_start(self) -> None:
+        """No micro-batch is left of the epoch before."""
+        self._window_tokens = []
+
+    @torch.no_grad()
+    def _mixed_inputs(self, batch: ParallelBatch, state: State, memory: Any) -> Tensor:
+        """True tokens and, in the place of some, what the decoder drew after those before them.
+
+        No gradient passes a draw, so the inputs can be drawn first and the loss taken after, at full speed.
+        """
+        assert self.scheduled_sampling is not None
+        share = self.scheduled_sampling.true_share(self.global_step)
+        self.log("train/true_inputs", share)
+        if share >= 1:
+            return batch.target_inputs
+        state = map_state(lambda tensor: tensor.unsqueeze(1), detach_state(state))  # (batch, 1, …): one hypothesis
+        memory = map_state(lambda tensor: tensor.detach(), memory)
+        true = batch.target_inputs.unbind(1)
+        mixed = [true[0]]
+        for column in true[1:]:
+            step = self.decoder.step(mixed[-1].unsqueeze(1), state, memory)
+            state = step.state
+            drawn = torch.multinomial(step.logits.squeeze(1).float().softmax(-1), 1).squeeze(1)
+            mixed.append(torch.where(torch.rand(len(column), device=column.device) < share, column, drawn))
+        return torch.stack(mixed, 1)
+
+    def _evaluate(self, batch: ParallelBatch, stage: str) -> None:
+        state, memory = self.encode(batch.source, batch.source_lengths)
+        loss, _, tokens = self._loss(batch, batch.target_inputs, state, memory)
+        self.statistics(stage).update(loss, tokens)
+        detokenize = self._detokenizer()
+        if batch.references is None or detokenize is None:
+            return
+        found = self._search(batch.source_lengths, state, memory, beam_size=self.beam_sizes[stage])
+        self._stage_scores(stage).update(detokenize([best.tokens for best, *_ in found]), batch.references)
+
+    def validation_step(self, batch: ParallelBatch, batch_idx: int) -> None:
+        """Adds the batch to the pass's loss and scores."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: ParallelBatch, batch_idx: int) -> None:
+        """Adds the batch to the pass's loss and scores."""
+        self._evaluate(batch, "test")
+
+    def _log_pass(self, stage: str) -> None:
+        super()._log_pass(stage)
+        scores = self._stage_scores(stage)
+        if scores.updated:  # of all ranks already
+            self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.compute().items()})
+        scores.reset()
+
+    def on_fit_start(self) -> None:
+        """Notes in the run how BLEU is computed."""
+        for logger in self.loggers:
+            logger.log_hyperparams({"bleu_signature": self._stage_scores("val").signature})
+
+    def _stage_scores(self, stage: str) -> TranslationScores:
+        scores = self._scores[f"{stage}_scores"]
+        assert isinstance(scores, TranslationScores)
+        return scores
+
+    def _detokenizer(self) -> Callable[[list[list[int]]], list[str]] | None:
+        if self.detokenize is not None:
+            return self.detokenize
+        data: Any = getattr(self.trainer, "datamodule", None)
+        return getattr(data, "detokenize", None)
+
+    @torch.no_grad()
+    def translate(
+        self,
+        source: Tensor,
+        source_lengths: Tensor | None = None,
+        *,
+        beam_size: int = 5,
+        n_best: int = 1,
+        max_length: int | None = None,
+        length_penalty: float | None = None,
+        coverage_penalty: float | None = None,
+        groups: int = 1,
+        diversity: float = 0.0,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        return_attention: bool = False,
+    ) -> list[list[Hypothesis]]:
+        """The most probable translations that a beam search finds.
+
+        Args:
+            source: ids, ``(batch, source)``.
+            source_lengths: ``(batch,)``; by default all positions count.
+            beam_size: hypotheses a sentence; 1 is greedy search.
+            n_best: how many of them are wanted of each sentence.
+            max_length: tokens of a translation at most; by default as ``max_length_ratio`` says.
+            length_penalty: see :func:`~rnn_blocks.beam_search`; by default the model's.
+            coverage_penalty: see :func:`~rnn_blocks.beam_search`; by default the model's.
+            groups: of diverse beam search.
+            diversity: of diverse beam search.
+            prefixes: ids that the translation of each sentence must begin with.
+            return_attention: whether the hypotheses come with their attention.
+
+        Returns:
+            For each sentence its hypotheses, best first.
+
+        Raises:
+            ValueError: for an option out of its range.
+        """
+        with self.evaluating():
+            source, source_lengths = self._checked_source(source, source_lengths)
+            state, memory = self.encode(source, source_lengths)
+            return self._search(
+                source_lengths,
+                state,
+                memory,
+                beam_size=beam_size,
+                n_best=n_best,
+                max_length=max_length,
+                length_penalty=length_penalty,
+                coverage_penalty=coverage_penalty,
+                groups=groups,
+                diversity=diversity,
+                prefixes=prefixes,
+                return_attention=return_attention,
+            )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        source: Tensor,
+        source_lengths: Tensor | None = None,
+        *,
+        num_samples: int = 1,
+        max_length: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        return_attention: bool = False,
+    ) -> list[list[Hypothesis]]:
+        """Translations drawn at random, see :func:`~rnn_blocks.sample_search`.
+
+        Args:
+            source: ids, ``(batch, source)``.
+            source_lengths: ``(batch,)``; by default all positions count.
+            num_samples: how many of each sentence.
+            max_length: tokens of a translation at most; by default as ``max_length_ratio`` says.
+            temperature: divides the logits; 0 takes the most probable token.
+            top_k: only the k most probable tokens are drawn from.
+            top_p: only the most probable tokens that together reach this probability are drawn from.
+            seed: makes the draw repeatable.
+            return_attention: whether the samples come with their attention.
+
+        Raises:
+            ValueError: for an option out of its range.
+        """
+        with self.evaluating():
+            source, source_lengths = self._checked_source(source, source_lengths)
+            state, memory = self.encode(source, source_lengths)
+            generator = torch.Generator(self.device)
+            if seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(seed)
+            return sample_search(
+                self.decoder.step,
+                state,
+                memory,
+                bos=self.bos,
+                eos=self.eos,
+                max_length=self._limits(source_lengths, max_length),
+                num_samples=num_samples,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                generator=generator,
+                banned=self._banned,
+                source_lengths=source_lengths,
+                return_attention=return_attention,
+            )
+
+    def _search(
+        self,
+        source_lengths: Tensor,
+        state: State,
+        memory: Any,
+        *,
+        beam_size: int,
+        n_best: int = 1,
+        max_length: int | None = None,
+        length_penalty: float | None = None,
+        coverage_penalty: float | None = None,
+        groups: int = 1,
+        diversity: float = 0.0,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        return_attention: bool = False,
+    ) -> list[list[Hypothesis]]:
+        return beam_search(
+            self.decoder.step,
+            state,
+            memory,
+            bos=self.bos,
+            eos=self.eos,
+            max_length=self._limits(source_lengths, max_length),
+            beam_size=beam_size,
+            n_best=n_best,
+            length_penalty=self.length_penalty if length_penalty is None else length_penalty,
+            coverage_penalty=self.coverage_penalty if coverage_penalty is None else coverage_penalty,
+            groups=groups,
+            diversity=diversity,
+            prefixes=prefixes,
+            banned=self._banned,
+            source_lengths=source_lengths,
+            return_attention=return_attention,
+        )
+
+    @property
+    def _banned(self) -> tuple[int, ...]:
+        return (self.pad, self.bos)
+
+    def _limits(self, source_lengths: Tensor, max_length: int | None) -> Tensor:
+        if max_length is not None:
+            return torch.full_like(source_lengths, max_length)
+        return (source_lengths * self.max_length_ratio).long() + 10
+
+    def _checked_source(self, source: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        if source.dim() != 2 or source.is_floating_point():
+            raise ValueError(f"source must be ids, (batch, source), got {source.dtype} of shape {tuple(source.shape)}")
+        if lengths is None:
+            lengths = torch.full((len(source),), source.shape[1])
+        return source.to(self.device), lengths.to(self.device)
+
+
+def _check_numbers(**numbers: tuple[float | None, float, float | None]) -> None:
+    for name, (value, low, high) in numbers.items():
+        if value is not None and not (low <= value and (high is None or value < high)):
+            raise ValueError(f"{name} must be at least {low}{f' and below {high}' if high else ''}, got {value}")
