@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rnn_blocks.engine import State, map_state
+from rnn_blocks.engine import State
 from rnn_blocks.seq2seq.search.history import History
 from rnn_blocks.seq2seq.search.limits import Limits, check_at_least_one, check_number, check_source_lengths
 from rnn_blocks.seq2seq.search.logits import StepLogits
 from rnn_blocks.seq2seq.search.step import Hypothesis, StepFunction
-from rnn_blocks.seq2seq.search.survivors import Survivors, select_rows
+from rnn_blocks.seq2seq.search.survivors import Survivors, select_rows, spread_rows
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def beam_search(
     history = History(batch, eos)
 
     # One row a hypothesis, (batch, groups * width); first one a group.
-    state = map_state(lambda tensor: tensor.unsqueeze(1).expand(-1, groups, *tensor.shape[1:]), state)
+    state = spread_rows(state, groups)
     tokens = torch.full((batch, groups), bos, device=device)
     live = torch.zeros(batch, groups, device=device)  # log-probabilities, minus infinity where there is no hypothesis
     handicap = torch.zeros(batch, groups, device=device) if groups > 1 and diversity else None

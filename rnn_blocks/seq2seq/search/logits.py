@@ -23,7 +23,7 @@ class Forbidden:
         self.tokens = torch.tensor(sorted(set(tokens)), dtype=torch.long, device=device)
         self.mask = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         self.mask[self.tokens] = True
-        self.blocks = torch.tensor(sorted({token // BLOCK for token in tokens}), dtype=torch.long, device=device)
+        self.blocks = sorted({token // BLOCK for token in tokens})
 
     def __bool__(self) -> bool:
         return len(self.tokens) > 0
@@ -47,6 +47,7 @@ class StepLogits:
         self.batch, self.beam, self.vocab_size = logits.shape
         self.blocks = -(-self.vocab_size // BLOCK)
         self.maxima = self._maxima() if self.blocks > 2 else None  # (batch, beam, blocks)
+        self.places = torch.arange(BLOCK, device=logits.device)
 
     def _maxima(self) -> Tensor:
         whole = self.vocab_size // BLOCK * BLOCK
@@ -101,26 +102,30 @@ class StepLogits:
         maxima = self._allowed_maxima(forbidden) + offset.unsqueeze(-1)
         in_blocks = maxima.view(self.batch, groups, width * self.blocks).topk(count, sorted=False).indices
         row = in_blocks // self.blocks  # (batch, groups, count): of the group
-        first = (in_blocks - row * self.blocks) * BLOCK
-        token = first.unsqueeze(-1) + torch.arange(BLOCK, device=first.device)  # (batch, groups, count, block)
-        outside = token >= self.vocab_size
-        token = token.clamp(max=self.vocab_size - 1)
+        token = (in_blocks - row * self.blocks).unsqueeze(-1) * BLOCK + self.places  # (batch, groups, count, block)
+        outside = None
+        if self.vocab_size % BLOCK:
+            outside = token >= self.vocab_size
+            token = token.clamp_(max=self.vocab_size - 1)
         if forbidden:
-            outside |= forbidden.mask[token]
-        at = (row.unsqueeze(-1) * self.vocab_size + token).flatten(2)  # (batch, groups, count * block)
-        sums = logits.gather(-1, at) + offset.view(self.batch, groups, width).gather(-1, row).repeat_interleave(
-            BLOCK, -1
-        )
-        sums, chosen = sums.masked_fill_(outside.flatten(2), -torch.inf).topk(count)
-        return sums, at.gather(-1, chosen)
+            banned = forbidden.mask.take(token)
+            outside = banned if outside is None else outside.logical_or_(banned)
+        at = (token + row.unsqueeze(-1) * self.vocab_size).flatten(2)  # (batch, groups, count * block)
+        sums = logits.gather(-1, at).unflatten(-1, (count, BLOCK))
+        sums += offset.view(self.batch, groups, width).gather(-1, row).unsqueeze(-1)
+        if outside is not None:
+            sums.masked_fill_(outside, -torch.inf)
+        best, chosen = sums.flatten(2).topk(count)
+        return best, at.gather(-1, chosen)
 
     def _allowed_maxima(self, forbidden: Forbidden) -> Tensor:
         """The maxima of the blocks, forbidden tokens left out."""
         assert self.maxima is not None
         if not forbidden:
             return self.maxima
-        token = forbidden.blocks.unsqueeze(-1) * BLOCK + torch.arange(BLOCK, device=forbidden.blocks.device)
-        outside = token >= self.vocab_size
-        token = token.clamp(max=self.vocab_size - 1)
-        allowed = self.logits[..., token].masked_fill(outside | forbidden.mask[token], -torch.inf).amax(-1)
-        return self.maxima.index_copy(-1, forbidden.blocks, allowed)
+        maxima = self.maxima.clone()
+        for block in forbidden.blocks:
+            part = slice(block * BLOCK, (block + 1) * BLOCK)
+            allowed = self.logits[..., part].masked_fill(forbidden.mask[part], -torch.inf)
+            torch.amax(allowed, -1, out=maxima[..., block])
+        return maxima

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rnn_blocks.engine import State, map_state
+from rnn_blocks.engine import State
 from rnn_blocks.seq2seq.search.history import History
 from rnn_blocks.seq2seq.search.limits import Limits, check_at_least_one, check_source_lengths
 from rnn_blocks.seq2seq.search.logits import StepLogits
 from rnn_blocks.seq2seq.search.sampling import check_sampling, sample_token
 from rnn_blocks.seq2seq.search.step import Hypothesis, StepFunction
-from rnn_blocks.seq2seq.search.survivors import Survivors, select_rows
+from rnn_blocks.seq2seq.search.survivors import Survivors, select_rows, spread_rows
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def sample_search(
     check_source_lengths(source_lengths, limits.batch)
     batch, device = limits.batch, limits.device
     history = History(batch, eos)
-    state = map_state(lambda tensor: tensor.unsqueeze(1).expand(-1, num_samples, *tensor.shape[1:]), state)
+    state = spread_rows(state, num_samples)
     tokens = torch.full((batch, num_samples), bos, device=device)
     live = torch.zeros(batch, num_samples, device=device)  # log-probabilities, minus infinity where one has ended
     most, forced = limits.max_length, limits.prefixes

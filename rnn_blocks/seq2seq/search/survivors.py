@@ -86,6 +86,16 @@ def select_rows(nest: State, rows: Tensor) -> State:
     return _map_nest(lambda tensor: tensor.flatten(0, 1).index_select(0, flat).unflatten(0, rows.shape), nest)
 
 
+def spread_rows(nest: State, beam: int) -> State:
+    """Tensors ``(batch, …)`` as ``(batch, beam, …)``, without a copy.
+
+    >>> spread_rows(torch.tensor([1, 2]), 2)
+    tensor([[1, 1],
+            [2, 2]])
+    """
+    return _map_nest(lambda tensor: tensor.unsqueeze(1).expand(-1, beam, *tensor.shape[1:]), nest)
+
+
 def _map_nest(function: Callable[[Tensor], Tensor], nest: State) -> State:
     """As ``map_state``, and a named tuple keeps its names: it is the caller's own function that reads it."""
     if isinstance(nest, Tensor):

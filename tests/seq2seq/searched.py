@@ -35,6 +35,8 @@ class RandomModel:
         self.embedding = draw(self.vocab_size, self.features)
         self.recurrent = draw(self.features, self.features) / math.sqrt(self.features)
         self.output = draw(self.features, self.vocab_size) * self.spread
+        self.bias = torch.zeros(self.vocab_size, dtype=torch.float64)
+        self.bias[EOS] = 1.5 * (self.seed % 3)  # some models end soon, some late
 
     def sources(self, lengths: Sequence[int], seed: int = 0) -> tuple[State, State, Tensor]:
         """State, memory and lengths of sentences; each depends on its place and length only, padding is large."""
@@ -55,7 +57,7 @@ class RandomModel:
         scores = hidden @ sources.mT + bias.unsqueeze(1)  # (batch, beam, source)
         weights = scores.softmax(-1)
         hidden = torch.tanh(hidden + weights @ sources * 0.5)
-        return Step(hidden @ self.output.to(tokens.device), (hidden, count + 1), weights)
+        return Step(hidden @ self.output.to(tokens.device) + self.bias.to(tokens.device), (hidden, count + 1), weights)
 
     def one(self, state: State, memory: State, sentence: int, length: int) -> tuple[State, State]:
         """The sentence alone, without padding."""
