@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tokenizers import Tokenizer
 
 from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes.shares import batches_of_an_epoch, place_among_ranks
 from rnn_blocks.recipes.text.corpus import SPLITS, Corpus, Split
 from rnn_blocks.recipes.text.files import FileCorpus
 from rnn_blocks.recipes.text.hub import HubCorpus
@@ -150,13 +151,10 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Lanes:
         """The lanes of the train split that are this process's."""
-        rank, world_size = self._place()
+        rank, world_size = place_among_ranks(self.trainer)
         lanes = Lanes(self.splits["train"], *self._train_shape, rank=rank, world_size=world_size)
-        limit = self.trainer.limit_train_batches if self.trainer is not None else None
-        if limit is None:
-            return lanes
-        # Lightning ends an epoch there: a checkpoint of that moment is one of an epoch's end.
-        lanes.end_pass_after(int(len(lanes) * limit) if isinstance(limit, float) else limit)
+        # A checkpoint of the moment where Lightning ends an epoch is one of an epoch's end.
+        lanes.end_pass_after(batches_of_an_epoch(len(lanes), self.trainer))
         return lanes
 
     def val_dataloader(self) -> Lanes:
@@ -198,14 +196,8 @@ class TextDataModule(LightningDataModule):
         return self._prepared
 
     def _eval_lanes(self, split: Split) -> Lanes:
-        rank, world_size = self._place()
+        rank, world_size = place_among_ranks(self.trainer)
         return Lanes(self.splits[split], *self._eval_shape, complete=True, rank=rank, world_size=world_size)
-
-    def _place(self) -> tuple[int, int]:
-        """The place of this process among those that share the data, and how many they are."""
-        # Not the trainer's own rank: with model parallelism several processes read the same data.
-        sharing = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        return (sharing["rank"], sharing["num_replicas"]) if sharing else (0, 1)
 
 
 def _corpus(source: str, paths: list[str | None], hub_config: str | None, text_column: str, memory: Path) -> Corpus:

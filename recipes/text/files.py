@@ -109,6 +109,26 @@ def read_text(path: Path, start: int = 0, stop: int | None = None) -> Iterator[s
     yield _decode(path, decoder, b"", offset - pending, final=True)
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a file without their ends (a newline, or a carriage return and one).
+
+    Raises:
+        InputError: the file is missing, a line is no text in UTF-8 (with the line's number), or it is damaged gzip.
+    """
+    with _open_text(path) as file:
+        for number, data in enumerate(file, start=1):
+            try:
+                line = data.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}: line {number} is not text in UTF-8: byte 0x{data[error.start]:02x} at place"
+                    f" {error.start + 1} of the line; convert the file to UTF-8"
+                ) from None
+            if "\0" in line:
+                raise InputError(f"{path}: a binary file, not text: byte 0x00 in line {number}; give text in UTF-8")
+            yield line.removesuffix("\n").removesuffix("\r")
+
+
 def scan(path: Path, memory: Path | None = None) -> Scan:
     """Reads a file through once: checks that it is text and hashes it.
 

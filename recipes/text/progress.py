@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -11,20 +12,34 @@ SHOWN_AFTER_SECONDS = 2.0
 LOG_EVERY_SECONDS = 10.0
 
 
+Item = TypeVar("Item")
+
+
 def with_progress(text: Iterable[str], description: str, total_bytes: int | None) -> Iterator[str]:
     """Yields the blocks of a text and shows on stderr, once two seconds have gone by, how far they are."""
-    # A log file gets a line now and then; a terminal's line is drawn over.
-    interval = 0.1 if sys.stderr.isatty() else LOG_EVERY_SECONDS
-    with tqdm(
-        total=total_bytes,
-        desc=description,
-        unit="B",
-        unit_scale=True,
-        delay=SHOWN_AFTER_SECONDS,
-        mininterval=interval,
-        maxinterval=LOG_EVERY_SECONDS,
-        file=sys.stderr,
-    ) as bar:
+    with _bar(description, total_bytes, "B") as bar:
         for block in text:
             yield block
             bar.update(utf8_length(block))
+
+
+def count_progress(items: Iterable[Item], description: str, total: int | None, unit: str) -> Iterator[Item]:
+    """Yields items and shows on stderr, once two seconds have gone by, how many they were."""
+    with _bar(description, total, f" {unit}") as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+def _bar(description: str, total: int | None, unit: str) -> tqdm:
+    # A log file gets a line now and then; a terminal's line is drawn over.
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        unit_scale=True,
+        delay=SHOWN_AFTER_SECONDS,
+        mininterval=0.1 if sys.stderr.isatty() else LOG_EVERY_SECONDS,
+        maxinterval=LOG_EVERY_SECONDS,
+        file=sys.stderr,
+    )

@@ -5,11 +5,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tokenizers
@@ -24,6 +25,8 @@ from rnn_blocks.recipes.text.settings import TokenizerSettings
 _FORMAT = 1
 # An Encoding takes about a hundred bytes a token; 256 KiB of text at once keep that at some ten megabytes.
 _BLOCKS_AT_ONCE = 64
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,18 @@ def default_cache_dir() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "rnn-blocks"
 
 
+def cache_home(cache_dir: Path, kind: str) -> Path:
+    """The folder for one kind of corpus below the cache folder, made where it is not there.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    home = cache_dir / kind
+    with cache_errors(home):
+        home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
 def prepare_text(corpus: Corpus, settings: TokenizerSettings, cache_dir: Path) -> PreparedText:
     """Tokenizes a corpus, or finds what was made of the same text with the same settings before.
 
@@ -87,30 +102,46 @@ def prepare_text(corpus: Corpus, settings: TokenizerSettings, cache_dir: Path) -
     Raises:
         InputError: the text or the vocabulary cannot be read, or the cache folder cannot be written.
     """
-    with _cache_errors(cache_dir):
-        home = cache_dir / "text"
-        home.mkdir(parents=True, exist_ok=True)
+    home = cache_home(cache_dir, "text")
     settings_key = settings.key()
     fingerprint = corpus.fingerprint()
     parts = [_FORMAT, tokenizers.__version__, fingerprint, settings_key]
     folder = home / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
-    if found := _load(folder, fingerprint):
+    return find_or_make(
+        folder, load=lambda: _load(folder, fingerprint), make=lambda partial: _make(corpus, settings, partial)
+    )
+
+
+def find_or_make(folder: Path, *, load: Callable[[], Made | None], make: Callable[[Path], None]) -> Made:
+    """Returns what a folder of the cache holds, and makes it first where it is not there.
+
+    Several processes may call it at once: one makes it, the others wait. The folder appears at once, when it is whole.
+
+    Args:
+        folder: where it lies, below the cache folder.
+        load: reads it, None where it is not there or not whole.
+        make: writes its files into the folder that it is given.
+
+    Raises:
+        InputError: the cache folder cannot be written.
+    """
+    if found := load():
         return found
-    with _cache_errors(cache_dir), FileLock(folder.with_suffix(".lock")):
-        if found := _load(folder, fingerprint):
+    with cache_errors(folder.parent), FileLock(folder.with_suffix(".lock")):
+        if found := load():
             return found
         partial = folder.with_suffix(".partial")  # left behind by a run that was killed, if it is there
         for leftover in (partial, folder):
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir()
         try:
-            _make(corpus, settings, partial)
+            make(partial)
             os.replace(partial, folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    made = _load(folder, fingerprint)
+    made = load()
     assert made is not None
     return made
 
@@ -167,7 +198,9 @@ def _load(folder: Path, fingerprint: str) -> PreparedText | None:
 
 
 @contextmanager
-def _cache_errors(cache_dir: Path) -> Iterator[None]:
+def cache_errors(home: Path) -> Iterator[None]:
+    """Tells of a folder below the cache folder that cannot be written, and what to do about it."""
+    cache_dir = home.parent
     try:
         yield
     except OSError as error:
