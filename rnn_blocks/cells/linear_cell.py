@@ -89,7 +89,7 @@ class LinearCell(Cell):
         assert isinstance(state, Tensor)
         active = None
         if lengths is not None:
-            active = (torch.arange(len(inputs), device=inputs.device)[:, None] < lengths)[..., None]
+            active = (torch.arange(inputs.shape[0], device=inputs.device)[:, None] < lengths)[..., None]
             inputs = torch.where(active, inputs, 0.0)  # whatever stands past a length, its gradient is zero
         fresh = None if resets is None else self.initial_state(inputs.shape[1], inputs)
         assert fresh is None or isinstance(fresh, Tensor)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rnn_blocks.engine.open_length import is_open_length, run_open_length
 from rnn_blocks.engine.state import State, like_state, map_state, state_tensors
 
 Step = Callable[[State, State], tuple[Tensor, State]]
@@ -39,6 +40,8 @@ def run_loop(
     >>> outputs.flatten().tolist(), state.item()
     ([1.0, 2.0, 3.0], 3.0)
     """
+    if is_open_length(state_tensors(projected)[0]):
+        return _run_open_length(step, projected, state, fresh, lengths, resets)
     # unbind, not projected[t]: the backward of indexing writes a whole zero tensor at every step
     steps = list(zip(*(tensor.unbind(0) for tensor in state_tensors(projected)), strict=True))
     active, restart = step_masks(len(steps), lengths, resets, fresh)
@@ -55,6 +58,27 @@ def run_loop(
         )
         outputs.append(output)
     return torch.stack(outputs), state
+
+
+def _run_open_length(
+    step: Step, projected: State, state: State, fresh: State | None, lengths: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, State]:
+    active, restart = step_masks(state_tensors(projected)[0].shape[0], lengths, resets, fresh)
+    masks = tuple(mask for mask in (active, restart) if mask is not None)
+
+    def one(given: State, before: State) -> tuple[Tensor, State]:
+        projected_t, masks_t = given
+        remaining = iter(state_tensors(masks_t))
+        return masked_step(
+            step,
+            projected_t,
+            before,
+            active=None if active is None else next(remaining),
+            restart=None if restart is None else next(remaining),
+            fresh=fresh,
+        )
+
+    return run_open_length(one, (projected, masks), state)
 
 
 def step_masks(

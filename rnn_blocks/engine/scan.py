@@ -9,6 +9,8 @@ from torch import Tensor
 
 from rnn_blocks.engine import scan_triton
 from rnn_blocks.engine.loop import step_masks
+from rnn_blocks.engine.open_length import is_open_length, run_open_length
+from rnn_blocks.engine.state import State, state_tensors
 
 MOST_BYTES_ABREAST = 16384  # of one step: with more, the arithmetic takes longer than starting it
 FEWEST_STRETCHES = 8
@@ -75,7 +77,7 @@ def run_scan(
     >>> states.flatten().tolist(), after.item()
     ([1.0, 2.0, 2.0], 2.0)
     """
-    active, restart = step_masks(len(drive), lengths, resets, fresh)
+    active, restart = step_masks(drive.shape[0], lengths, resets, fresh)
     if restart is not None:
         assert fresh is not None
         restart = _column(restart, drive)
@@ -114,17 +116,30 @@ def _scan(decay: Tensor, drive: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
             f"got shapes {tuple(drive.shape)} and {tuple(state.shape)}"
         )
     decay = decay[(None,) * (drive.dim() - decay.dim())]  # (time or 1, batch or 1, …)
-    if decay.dim() > drive.dim() or any(a not in (1, b) for a, b in zip(decay.shape, drive.shape, strict=True)):
+    if decay.dim() > drive.dim() or any(a not in (b, 1) for a, b in zip(decay.shape, drive.shape, strict=True)):
         raise ValueError(f"decay must broadcast to drive's shape {tuple(drive.shape)}, got {tuple(decay.shape)}")
-    if not len(drive):
+    if not drive.shape[0]:
         return drive, state
     dtype = torch.promote_types(torch.promote_types(decay.dtype, drive.dtype), state.dtype)
     decay, drive, state = decay.to(dtype), drive.to(dtype), state.to(dtype)
+    if is_open_length(drive):
+        return _open_scan(decay, drive, state)
     if torch.compiler.is_compiling():  # which records torch's own operators, and differentiates them itself
         states = doubling_scan(decay, drive, state)
         return states, states[-1]
     run: Callable[..., tuple[Tensor, Tensor]] = _LinearScan.apply
     return run(decay, drive, state)
+
+
+def _open_scan(decay: Tensor, drive: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(given: State, before: State) -> tuple[Tensor, State]:
+        (b, *a), h = state_tensors(given), state_tensors(before)[0]
+        after = torch.addcmul(b, a[0] if a else decay[0], h)
+        return after, after
+
+    each = (drive, decay) if is_open_length(decay) else (drive,)  # or one for all steps
+    states, after = run_open_length(step, each, state)
+    return states, state_tensors(after)[0]
 
 
 def _column(mask: Tensor, like: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def reverse_time(sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
     """
     if lengths is None:
         return sequence.flip(0)
-    step = torch.arange(len(sequence), device=sequence.device)[:, None]
+    step = torch.arange(sequence.shape[0], device=sequence.device)[:, None]
     source = torch.where(step < lengths, lengths - 1 - step, step)  # (time, batch)
     return sequence.gather(0, source.view(*source.shape, *[1] * (sequence.dim() - 2)).expand_as(sequence))
 

@@ -76,7 +76,7 @@ class Layer(nn.Module):
         if time == 0:
             raise ValueError(f"a sequence needs at least one step, got inputs of {batch} sequences of 0 steps")
         if lengths is not None:
-            lengths = self._checked_lengths(lengths, time, batch, inputs.device)
+            lengths = checked_lengths(lengths, time, batch, inputs.device)
         if resets is not None:
             marks = (batch, time) if self.batch_first else (time, batch)
             if resets.shape != marks:
@@ -109,18 +109,6 @@ class Layer(nn.Module):
                 "run it over a whole sequence"
             )
 
-    @staticmethod
-    def _checked_lengths(lengths: Tensor, time: int, batch: int, device: torch.device) -> Tensor:
-        if lengths.shape != (batch,) or lengths.is_floating_point():
-            raise ValueError(
-                f"lengths must be {batch} integers, one a sequence, got {lengths.dtype} of shape {tuple(lengths.shape)}"
-            )
-        # numbers are looked at where that is cheap and possible: not on a GPU, and not while a graph is recorded
-        known = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
-        if known and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= time:
-            raise ValueError(f"lengths must lie between 0 and the {time} steps given, got {lengths.tolist()}")
-        return lengths.to(device, torch.int64)  # what indexing takes, and wide enough to reckon with
-
     def _check_state(self, state: State, batch: int, like: Tensor) -> None:
         # shapes without numbers: a state that holds noise must not draw any here, which would change what follows
         expected = self.initial_state(batch, like.new_empty(0, device="meta"))
@@ -131,6 +119,26 @@ class Layer(nn.Module):
                 f"the state of this {type(self).__name__} for {batch} sequences is {describe_state(expected)}, "
                 f"got {describe_state(state)}"
             ) from error
+
+
+def checked_lengths(lengths: Tensor, time: int, batch: int, device: torch.device) -> Tensor:
+    """``lengths`` on ``device`` as int64.
+
+    Raises:
+        ValueError: where they are not one integer a sequence, or (on a CPU) one is not within 0 and ``time``.
+
+    >>> checked_lengths(torch.tensor([3, 0], dtype=torch.int32), 3, 2, torch.device("cpu"))
+    tensor([3, 0])
+    """
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise ValueError(
+            f"lengths must be {batch} integers, one a sequence, got {lengths.dtype} of shape {tuple(lengths.shape)}"
+        )
+    # numbers are looked at where that is cheap and possible: not on a GPU, and not while a graph is recorded
+    known = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+    if known and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= time:
+        raise ValueError(f"lengths must lie between 0 and the {time} steps given, got {lengths.tolist()}")
+    return lengths.to(device, torch.int64)  # what indexing takes, and wide enough to reckon with
 
 
 def _same_shape(expected: Tensor, given: Tensor) -> Tensor:

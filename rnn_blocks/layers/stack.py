@@ -95,7 +95,7 @@ class Stack(Layer):
         """From the bottom up; time first."""
         if lengths is not None and self.paths is not None:
             # layers stop at the lengths, the paths around them would let the padding through
-            active = torch.arange(len(inputs), device=lengths.device)[:, None] < lengths  # (time, batch)
+            active = torch.arange(inputs.shape[0], device=lengths.device)[:, None] < lengths  # (time, batch)
             inputs = torch.where(active[..., None], inputs, 0.0)
         return self._upwards(inputs, state, lambda layer, taken, before: layer.run(taken, before, lengths, resets))
 

@@ -57,7 +57,7 @@ class VariationalDropout(Layer):
         noise = state  # (batch, size)
         active = None
         if lengths is not None:
-            active = torch.arange(len(inputs), device=inputs.device)[:, None] < lengths  # (time, batch)
+            active = torch.arange(inputs.shape[0], device=inputs.device)[:, None] < lengths  # (time, batch)
         if resets is not None:
             noise = self._noise_of_steps(noise, resets.bool() if active is None else resets.bool() & active)
             state = noise[-1]

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
-from rnn_blocks.engine import State
+from rnn_blocks.engine import State, dropout
 from rnn_blocks.layers import Layer
 from rnn_blocks.layers.bidirectional import reverse_time
+from rnn_blocks.layers.layer import checked_lengths
 
 
 class Encoded(NamedTuple):
@@ -32,6 +32,8 @@ class Encoded(NamedTuple):
 
 class Encoder(nn.Module):
     """An embedding and any layer, over sources of any lengths.
+
+    It exports by ``torch.export`` and to ONNX with the batch and the length left open (but with a dilated layer).
 
     Args:
         layer: reads the vectors; bidirectional or not, of any depth.
@@ -75,27 +77,21 @@ class Encoder(nn.Module):
         """
         if source.dim() != 2 or source.is_floating_point():
             raise ValueError(f"source must be ids (batch, source), got {source.dtype} of shape {tuple(source.shape)}")
-        if lengths is not None and lengths.shape != source.shape[:1]:
-            raise ValueError(
-                f"lengths must be {source.shape[0]} integers, one a source, got a tensor of shape "
-                f"{tuple(lengths.shape)}"
-            )
-        lengths = lengths if lengths is None else lengths.to(source.device)
+        if lengths is not None:
+            lengths = checked_lengths(lengths, source.shape[1], source.shape[0], source.device)
         steps = source.t()  # (source, batch)
         if self.reverse:
             steps = reverse_time(steps, lengths)
         batch_first = self.layer.batch_first
         vectors = dropout(self._vectors(steps.t() if batch_first else steps), self.dropout, self.training)
         outputs, state = self.layer(vectors, lengths=lengths)
+        steps = outputs.transpose(0, 1) if batch_first else outputs
         if self.reverse:
-            outputs = outputs.transpose(0, 1) if batch_first else outputs
-            outputs = reverse_time(outputs, lengths)
-            outputs = outputs.transpose(0, 1)
-        elif not batch_first:
-            outputs = outputs.transpose(0, 1)
+            steps = reverse_time(steps, lengths)
+        outputs = dropout(steps.transpose(0, 1), self.dropout, self.training)
         if lengths is None:
             lengths = torch.full(source.shape[:1], source.shape[1], device=source.device)
-        return Encoded(dropout(outputs, self.dropout, self.training), lengths, state)
+        return Encoded(outputs, lengths, state)
 
     def _vectors(self, ids: Tensor) -> Tensor:
         try:

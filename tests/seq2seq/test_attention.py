@@ -354,6 +354,7 @@ def test_shapes_that_do_not_fit_are_told(name):
             r"lengths must be 2 integers, one a sequence, got torch.int64",
         ),
         (lambda: attention.on(values, torch.ones(2)), "lengths must be 2 integers, one a sequence, got torch.float32"),
+        (lambda: attention.on(values, torch.tensor([5, 6])), r"between 0 and the 5 steps given, got \[5, 6\]"),
         (lambda: attention(query[..., :3], memory), r"query_size 6, got a tensor of shape \(2, 3, 3\)"),
         (lambda: attention(query[:1], memory), r"for 2 sequences with query_size 6, got a tensor of shape \(1, 3, 6\)"),
         (lambda: attention(query, memory, coverage), r"was made without coverage, got \(2, 3, 5\)"),

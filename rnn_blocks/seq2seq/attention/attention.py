@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_blocks.engine import State, state_tensors
+from rnn_blocks.layers.layer import checked_lengths
 
 
 class Memory(NamedTuple):
@@ -92,7 +93,7 @@ class Attention(nn.Module):
             lengths: positions that count in each sequence, ``(batch,)``, zeros allowed; by default all.
 
         Raises:
-            ValueError: where a shape does not fit.
+            ValueError: where a shape does not fit, or (on a CPU) a length is negative or beyond the source.
         """
         if values.dim() != 3 or values.shape[-1] != self.memory_size:
             raise ValueError(
@@ -103,12 +104,8 @@ class Attention(nn.Module):
         if lengths is None:
             bias = values.new_zeros(batch, source)
         else:
-            if lengths.shape != (batch,) or lengths.is_floating_point():
-                raise ValueError(
-                    f"lengths must be {batch} integers, one a sequence, "
-                    f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
-                )
-            past = torch.arange(source, device=values.device) >= lengths.to(values.device)[:, None]  # (batch, source)
+            lengths = checked_lengths(lengths, source, batch, values.device)
+            past = torch.arange(source, device=values.device) >= lengths[:, None]  # (batch, source)
             # half the lowest number: a score added to it stays finite, and a sequence of length 0 has no NaN
             bias = values.new_zeros(batch, source).masked_fill(past, torch.finfo(values.dtype).min / 2)
             values = values.masked_fill(past.unsqueeze(-1), 0.0)  # a weight of 0 would not stop an infinity
