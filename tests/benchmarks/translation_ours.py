@@ -78,7 +78,8 @@ class Ours(Contestant):
         for lines in itertools.islice(self.batches, updates):
             batch = parallel_batch([self.sources[line] for line in lines], [self.targets[line] for line in lines])
             self.optimizer.zero_grad()
-            loss = model._loss(batch, "train")
+            state, memory = model.encode(batch.source, batch.source_lengths)
+            loss, _, _ = model._loss(batch, batch.target_inputs, state, memory)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             self.optimizer.step()
