@@ -127,14 +127,13 @@ def beam_search(
             ranks, at = _force(ranks, at, forced[:, length - 1], read, offset)
         chosen = at % read.vocab_size  # tokens
         each = logits.shape[1] // groups
-        rows = at // read.vocab_size + torch.arange(0, batch * groups * each, each, device=device).view(
-            batch, groups, 1
-        )
+        first = torch.arange(0, batch * groups * each, each, device=device).view(batch, groups, 1)
+        rows = first + at // read.vocab_size
         if handicap is None:
             log_probs = ranks = _within(ranks, room)
         else:
             log_probs = ranks + handicap.flatten()[rows]
-            ranks, place = _one_group_after_another(ranks, chosen, room, diversity)
+            ranks, place = _one_group_after_another(ranks, chosen, room, width, diversity)
             log_probs, chosen, rows = (tensor.gather(-1, place) for tensor in (log_probs, chosen, rows))
             log_probs = log_probs.masked_fill(ranks == -torch.inf, -torch.inf)
 
@@ -144,6 +143,7 @@ def beam_search(
         if coverage_penalty:
             assert attention is not None
             assert lengths is not None
+            attention = attention.to(scores.dtype)  # sums of bfloat16 would lose small weights
             coverage = attention if coverage is None else coverage + attention
             scores = scores + coverage_penalty * _uncovered(coverage, lengths).flatten()[rows]
         history.record(
@@ -226,19 +226,22 @@ def _force(ranks: Tensor, at: Tensor, forced: Tensor, read: StepLogits, offset: 
     return ranks, torch.where(is_forced, forced.view(-1, 1, 1), at)
 
 
-def _one_group_after_another(ranks: Tensor, tokens: Tensor, room: Tensor, diversity: float) -> tuple[Tensor, Tensor]:
+def _one_group_after_another(
+    ranks: Tensor, tokens: Tensor, room: Tensor, width: int, diversity: float
+) -> tuple[Tensor, Tensor]:
     """Choose for each group in turn, tokens that earlier groups chose having fallen behind.
 
     Args:
         ranks: ``(batch, groups, candidates)``.
         tokens: of the same shape.
         room: how many each may choose, ``(batch, groups)``.
+        width: the largest of them.
         diversity: taken off for each earlier choice of the same token.
 
     Returns:
         The ranks of those chosen, ``(batch, groups, chosen)``, and their places among the candidates.
     """
-    most = min(int(room.max()), ranks.shape[-1])
+    most = min(width, ranks.shape[-1])
     taken = tokens[:, 0, :0]  # (batch, chosen so far)
     chosen = []
     for rank, token, places in zip(ranks.unbind(1), tokens.unbind(1), room.unbind(1), strict=True):
