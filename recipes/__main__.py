@@ -1,22 +1,41 @@
 """The command line: ``rnn-blocks RECIPE COMMAND``, or ``python -m rnn_blocks.recipes RECIPE COMMAND``."""
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 
 from rnn_blocks.recipes.errors import InputError
 from rnn_blocks.recipes.shipped_configs import shipped_configs
 
 EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tqdm", "wandb", "yaml")
-RECIPES = {"language-model": "train a recurrent language model on text, and let it write"}
+RECIPES = {
+    "language-model": "train a recurrent language model on text, and let it write",
+    "translation": "train an encoder and a decoder with attention on pairs of lines, and let them translate",
+}
+MODULES = {  # each has a CLI for fit, validate and test, and a function for every other command
+    "language-model": "rnn_blocks.recipes.language_model",
+    "translation": "rnn_blocks.recipes.translation",
+}
+AVERAGE = "one checkpoint of the mean weights of several"
 COMMANDS = {
     "language-model": {
         "fit": "train; resumes by --ckpt_path last",
         "validate": "loss, perplexity and bits per byte on the validation split",
         "test": "the same on the test split",
         "generate": "continue a prompt",
-    }
+        "average": AVERAGE,
+    },
+    "translation": {
+        "fit": "train; resumes by --ckpt_path last",
+        "validate": "loss, perplexity, BLEU, chrF and exact matches on the validation split",
+        "test": "the same on the test split, by beam search",
+        "translate": "translate a file or standard input, line by line",
+        "interactive": "translate what is typed",
+        "average": AVERAGE,
+    },
 }
 
 
@@ -27,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the command line; by default the process's.
 
     Returns:
-        0; 1 where a run failed; 2 for bad input.
+        0; 1 where a run failed; 2 for bad input; 130 where it was interrupted; 141 where nobody reads on.
 
     >>> main(["langage-model", "fit"])
     2
@@ -41,6 +60,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # by the reader of standard output: `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
+        return 141
     except (OSError, FloatingPointError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -72,6 +96,8 @@ def usage() -> str:
         "  rnn-blocks language-model fit",
         "  rnn-blocks language-model fit --config ptb-small --data.train TRAIN --data.val VALID --data.test TEST",
         '  rnn-blocks language-model generate --prompt "def main("',
+        "  rnn-blocks translation fit --config multi30k --data.train TRAIN --data.val VAL --data.test TEST",
+        "  rnn-blocks translation translate --input FILE.en --output FILE.de --beam-size 5",
     ]
     return "\n".join(lines) + "\n"
 
@@ -92,24 +118,14 @@ def _run(recipe: str, args: list[str]) -> int:
 
     quiet()
     tune_host()
-    from rnn_blocks.recipes.language_model import LanguageModelCLI, generate
-
-    if args[0] == "generate":
-        from jsonargparse import auto_cli
-
-        from rnn_blocks.recipes.parser import RecipeParser
-
-        auto_cli(
-            generate,
-            args=args[1:],
-            prog=f"rnn-blocks {recipe} generate",
-            description="Continue a prompt, writing to standard output as the text comes.",
-            as_positional=False,
-            allow_abbrev=False,
-            parser_class=RecipeParser,
-        )
+    module = import_module(MODULES[recipe])
+    function = module.FUNCTIONS.get(args[0])
+    if function is None:
+        module.CLI(args)
     else:
-        LanguageModelCLI(args)
+        from rnn_blocks.recipes.parser import run_function
+
+        run_function(function, args[1:], prog=f"rnn-blocks {recipe} {args[0]}")
     return 0
 
 

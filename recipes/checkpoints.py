@@ -5,7 +5,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,6 +16,8 @@ from torch import nn
 
 from rnn_blocks.recipes.errors import InputError
 from rnn_blocks.recipes.run_folder import BEST, LAST, RunFolder
+
+Mode: TypeAlias = Literal["min", "max"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -148,14 +150,14 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(self._path)
 
 
-def best_checkpoint(folder: RunFolder, monitor: str) -> ModelCheckpoint:
-    """``best.ckpt``: written when ``monitor`` has never been lower.
+def best_checkpoint(folder: RunFolder, monitor: str, mode: Mode = "min") -> ModelCheckpoint:
+    """``best.ckpt``: written when ``monitor`` has never been lower, or with the mode ``"max"`` higher.
 
     >>> best_checkpoint(RunFolder(Path("run")), "val/loss").monitor
     'val/loss'
     """
     return ModelCheckpoint(
-        dirpath=folder.checkpoints, filename=BEST, monitor=monitor, mode="min", enable_version_counter=False
+        dirpath=folder.checkpoints, filename=BEST, monitor=monitor, mode=mode, enable_version_counter=False
     )
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rnn_blocks.recipes.checkpoints import (
     AtomicCheckpointIO,
     LastCheckpoint,
+    Mode,
     RandomState,
     best_checkpoint,
     check_disk_space,
@@ -55,6 +56,7 @@ class RecipeCLI(LightningCLI):
 
     recipe: ClassVar[str]
     monitor: ClassVar[str] = "val/loss"
+    mode: ClassVar[Mode] = "min"
 
     def __init__(self, model_class: Any, datamodule_class: Any, args: list[str]) -> None:
         self.checkpoint_path: Path | None = None
@@ -229,7 +231,7 @@ class RecipeCLI(LightningCLI):
             RandomState(),
             StopOnNonFinite(),
             RunPlots(self.folder),
-            best_checkpoint(self.folder, self.monitor),
+            best_checkpoint(self.folder, self.monitor, self.mode),
             LastCheckpoint(self.folder, options["checkpoint_every_n_steps"]),
         ]
 

@@ -2,8 +2,10 @@
 
 import difflib
 import inspect
+import json
 import re
 import sys
+from collections.abc import Callable
 from pydoc import locate
 from typing import Any, NoReturn, cast
 
@@ -52,3 +54,50 @@ class RecipeParser(LightningArgumentParser):
         subcommands: Any = getattr(self, "_subcommands_action", None)
         below = [] if subcommands is None else list(subcommands._name_parser_map.values())
         return [self, *(parser for parser in below if isinstance(parser, RecipeParser))]
+
+
+def run_function(function: Callable[..., None], args: list[str], *, prog: str) -> None:
+    """Call a function by command-line options of its parameters' names.
+
+    A switch needs no ``true`` after it, a list is given item by item, and a dash is as good as an underscore.
+
+    >>> def greet(name: str, loud: bool = False) -> None:
+    ...     "Say hello."
+    ...     print(name.upper() if loud else name)
+    >>> run_function(greet, ["--loud", "--name", "ada"], prog="demo")
+    ADA
+    """
+    from jsonargparse import auto_cli
+
+    auto_cli(
+        function,
+        args=_spelled_out(args, {name: p.annotation for name, p in inspect.signature(function).parameters.items()}),
+        prog=prog,
+        description=(inspect.getdoc(function) or "").split("\n\n", 1)[0],
+        as_positional=False,
+        allow_abbrev=False,
+        parser_class=RecipeParser,
+    )
+
+
+def _spelled_out(args: list[str], types: dict[str, Any]) -> list[str]:
+    """``--n-best 3 --scores --checkpoints a b`` as ``--n_best 3 --scores true --checkpoints ["a", "b"]``."""
+    spelled: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if not arg.startswith("--") or arg == "--":
+            spelled.append(arg)
+            continue
+        name, equals, value = arg.partition("=")
+        name = "--" + name[2:].replace("-", "_")
+        values: list[str] = []
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        kind = types.get(name[2:])
+        if kind is bool and not values:
+            values = ["true"]
+        elif kind == list[str] and values and not values[0].startswith("["):
+            values = [json.dumps(values)]
+        spelled += [name + equals + value, *values]
+    return spelled

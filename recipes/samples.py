@@ -1,9 +1,10 @@
-"""Text that the model writes at each validation."""
+"""What the model writes at each validation."""
 
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from rnn_blocks.modules import LanguageModel
 from rnn_blocks.recipes.run_folder import RunFolder
@@ -11,8 +12,50 @@ from rnn_blocks.recipes.text.data import TextDataModule
 from rnn_blocks.recipes.tracking import wandb_logger
 
 
-class TextSamples(Callback):
-    """Continues a few prompts at each validation: to ``samples.txt`` and, as a table, to Weights & Biases.
+class ValidationSamples(Callback):
+    """At each validation of a training, rows of text: to ``samples.txt`` and, as a table, to Weights & Biases.
+
+    A recipe says in :meth:`rows` and :meth:`told` what they are.
+
+    Args:
+        folder: the run's.
+        table: the table's name in Weights & Biases.
+        columns: of the table, behind the step.
+
+    >>> from pathlib import Path
+    >>> ValidationSamples(RunFolder(Path("run")), "val/samples", ["prompt", "sample"]).state_key
+    'ValidationSamples'
+    """
+
+    def __init__(self, folder: RunFolder, table: str, columns: list[str]) -> None:
+        self._folder = folder
+        self._table = table
+        self._columns = columns
+
+    def rows(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[list[Any]]:
+        """The rows of this validation."""
+        return []
+
+    def told(self, row: list[Any]) -> str:
+        """A row in ``samples.txt``."""
+        return "\n".join(map(str, row))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write them."""
+        if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
+            return
+        step = trainer.global_step
+        rows = self.rows(trainer, pl_module)
+        with self._folder.samples.open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(f"=== step {step} ===\n{self.told(row)}\n\n")
+        logger = wandb_logger(trainer)
+        if logger is not None and rows:
+            logger.log_text(self._table, columns=["step", *self._columns], data=[[str(step), *row] for row in rows])
+
+
+class TextSamples(ValidationSamples):
+    """Continues a few prompts at each validation.
 
     Args:
         folder: the run's.
@@ -26,27 +69,25 @@ class TextSamples(Callback):
     """
 
     def __init__(self, folder: RunFolder, prompts: list[str], *, max_tokens: int, temperature: float) -> None:
-        self._folder = folder
+        super().__init__(folder, "val/samples", ["prompt", "sample"])
         self._prompts = prompts
         self._max_tokens = max_tokens
         self._temperature = temperature
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write them."""
+    def rows(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[list[Any]]:
+        """Each prompt and what the model goes on with."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(data, TextDataModule):
-            return
+        if not isinstance(data, TextDataModule):
+            return []
         assert isinstance(pl_module, LanguageModel)
-        step = trainer.global_step
-        rows: list[list[str]] = []
+        rows: list[list[Any]] = []
         for prompt in self._prompts:
             ids = data.tokenizer.encode(prompt).ids
             if ids:
                 tokens = pl_module.generate(ids, self._max_tokens, temperature=self._temperature, seed=0)[0].tolist()
-                rows.append([str(step), prompt, data.tokenizer.decode(tokens[len(ids) :])])
-        with self._folder.samples.open("a", encoding="utf-8") as file:
-            for _, prompt, text in rows:
-                file.write(f"=== step {step} ===\n{prompt}|{text}\n\n")
-        logger = wandb_logger(trainer)
-        if logger is not None and rows:
-            logger.log_text("val/samples", columns=["step", "prompt", "sample"], data=rows)
+                rows.append([prompt, data.tokenizer.decode(tokens[len(ids) :])])
+        return rows
+
+    def told(self, row: list[Any]) -> str:
+        """Prompt and sample with a bar between them."""
+        return "|".join(row)

@@ -1,0 +1,79 @@
+"""Where a translation looked: the attention as a picture, as text, and as pairs of words."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from rnn_blocks.callbacks.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHADES = " ░▒▓█"
+
+
+def draw_attention(
+    weights: Tensor, source_tokens: Sequence[str], target_tokens: Sequence[str], *, title: str = ""
+) -> "Figure":
+    """A heat map: a row for each target token, a column for each source token, dark where the weight is high.
+
+    Args:
+        weights: ``(target, source)``, each from 0 to 1.
+        source_tokens: labels, ``source`` of them.
+        target_tokens: labels, ``target`` of them.
+        title: of the picture.
+
+    >>> import torch
+    >>> figure = draw_attention(torch.eye(2), ["a", "man"], ["ein", "Mann"])
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['ein', 'Mann']
+    """
+    rows, columns = weights.shape
+    cell = max(0.12, min(0.32, 12 / max(rows, columns)))  # inches
+    size = (max(3.5, 1.8 + cell * columns), max(2.5, 1.3 + cell * rows))
+    figure, axes = new_figure(title, "", "", size=size)
+    axes.grid(False)
+    picture = axes.imshow(weights.float().numpy(), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    letters = max(4.0, min(9.0, cell * 30))
+    axes.set_xticks(range(columns), source_tokens, rotation=90, fontsize=letters)
+    axes.set_yticks(range(rows), target_tokens, fontsize=letters)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02).ax.tick_params(labelsize=8)
+    return figure
+
+
+def attention_text(weights: Tensor, source_tokens: Sequence[str], target_tokens: Sequence[str]) -> str:
+    """The same for a terminal: source tokens numbered, a line for each target token, shaded in five steps.
+
+    >>> import torch
+    >>> print(attention_text(torch.eye(2), ["a", "man"], ["ein", "Mann"]))
+             0  1
+       ein  ██     a
+      Mann     ██  man
+    """
+    columns = weights.shape[1]
+    width = max(map(len, target_tokens), default=0) + 2
+    lines = [" " * width + "  " + " ".join(f"{column % 100:>2}" for column in range(columns))]
+    for token, row in zip(target_tokens, weights.tolist(), strict=True):
+        cells = " ".join(SHADES[min(4, round(weight * 4))] * 2 for weight in row)
+        best = max(range(columns), key=row.__getitem__)
+        lines.append(f"{token:>{width}}  {cells}  {source_tokens[best]}")
+    return "\n".join(lines)
+
+
+def alignment_pairs(weights: Tensor, num_target: int) -> str:
+    """``source-target`` pairs of token places from 0, as Pharaoh wrote them: each target token with its highest weight.
+
+    Args:
+        weights: ``(target, source)``.
+        num_target: how many of the rows count: those of ``<eos>`` do not.
+
+    >>> import torch
+    >>> alignment_pairs(torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.5, 0.5]]), 2)
+    '1-0 0-1'
+    """
+    highest = weights[:num_target].argmax(1).tolist()
+    return " ".join(f"{source}-{target}" for target, source in enumerate(highest))
