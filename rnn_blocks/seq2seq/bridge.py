@@ -70,6 +70,7 @@ class Bridge(nn.Module):
         Raises:
             ValueError: where the encoder's state is not one of the layer that the bridge was made for.
         """
+        self._check(encoded)
         context = self.context(encoded)
         return self.state_from(context, encoded), context
 
@@ -80,7 +81,6 @@ class Bridge(nn.Module):
 
     def last_hidden(self, encoded: Encoded) -> Tensor:
         """The last ``h`` of each of the encoder's layers and directions side by side, ``(batch, features)``."""
-        self._check(encoded)
         return torch.cat([_real(hidden_of(state)) for _, state in _cells(self._layers[0], encoded.state)], dim=-1)
 
     def _start(self, encoded: Encoded, tensors: tuple[Tensor, ...] | list[Tensor]) -> State:
@@ -124,9 +124,9 @@ class LastStateBridge(Bridge):
 
     def forward(self, encoded: Encoded) -> tuple[State, Tensor | None]:
         """See :meth:`rnn_blocks.Bridge.forward`; there is no context."""
+        self._check(encoded)
         if self.state_layer is not None:
             return self.state_from(self.last_hidden(encoded), encoded), None
-        self._check(encoded)
         return self._start(encoded, _units(self._layers[0], encoded.state)), None
 
 
