@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from rnn_blocks import (
     AdditiveAttention,
     Attention,
+    Cell,
     ConcatAttention,
     DotAttention,
     GeneralAttention,
@@ -20,6 +21,7 @@ from rnn_blocks import (
     MultiHeadAttention,
     make_attention,
 )
+from rnn_blocks.engine import run_fused, run_loop
 
 QUERY, MEMORY = 6, 4
 EXACT = {"rtol": 1e-12, "atol": 1e-12, "check_stride": False}
@@ -368,3 +370,38 @@ def test_shapes_that_do_not_fit_are_told(name):
 def test_an_attention_of_ones_own_says_its_scores():
     with pytest.raises(NotImplementedError, match="Attention needs a `scores"):
         Attention(4, 4)(torch.randn(1, 1, 4), Attention(4, 4).on(torch.randn(1, 2, 4)))
+
+
+# In a recurrence
+
+
+class Reading(Cell):
+    """Reads a memory at each step with what it read before: the memory is a part of the state that no step changes."""
+
+    def __init__(self, attention):
+        super().__init__(attention.query_size, attention.output_size)
+        self.attention = attention
+        self.feedback = nn.Linear(attention.output_size, attention.query_size)
+
+    def step(self, projected, state):
+        read, seen, memory = state
+        query = projected + self.feedback(read)
+        covered = seen.unsqueeze(1) if self.attention.coverage else None
+        context, weights = self.attention(query.unsqueeze(1), memory, covered)
+        context = context.squeeze(1)
+        return context, (context, seen + weights.squeeze(1), memory)
+
+
+@every_attention
+def test_recorded_steps_are_those_of_the_plain_loop_with_all_gradients(name, coverage):
+    cell = Reading(make(name, coverage)).double()
+    inputs = torch.randn(4, 3, cell.input_size, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(3, 5, MEMORY, dtype=torch.float64, requires_grad=True)
+    found = []
+    for fused in (False, True):
+        memory = tuple(cell.attention.on(values, torch.tensor([5, 0, 2])))
+        state = (inputs.new_zeros(3, cell.hidden_size), inputs.new_zeros(3, 5), memory)
+        outputs, after = run_fused(cell, inputs, state) if fused else run_loop(cell.step, inputs, state)
+        total = oracles.weighted_sum(outputs, after)
+        found.append((outputs, after, oracles.gradients_of(total, [inputs, values, *cell.parameters()])))
+    assert_close(found[1], found[0], rtol=1e-10, atol=1e-10, check_stride=False)
