@@ -13,8 +13,11 @@ from rnn_blocks.recipes.errors import InputError
 from rnn_blocks.recipes.parallel.batches import EvaluationBatches, TrainingBatches
 from rnn_blocks.recipes.parallel.codec import TextCodec
 from rnn_blocks.recipes.parallel.corpus import ParallelCorpus
+from rnn_blocks.recipes.parallel.dropout import BpeDropout, check_rate
 from rnn_blocks.recipes.parallel.files import ParallelFiles
 from rnn_blocks.recipes.parallel.filtering import Kept, keep
+from rnn_blocks.recipes.parallel.hub import HubPairs
+from rnn_blocks.recipes.parallel.numbers import NumberSizes, SpelledNumbers
 from rnn_blocks.recipes.parallel.plan import Budget
 from rnn_blocks.recipes.parallel.settings import ParallelTokenizerSettings
 from rnn_blocks.recipes.parallel.store import PairFile, PreparedPairs, prepare_pairs
@@ -23,6 +26,10 @@ from rnn_blocks.recipes.shares import batches_of_an_epoch, place_among_ranks
 from rnn_blocks.recipes.text.corpus import Split
 from rnn_blocks.recipes.text.store import default_cache_dir
 
+_HUB = "hub:"
+# Numbers have few words: with many types, whole compounds (German, Finnish) would become types of their own.
+_TYPES_OF_NUMBERS = 400
+
 
 class ParallelDataModule(LightningDataModule):
     r"""Pairs of lines in two languages as batches for a translation model.
@@ -30,18 +37,28 @@ class ParallelDataModule(LightningDataModule):
     The first run tokenizes the corpus into the cache folder; later runs find it there by its content and settings.
 
     Args:
-        source: The corpus where no files are given: ``numbers``, spelled out in both languages.
+        source: The corpus where no files are given: ``numbers``, spelled out in both languages by ``num2words``, or
+            ``hub:NAME``, a dataset of the Hugging Face Hub with train and validation splits.
         source_lang: The language to translate from; with files, the ending of their names.
         target_lang: The language to translate into.
+        hub_config: The Hub dataset's configuration, such as ``iwslt2017-de-en``.
+        translation_column: The Hub dataset's column of translations (``{"en": …, "de": …}``); not needed where it has a
+            column for each language.
         train: The training text: a stem such that ``stem.en`` and ``stem.de`` (or ``stem.en.gz``, …) are line-aligned,
             or one file with two columns separated by a tab. Plain or gzip, in UTF-8; with ``val``.
         val: The validation text.
         test: The test text, if there is one.
+        numbers_train: How many numbers to train on.
+        numbers_val: How many numbers to validate on; none of them is trained on.
+        numbers_test: How many numbers to test on; none of them is trained or validated on.
+        numbers_max: The greatest number.
         tokenizer: ``bpe`` or ``unigram`` (pieces of words, on bytes), ``word`` (words and punctuation) or ``char``.
         joint: Whether one vocabulary serves both sides.
-        vocab_size: Types at most, of each vocabulary; by default 8000 for ``bpe`` and ``unigram`` and every word for
-            ``word``.
+        vocab_size: Types at most, of each vocabulary; by default 8000 for ``bpe`` and ``unigram`` (400 for
+            numbers) and every word for ``word``.
         lowercase: Whether all text is lowercased, references as well.
+        bpe_dropout: The probability of leaving a merge out (``bpe``), so that each epoch reads the training text in
+            other pieces; 0.1 is usual. Budgets and ``max_length`` count the pieces without it.
         batch_tokens: Padded positions of a training batch at most, on each device: its sentences times the tokens of
             the longest, source or target.
         max_sentences: Sentences of a batch at most; None for no limit.
@@ -73,13 +90,20 @@ class ParallelDataModule(LightningDataModule):
         *,
         source_lang: str = "en",
         target_lang: str = "de",
+        hub_config: str | None = None,
+        translation_column: str = "translation",
         train: str | None = None,
         val: str | None = None,
         test: str | None = None,
+        numbers_train: int = 30_000,
+        numbers_val: int = 1_000,
+        numbers_test: int = 1_000,
+        numbers_max: int = 999_999,
         tokenizer: ParallelTokenizerKind = "bpe",
         joint: bool = True,
         vocab_size: int | None = None,
         lowercase: bool = False,
+        bpe_dropout: float = 0.0,
         batch_tokens: int = 4096,
         max_sentences: int | None = None,
         eval_batch_tokens: int | None = None,
@@ -89,14 +113,14 @@ class ParallelDataModule(LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        sizes = {
+        limits = {
             "batch_tokens": batch_tokens,
             "max_sentences": max_sentences,
             "eval_batch_tokens": eval_batch_tokens,
             "max_length": max_length,
             "max_ratio": max_ratio,
         }
-        for name, size in sizes.items():
+        for name, size in limits.items():
             if size is not None and size < 1:
                 raise InputError(f"{name} {size}: give 1 or more")
         if batch_tokens <= max_length:
@@ -105,9 +129,28 @@ class ParallelDataModule(LightningDataModule):
                 " raise the one or lower the other"
             )
         self._cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        check_rate(bpe_dropout)
+        if bpe_dropout and tokenizer != "bpe":
+            raise InputError(
+                f"bpe_dropout {bpe_dropout:g}: only tokenizer bpe has merges to leave out, not {tokenizer}"
+            )
+        languages, memory = (source_lang, target_lang), self._cache_dir / "parallel" / "scans"
+        stems = _stems(source, {"train": train, "val": val, "test": test})
+        if hub_config is not None and (stems or not source.startswith(_HUB)):
+            raise InputError(f"hub_config {hub_config!r}: the corpus is no dataset of the Hub (hub:NAME)")
+        self._corpus: ParallelCorpus
+        if stems:
+            self._corpus = ParallelFiles(stems, languages, memory=memory)
+        elif source.startswith(_HUB):
+            name = source.removeprefix(_HUB)
+            self._corpus = HubPairs(name, hub_config, languages, translation_column, memory=memory)
+        else:
+            sizes = NumberSizes(numbers_train, numbers_val, numbers_test, numbers_max)
+            self._corpus = SpelledNumbers(languages, sizes)
+            if tokenizer in ("bpe", "unigram"):
+                vocab_size = vocab_size or _TYPES_OF_NUMBERS
         self._settings = ParallelTokenizerSettings(tokenizer, joint, vocab_size, lowercase)
-        memory = self._cache_dir / "parallel" / "scans"
-        self._corpus = _corpus(source, (source_lang, target_lang), {"train": train, "val": val, "test": test}, memory)
+        self._bpe_dropout = bpe_dropout
         self._budget = Budget(batch_tokens, max_sentences)
         self._eval_budget = Budget(eval_batch_tokens or batch_tokens, max_sentences)
         self._limits = max_length, max_ratio
@@ -257,24 +300,38 @@ class ParallelDataModule(LightningDataModule):
         pairs = self.splits["train"]
         assert self._kept is not None
         rank, world_size = place_among_ranks(self.trainer)
-        places, seed = self._kept.places, self._seed
-        return TrainingBatches(pairs, places, self._budget, seed=seed, rank=rank, world_size=world_size)
+        segmenters = None
+        if self._bpe_dropout:
+            source, target = (
+                BpeDropout(tokenizer, self._bpe_dropout) for tokenizer in (self.source_tokenizer, self.target_tokenizer)
+            )
+            segmenters = source, target
+        return TrainingBatches(
+            pairs,
+            self._kept.places,
+            self._budget,
+            seed=self._seed,
+            rank=rank,
+            world_size=world_size,
+            segmenters=segmenters,
+        )
 
     def _evaluation_batches(self, split: Split) -> EvaluationBatches:
         rank, world_size = place_among_ranks(self.trainer)
         return EvaluationBatches(self.splits[split], self._eval_budget, rank=rank, world_size=world_size)
 
 
-def _corpus(source: str, languages: tuple[str, str], paths: dict[Split, str | None], memory: Path) -> ParallelCorpus:
-    stems: dict[Split, Path] = {split: Path(path).expanduser() for split, path in paths.items() if path is not None}
-    if stems:
-        missing = [split for split in ("train", "val") if split not in stems]
-        if missing:
-            raise InputError(f"train and val go together; missing: {', '.join(missing)}")
-        if source != "numbers":
-            raise InputError(f"source {source!r}: train, val and test take its place; give one or the others")
-        return ParallelFiles(stems, languages, memory=memory)
-    raise InputError(f"source {source!r}: give numbers or hub:NAME; files are given as train, val and test")
+def _stems(source: str, paths: dict[Split, str | None]) -> dict[Split, Path]:
+    """The files that were given, checked against the source."""
+    stems = {split: Path(path).expanduser() for split, path in paths.items() if path is not None}
+    missing = [split for split in ("train", "val") if split not in stems]
+    if stems and missing:
+        raise InputError(f"train and val go together; missing: {', '.join(missing)}")
+    if stems and source != "numbers":
+        raise InputError(f"source {source!r}: train, val and test take its place; give one or the others")
+    if not stems and source != "numbers" and not source.startswith(_HUB):
+        raise InputError(f"source {source!r}: give numbers or hub:NAME; files are given as train, val and test")
+    return stems
 
 
 def _sizes(codec: TextCodec) -> str:

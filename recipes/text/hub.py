@@ -1,7 +1,7 @@
 """Datasets of the Hugging Face Hub, by name."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +51,7 @@ class HubCorpus:
         digest = hashlib.sha256()
         for split, rows in self._load().items():
             digest.update(f"{split}\0{self._text_column}\0{rows.num_rows}\0".encode())
-            files = [Path(entry["filename"]) for entry in rows.cache_files]
-            for path in files:
-                digest.update(str(remembered(path, self._memory, partial(_hash, path))).encode())
-            if not files:
-                for text in self.pieces(split):
-                    digest.update(text.encode())
+            digest.update((hash_files(rows, self._memory) or hash_text(self.pieces(split))).encode())
         return digest.hexdigest()
 
     def num_bytes(self, split: Split) -> int | None:
@@ -75,21 +70,7 @@ class HubCorpus:
         return self._splits
 
     def _open(self) -> "dict[Split, datasets.Dataset]":
-        import datasets  # it takes a second to import, and few runs read the Hub
-
-        try:
-            found: Any = datasets.load_dataset(self._dataset, self._config)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise InputError(f"{self.name}: the dataset cannot be loaded: {error}") from error
-        named = {str(datasets.Split.VALIDATION): "val"}
-        there = {named.get(str(split), str(split)): rows for split, rows in found.items()}
-        missing = [split for split in SPLITS if split not in there]
-        if missing:
-            raise InputError(
-                f"{self.name}: the dataset has no split for {' and '.join(missing)}; the recipe needs train, validation"
-                f" and test, and there are: {', '.join(map(str, found))}. Save the splits as text files and give them"
-                " as train, val and test"
-            )
+        there = load_splits(self._dataset, self._config, self.name)
         for split in SPLITS:
             self._check_column(there[split])
         return {split: there[split].select_columns([self._text_column]) for split in SPLITS}
@@ -103,6 +84,56 @@ class HubCorpus:
                 f"{self.name}: text_column {self._text_column!r} is no column of text; the columns of text are:"
                 f" {', '.join(texts) or 'none'}"
             )
+
+
+def load_splits(
+    dataset: str, config: str | None, name: str, needed: tuple[Split, ...] = SPLITS
+) -> "dict[Split, datasets.Dataset]":
+    """Loads a dataset of the Hub, or of a local folder.
+
+    Args:
+        dataset: its name or the folder's path.
+        config: its configuration, where it has several.
+        name: what messages call it.
+        needed: the splits that it must have; the others of train, val and test come where they are there.
+
+    Raises:
+        InputError: it cannot be loaded, or lacks a split.
+    """
+    import datasets  # it takes a second to import, and few runs read the Hub
+
+    try:
+        found: Any = datasets.load_dataset(dataset, config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"{name}: the dataset cannot be loaded: {error}") from error
+    named = {str(datasets.Split.VALIDATION): "val"}
+    there = {named.get(str(split), str(split)): rows for split, rows in found.items()}
+    missing = [split for split in needed if split not in there]
+    if missing:
+        told = ["validation" if split == "val" else split for split in needed]
+        raise InputError(
+            f"{name}: the dataset has no split for {' and '.join(missing)}; the recipe needs"
+            f" {', '.join(told[:-1])} and {told[-1]}, and there are: {', '.join(map(str, found))}. Save the splits as"
+            " text files and give them as train, val and test"
+        )
+    return {split: there[split] for split in SPLITS if split in there}
+
+
+def hash_files(rows: "datasets.Dataset", memory: Path | None) -> str:
+    """A hash of the files that a split lies in; empty where it lies in memory."""
+    digest = hashlib.sha256()
+    files = [Path(entry["filename"]) for entry in rows.cache_files]
+    for path in files:
+        digest.update(str(remembered(path, memory, partial(_hash, path))).encode())
+    return digest.hexdigest() if files else ""
+
+
+def hash_text(pieces: Iterable[str]) -> str:
+    """A hash of text in pieces."""
+    digest = hashlib.sha256()
+    for text in pieces:
+        digest.update(text.encode())
+    return digest.hexdigest()
 
 
 def _hash(path: Path) -> list[str | int]:
