@@ -135,7 +135,10 @@ class Seq2Seq(TokenModule):
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
         from_command_line = _given_hyperparameters.get() is not None
-        objects = ["encoder", "decoder", "attention", "bridge", "scheduled_sampling", "optimizer", "lr_scheduler"]
+        # Names are kept: a checkpoint of another attention or bridge would not fit the model that it is loaded into.
+        objects = ["encoder", "decoder", "scheduled_sampling", "optimizer", "lr_scheduler"]
+        named = {"attention": attention, "bridge": bridge}
+        objects += [name for name, part in named.items() if isinstance(part, nn.Module)]
         self.save_hyperparameters(ignore=["detokenize"] if from_command_line else ["detokenize", *objects])
         _check_numbers(
             label_smoothing=(label_smoothing, 0, 1),
@@ -324,8 +327,10 @@ class Seq2Seq(TokenModule):
     def _log_pass(self, stage: str) -> None:
         super()._log_pass(stage)
         scores = self._stage_scores(stage)
-        if scores.updated:  # of all ranks already
-            self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.compute().items()})
+        # All ranks ask each other for their sums, those without a batch of their own as well.
+        if self.trainer.strategy.reduce_boolean_decision(scores.updated, all=False):
+            found = {f"{stage}/{name}": value.float() for name, value in scores.compute().items()}
+            self.log_dict(found, sync_dist=True)  # the same on all ranks: it is Lightning that wants to be told
         scores.reset()
 
     def on_fit_start(self) -> None:
@@ -379,7 +384,7 @@ class Seq2Seq(TokenModule):
             For each sentence its hypotheses, best first.
 
         Raises:
-            ValueError: for an option out of its range.
+            ValueError: for an option out of its range, or a source without tokens (its row is named).
         """
         with self.evaluating():
             source, source_lengths = self._checked_source(source, source_lengths)
@@ -427,7 +432,7 @@ class Seq2Seq(TokenModule):
             return_attention: whether the samples come with their attention.
 
         Raises:
-            ValueError: for an option out of its range.
+            ValueError: for an option out of its range, or a source without tokens (its row is named).
         """
         with self.evaluating():
             source, source_lengths = self._checked_source(source, source_lengths)
@@ -503,6 +508,14 @@ class Seq2Seq(TokenModule):
             raise ValueError(f"source must be ids, (batch, source), got {source.dtype} of shape {tuple(source.shape)}")
         if lengths is None:
             lengths = torch.full((len(source),), source.shape[1])
+        if lengths.shape != (len(source),) or lengths.is_floating_point():
+            raise ValueError(
+                f"source_lengths must be {len(source)} integers, one a source, got {lengths.dtype} of shape "
+                f"{tuple(lengths.shape)}"
+            )
+        for row, length in enumerate(lengths.tolist()):
+            if not 1 <= length <= source.shape[1]:
+                raise ValueError(f"source {row} has the length {length}; it must be from 1 to {source.shape[1]}")
         return source.to(self.device), lengths.to(self.device)
 
 

@@ -132,10 +132,11 @@ class TokenModule(pl.LightningModule):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """In evaluation mode, and back to the mode before."""
-        was_training = self.training
+        """In evaluation mode, and each part back to its mode before: some may be frozen in evaluation mode."""
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             yield
         finally:
-            self.train(was_training)
+            for module, mode in modes:
+                module.training = mode

@@ -65,7 +65,7 @@ class TranslationScores(nn.Module):
     def compute(self) -> dict[str, Tensor]:
         """``bleu``, ``chrf`` and ``exact_match``, in percent."""
         scores = {"bleu": self.bleu.compute(), "chrf": self.chrf.compute(), "exact_match": self.exact.compute()}
-        return {name: 100 * value for name, value in scores.items()}
+        return {name: 100 * torch.as_tensor(value) for name, value in scores.items()}
 
     def reset(self) -> None:
         """Forget all sentences."""

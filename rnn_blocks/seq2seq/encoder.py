@@ -83,7 +83,8 @@ class Encoder(nn.Module):
         if self.reverse:
             steps = reverse_time(steps, lengths)
         batch_first = self.layer.batch_first
-        vectors = dropout(self._vectors(steps.t() if batch_first else steps), self.dropout, self.training)
+        vectors = vectors_of(self.embedding, steps.t() if batch_first else steps, "source")
+        vectors = dropout(vectors, self.dropout, self.training)
         outputs, state = self.layer(vectors, lengths=lengths)
         steps = outputs.transpose(0, 1) if batch_first else outputs
         if self.reverse:
@@ -93,20 +94,30 @@ class Encoder(nn.Module):
             lengths = torch.full(source.shape[:1], source.shape[1], device=source.device)
         return Encoded(outputs, lengths, state)
 
-    def _vectors(self, ids: Tensor) -> Tensor:
-        try:
-            vectors: Tensor = self.embedding(ids)
-        except IndexError as error:  # by the embedding itself, where ids are on a CPU: to look beforehand costs time
-            size = self.embedding.num_embeddings
-            wrong = ids[(ids < 0) | (ids >= size)]
-            if not len(wrong):
-                raise
-            raise ValueError(
-                f"source has the id {wrong[0].item()}, but the vocabulary has {size} tokens, 0 to {size - 1}"
-            ) from error
-        return vectors
-
     def extra_repr(self) -> str:
         """What is not the default."""
         options = {"dropout": (self.dropout, 0.0), "reverse": (self.reverse, False)}
         return ", ".join(f"{name}={value!r}" for name, (value, default) in options.items() if value != default)
+
+
+def vectors_of(embedding: nn.Embedding, ids: Tensor, name: str) -> Tensor:
+    """The embedding's vectors of ``ids``.
+
+    Raises:
+        ValueError: where (on a CPU) an id is not in the vocabulary; ``name`` says of what.
+
+    >>> import torch
+    >>> vectors_of(nn.Embedding(10, 4), torch.tensor([[5, 6, 2]]), "source").shape
+    torch.Size([1, 3, 4])
+    """
+    try:
+        vectors: Tensor = embedding(ids)
+    except IndexError as error:  # by the embedding itself, where ids are on a CPU: to look beforehand costs time
+        size = embedding.num_embeddings
+        wrong = ids[(ids < 0) | (ids >= size)]
+        if not len(wrong):
+            raise
+        raise ValueError(
+            f"{name} has the id {wrong[0].item()}, but the vocabulary has {size} tokens, 0 to {size - 1}"
+        ) from error
+    return vectors
