@@ -43,8 +43,8 @@ class NumberSizes:
         for name, size in (("train", self.train), ("val", self.val), ("test", self.test)):
             if size < 1:
                 raise InputError(f"numbers_{name} {size}: give 1 or more")
-        if self.greatest < 9:
-            raise InputError(f"numbers_max {self.greatest}: give 9 or more")
+        if not 9 <= self.greatest <= 10**15:
+            raise InputError(f"numbers_max {self.greatest}: give 9 to 10^15")
         self.numbers()
 
     def numbers(self) -> dict[Split, list[int]]:
@@ -114,7 +114,8 @@ class SpelledNumbers:
 
     def fingerprint(self) -> str:
         """A hash of the numbers, the languages and the version of ``num2words``."""
-        for number in (0, self._sizes.greatest):  # what can be seen at once comes before the long work
+        # What can be seen at once comes before the long work: what a language cannot spell is among the first of these.
+        for number in (0, self._sizes.greatest, *self._numbers["val"][:50]):
             self._pair(number)
         parts = [_FORMAT, importlib.metadata.version("num2words"), self._languages, self._numbers]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
