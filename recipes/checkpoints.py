@@ -106,8 +106,13 @@ def check_fits(checkpoint: dict[str, Any], model: nn.Module, path: Path) -> None
             raise InputError(f"{path}: a checkpoint of another model: this configuration has no {name!r}")
 
 
-def check_disk_space(model: nn.Module, folder: Path) -> None:
+def check_disk_space(model: nn.Module, folder: Path, kept: int = 0) -> None:
     """Make sure that the checkpoints to come have room, before any long work.
+
+    Args:
+        model: whose checkpoints they are.
+        folder: where they go.
+        kept: how many there are beside the usual ones, of weights alone.
 
     Raises:
         InputError: naming what is free and what is needed.
@@ -115,7 +120,7 @@ def check_disk_space(model: nn.Module, folder: Path) -> None:
     >>> check_disk_space(nn.Linear(2, 1), Path("."))
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    needed = 4 * size * 2 + 2**20  # best, last and one being written, each with the optimizer's state
+    needed = (4 * 2 + kept) * size + 2**20  # best, last and one being written, each with the optimizer's state
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
@@ -159,6 +164,32 @@ def best_checkpoint(folder: RunFolder, monitor: str, mode: Mode = "min") -> Mode
     return ModelCheckpoint(
         dirpath=folder.checkpoints, filename=BEST, monitor=monitor, mode=mode, enable_version_counter=False
     )
+
+
+class KeptCheckpoints(ModelCheckpoint):
+    """``kept/step-….ckpt``: the weights of the best few validations, to be averaged.
+
+    Args:
+        folder: the run's.
+        monitor: what says which are the best.
+        mode: whether low or high is good.
+        count: how many are kept.
+
+    >>> KeptCheckpoints(RunFolder(Path("run")), "val/bleu", "max", count=5).save_top_k
+    5
+    """
+
+    def __init__(self, folder: RunFolder, monitor: str, mode: Mode, count: int) -> None:
+        super().__init__(
+            dirpath=folder.kept,
+            filename="step-{step:06d}",
+            auto_insert_metric_name=False,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=count,
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
 
 
 class RandomState(Callback):

@@ -11,8 +11,11 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
+from rnn_blocks.recipes.arguments import map_values, value_of, with_value
+from rnn_blocks.recipes.average import average_checkpoints, kept_checkpoints
 from rnn_blocks.recipes.checkpoints import (
     AtomicCheckpointIO,
+    KeptCheckpoints,
     LastCheckpoint,
     Mode,
     RandomState,
@@ -27,6 +30,7 @@ from rnn_blocks.recipes.parser import RecipeParser
 from rnn_blocks.recipes.plots import RunPlots
 from rnn_blocks.recipes.progress import RecipeProgressBar
 from rnn_blocks.recipes.run_folder import (
+    AVERAGED,
     BEST,
     ENVIRONMENT,
     LAST,
@@ -99,8 +103,8 @@ class RecipeCLI(LightningCLI):
         if not args or args[0] not in self.subcommands() or {"-h", "--help"} & set(args):
             return args
         command, *rest = args
-        output_dir = Path(_value_of(rest, "--output_dir") or OUTPUT_DIR)
-        given = _value_of(rest, "--ckpt_path")
+        output_dir = Path(value_of(rest, "--output_dir") or OUTPUT_DIR)
+        given = value_of(rest, "--ckpt_path")
         if given is None and command != "fit":
             given = BEST
             rest += ["--ckpt_path", BEST]
@@ -113,11 +117,11 @@ class RecipeCLI(LightningCLI):
                 first = ["--config", str(run.config)]
                 if command == "fit" and self.checkpoint_path.stem == LAST:
                     self._resumed = run  # the newest state of a run goes on with it; any other starts a run of its own
-            rest = _with_value(rest, "--ckpt_path", str(self.checkpoint_path))
+            rest = with_value(rest, "--ckpt_path", str(self.checkpoint_path))
         return [
             command,
             *first,
-            *_map_values(rest, ("--config", "-c"), lambda name: str(config_path(self.recipe, name))),
+            *map_values(rest, ("--config", "-c"), lambda name: str(config_path(self.recipe, name))),
         ]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -136,6 +140,12 @@ class RecipeCLI(LightningCLI):
         group.add_argument("--project", type=str, default="rnn-blocks", help="Project in Weights & Biases")
         group.add_argument(
             "--checkpoint_every_n_steps", type=int, default=200, help="Steps between two writes of last.ckpt"
+        )
+        group.add_argument(
+            "--average_checkpoints",
+            type=int,
+            default=0,
+            help="Keep this many of the best checkpoints, and at the end write and validate the mean of their weights",
         )
         parser.set_defaults({"trainer.enable_model_summary": False})
 
@@ -163,6 +173,10 @@ class RecipeCLI(LightningCLI):
         if options["checkpoint_every_n_steps"] < 1:
             raise InputError(
                 f"--checkpoint_every_n_steps must be at least 1, got {options['checkpoint_every_n_steps']}"
+            )
+        if options["average_checkpoints"] < 0 or options["average_checkpoints"] == 1:
+            raise InputError(
+                f"--average_checkpoints must be 2 or more, or 0 for none, got {options['average_checkpoints']}"
             )
         if self.config["subcommand"] != "fit":
             return
@@ -198,14 +212,22 @@ class RecipeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's, with the run's loggers, checkpoints and plots."""
         options = self.config[self.config["subcommand"]]
+        data_state = self.checkpoint.get(type(self.datamodule).__qualname__)
         if self.checkpoint_path is not None:
             check_fits(self.checkpoint, self.model, self.checkpoint_path)
+            if data_state is None:
+                raise InputError(
+                    f"{self.checkpoint_path}: holds no tokenizer: no checkpoint of the {self.recipe} recipe"
+                )
         if self.folder is None:
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()])
-        data_state = self.checkpoint.get(type(self.datamodule).__qualname__)
         if data_state is not None:
+            if "optimizer_states" not in self.checkpoint:
+                raise InputError(
+                    f"{self.checkpoint_path}: holds weights alone, with which no training goes on; give 'last' or 'best'"
+                )
             self.datamodule.load_state_dict(data_state)  # raises for other data before anything is written
-        check_disk_space(self.model, self.folder.path)
+        check_disk_space(self.model, self.folder.path, options["average_checkpoints"])
         _check_schedule(self.checkpoint, options["trainer"].get("max_steps") or -1)
         resumed = self._resumed is not None
         loggers = make_loggers(
@@ -234,6 +256,8 @@ class RecipeCLI(LightningCLI):
             best_checkpoint(self.folder, self.monitor, self.mode),
             LastCheckpoint(self.folder, options["checkpoint_every_n_steps"]),
         ]
+        if options["average_checkpoints"]:
+            callbacks.append(KeptCheckpoints(self.folder, self.monitor, self.mode, options["average_checkpoints"]))
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """The recipe's own callbacks."""
@@ -246,12 +270,14 @@ class RecipeCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
     def after_fit(self) -> None:
-        """Say where things lie."""
+        """Average, where that was asked for, and say where things lie."""
         assert self.folder is not None
+        if self.config["fit"]["average_checkpoints"]:
+            self._average(self.folder)
         if not self.trainer.is_global_zero:
             return
         lines = [f"Run        {self.folder.path}"]
-        for name in (BEST, LAST):
+        for name in (BEST, LAST, AVERAGED):
             if self.folder.checkpoint(name).is_file():
                 lines.append(f"Checkpoint {self.folder.checkpoint(name)}")
         lines += [f"Plot       {path}" for path in sorted(self.folder.plots.glob("*.png"))]
@@ -263,6 +289,23 @@ class RecipeCLI(LightningCLI):
             lines.append(f"W&B run    {self.folder.path / 'wandb'}")
         sys.stdout.write("\n".join(lines) + "\n")
 
+    def _average(self, folder: RunFolder) -> None:
+        """Write the mean of the kept checkpoints, validate it, and say which is better, it or the best of them."""
+        best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, KeptCheckpoints)).best_model_score
+        if best is None:
+            return
+        path = folder.checkpoint(AVERAGED)
+        if self.trainer.is_global_zero:
+            AtomicCheckpointIO().save_checkpoint(average_checkpoints(kept_checkpoints(folder)), path)
+        self.trainer.strategy.barrier()
+        self.trainer.loggers = []  # what is measured now is of no step of the training
+        self.trainer.validate(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)
+        score = self.trainer.callback_metrics[self.monitor]
+        if self.trainer.is_global_zero:
+            better = score > best if self.mode == "max" else score < best
+            told = f"{self.monitor} of the averaged weights {score:.4g}, of the best checkpoint {best:.4g}"
+            sys.stdout.write(f"{told}: take --ckpt_path {AVERAGED if better else BEST}\n")
+
 
 def _check_schedule(checkpoint: dict[str, Any], max_steps: int) -> None:
     for schedule in checkpoint.get("lr_schedulers", []):
@@ -272,33 +315,6 @@ def _check_schedule(checkpoint: dict[str, Any], max_steps: int) -> None:
                 f"--trainer.max_steps {max_steps}: the checkpoint's learning-rate schedule ends at step {total}; "
                 "start a new training with a longer schedule, or choose a schedule without an end"
             )
-
-
-def _value_of(args: list[str], option: str) -> str | None:
-    found = None  # the last one counts, as for every option
-    for index, arg in enumerate(args):
-        if arg == option and index + 1 < len(args):
-            found = args[index + 1]
-        elif arg.startswith(f"{option}="):
-            found = arg.split("=", 1)[1]
-    return found
-
-
-def _with_value(args: list[str], option: str, value: str) -> list[str]:
-    return _map_values(args, (option,), lambda _: value)
-
-
-def _map_values(args: list[str], options: tuple[str, ...], function: Any) -> list[str]:
-    mapped: list[str] = []
-    for arg in args:
-        if mapped and mapped[-1] in options:
-            mapped.append(function(arg))
-        elif arg.split("=", 1)[0] in options and "=" in arg:
-            option, value = arg.split("=", 1)
-            mapped.append(f"{option}={function(value)}")
-        else:
-            mapped.append(arg)
-    return mapped
 
 
 def _without_checkpoint(config: str) -> str:

@@ -1,6 +1,7 @@
 """The language-model recipe: train on text, measure perplexity and bits per byte, write text."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +13,10 @@ from tokenizers import Tokenizer
 
 from rnn_blocks.modules import LanguageModel
 from rnn_blocks.modules.generation import check_sampling
-from rnn_blocks.recipes.checkpoints import read_checkpoint
+from rnn_blocks.recipes.average import average
 from rnn_blocks.recipes.cli import OUTPUT_DIR, RecipeCLI
 from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes.load import load_model
 from rnn_blocks.recipes.run_folder import find_checkpoint
 from rnn_blocks.recipes.samples import TextSamples
 from rnn_blocks.recipes.text.data import TextDataModule
@@ -136,12 +138,9 @@ def load_language_model(path: Path) -> tuple[LanguageModel, Tokenizer]:
     ...
     rnn_blocks.recipes.errors.InputError: no.ckpt: no such checkpoint
     """
-    checkpoint = read_checkpoint(path)
-    held = checkpoint.get(TextDataModule.__qualname__, {}).get("tokenizer")
-    if held is None:
-        raise InputError(f"{path}: holds no tokenizer: not a checkpoint of the {NAME} recipe")
-    try:
-        model = LanguageModel.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: the model cannot be made from it: {error}") from error
-    return model.eval(), Tokenizer.from_str(held)
+    model, state = load_model(path, LanguageModel, TextDataModule, NAME)
+    return model, Tokenizer.from_str(state["tokenizer"])
+
+
+CLI = LanguageModelCLI
+FUNCTIONS: dict[str, Callable[..., None]] = {"generate": generate, "average": average}

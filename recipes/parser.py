@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from pydoc import locate
 from typing import Any, NoReturn, cast
 
 from lightning.pytorch.cli import LightningArgumentParser
+
+from rnn_blocks.recipes.arguments import spelled_out
 
 
 class RecipeParser(LightningArgumentParser):
@@ -71,33 +72,10 @@ def run_function(function: Callable[..., None], args: list[str], *, prog: str) -
 
     auto_cli(
         function,
-        args=_spelled_out(args, {name: p.annotation for name, p in inspect.signature(function).parameters.items()}),
+        args=spelled_out(args, {name: p.annotation for name, p in inspect.signature(function).parameters.items()}),
         prog=prog,
         description=(inspect.getdoc(function) or "").split("\n\n", 1)[0],
         as_positional=False,
         allow_abbrev=False,
         parser_class=RecipeParser,
     )
-
-
-def _spelled_out(args: list[str], types: dict[str, Any]) -> list[str]:
-    """``--n-best 3 --scores --checkpoints a b`` as ``--n_best 3 --scores true --checkpoints ["a", "b"]``."""
-    spelled: list[str] = []
-    rest = list(args)
-    while rest:
-        arg = rest.pop(0)
-        if not arg.startswith("--") or arg == "--":
-            spelled.append(arg)
-            continue
-        name, equals, value = arg.partition("=")
-        name = "--" + name[2:].replace("-", "_")
-        values: list[str] = []
-        while not equals and rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
-        kind = types.get(name[2:])
-        if kind is bool and not values:
-            values = ["true"]
-        elif kind == list[str] and values and not values[0].startswith("["):
-            values = [json.dumps(values)]
-        spelled += [name + equals + value, *values]
-    return spelled

@@ -1,4 +1,4 @@
-"""Pictures of a run: its loss, and its gradient norm with the threshold."""
+"""Pictures of a run: its loss, its gradient norm with the threshold, and BLEU where translations are scored."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ BLUE, ORANGE, RED, GREY = "#3b6fb6", "#e07b39", "#c23b3b", "#8a8a8a"
 
 
 class RunPlots(Callback):
-    """Draws ``loss.png`` and ``gradient_norm.png`` from the run's metrics when training ends, or breaks off.
+    """Draws ``loss.png``, ``gradient_norm.png`` and ``bleu.png`` from the metrics when training ends, or breaks off.
 
     Args:
         folder: the run's.
@@ -61,7 +61,7 @@ def draw_run(folder: RunFolder) -> list[Path]:
     rows = read_metrics(folder.metrics)
     folder.plots.mkdir(exist_ok=True)
     paths = []
-    for name, draw in (("loss", _draw_loss), ("gradient_norm", _draw_gradient_norm)):
+    for name, draw in (("loss", _draw_loss), ("gradient_norm", _draw_gradient_norm), ("bleu", _draw_bleu)):
         figure = draw(rows)
         if figure is not None:
             path = folder.plots / f"{name}.png"
@@ -151,5 +151,32 @@ def _draw_gradient_norm(rows: list[dict[str, str]]) -> Any | None:
         share.spines[["top"]].set_visible(False)
         axes.set_zorder(share.get_zorder() + 1)
         axes.patch.set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _draw_bleu(rows: list[dict[str, str]]) -> Any | None:
+    steps, bleu = _series(rows, "val/bleu")
+    if not len(steps):
+        return None
+    figure, axes = _axes("Translation quality on the validation split", "percent")
+    for name, label, colour in (
+        ("val/bleu", "BLEU", BLUE),
+        ("val/chrf", "chrF", ORANGE),
+        ("val/exact_match", "exactly right", GREY),
+    ):
+        places, scores = _series(rows, name)
+        if len(places):
+            axes.plot(places, scores, color=colour, marker="o", markersize=4, label=label)
+    best = int(bleu.argmax())
+    axes.annotate(
+        f"{bleu[best]:.2f}",
+        (steps[best], bleu[best]),
+        textcoords="offset points",
+        xytext=(0, 8),
+        ha="center",
+        color=BLUE,
+    )
+    axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return figure

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from rnn_blocks.recipes.errors import InputError
 
 ENVIRONMENT = "RNN_BLOCKS_RUN_FOLDER"  # tells the processes that a run starts for its other ranks where it lies
-LAST, BEST = "last", "best"
+LAST, BEST, AVERAGED = "last", "best", "averaged"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def kept(self) -> Path:
+        """The folder of checkpoints that are kept to be averaged."""
+        return self.checkpoints / "kept"
+
+    @property
     def metrics(self) -> Path:
         """All logged metrics."""
         return self.path / "metrics.csv"
@@ -50,7 +55,7 @@ class RunFolder:
         return self.path / "samples.txt"
 
     def checkpoint(self, name: str) -> Path:
-        """The checkpoint called ``last`` or ``best``."""
+        """The checkpoint called ``last``, ``best`` or ``averaged``."""
         return self.checkpoints / f"{name}.ckpt"
 
     def lock(self) -> FileLock:
@@ -108,7 +113,7 @@ def new_run_folder(parent: Path, name: str | None = None) -> RunFolder:
 
 
 def find_checkpoint(given: str, parent: Path) -> Path:
-    """The file that ``--ckpt_path`` means: a path, a run's folder, or ``last`` or ``best`` of the newest run.
+    """The file that ``--ckpt_path`` means: a path, a run's folder, or a name (``best``) of the newest run's.
 
     Raises:
         InputError: where there is no such file, naming the runs that there are.
@@ -118,7 +123,7 @@ def find_checkpoint(given: str, parent: Path) -> Path:
     ...
     rnn_blocks.recipes.errors.InputError: --ckpt_path last: there is no run in no-such-folder yet
     """
-    if given in (LAST, BEST):
+    if given in (LAST, BEST, AVERAGED):
         found = [path for run in runs(parent) if (path := run.checkpoint(given)).is_file()]
         if not found:
             if runs(parent):
@@ -134,7 +139,7 @@ def find_checkpoint(given: str, parent: Path) -> Path:
     if not path.is_file():
         there = ", ".join(str(run.path) for run in runs(parent)[-3:]) or "none"
         raise InputError(
-            f"--ckpt_path {given}: no such file; valid are a checkpoint, a run's folder, 'last' and 'best' "
+            f"--ckpt_path {given}: no such file; valid are a checkpoint, a run's folder, 'last', 'best' and 'averaged' "
             f"(newest runs: {there})"
         )
     return path
@@ -157,7 +162,10 @@ def run_of_checkpoint(checkpoint: Path) -> RunFolder | None:
     >>> run_of_checkpoint(Path("elsewhere/model.ckpt")) is None
     True
     """
-    folder = RunFolder(checkpoint.resolve().parent.parent)
+    within = checkpoint.resolve().parent
+    folder = RunFolder(within.parent)
+    if within.name == folder.kept.name:
+        folder = RunFolder(within.parent.parent)
     return folder if folder.config.is_file() else None
 
 

@@ -1,12 +1,14 @@
 """The translation recipe: train on pairs of lines, measure BLEU, chrF and exact matches."""
 
 import sys
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rnn_blocks.modules import Seq2Seq
+from rnn_blocks.recipes.average import average
 from rnn_blocks.recipes.cli import RecipeCLI
 from rnn_blocks.recipes.parallel.data import ParallelDataModule
 from rnn_blocks.recipes.translation_samples import PaddingFraction, TranslationSamples
@@ -60,4 +62,4 @@ class TranslationCLI(RecipeCLI):
 
 
 CLI = TranslationCLI
-FUNCTIONS = {}
+FUNCTIONS: dict[str, Callable[..., None]] = {"average": average}

@@ -50,7 +50,7 @@ class TranslationSamples(ValidationSamples):
         for number, (source, best) in enumerate(list(zip(sources, found, strict=True))[: self._attention], start=1):
             self._draw(trainer, data, number, source, best)
         return [
-            [source, reference, text, round(100 * float(chrf_score([text], [[reference]], n_word_order=0)), 1)]
+            [source, reference, text, _chrf(text, reference)]
             for source, reference, text in zip(sources, references, texts, strict=True)
         ]
 
@@ -85,6 +85,12 @@ class TranslationSamples(ValidationSamples):
         log_figure(
             trainer, f"attention/{number}", draw_attention(best.attention, data.source_tokens(ids), target, title=title)
         )
+
+
+def _chrf(text: str, reference: str) -> float:
+    score = chrf_score([text], [[reference]], n_word_order=0)
+    assert isinstance(score, torch.Tensor)
+    return round(100 * score.item(), 1)
 
 
 class PaddingFraction(Callback):

@@ -1,0 +1,78 @@
+"""Command lines, rewritten before they are parsed."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+
+def value_of(args: list[str], option: str) -> str | None:
+    """What an option is given, the last time it is.
+
+    >>> value_of(["--name", "a", "--name=b"], "--name")
+    'b'
+    """
+    found = None  # the last one counts, as for every option
+    for index, arg in enumerate(args):
+        if arg == option and index + 1 < len(args):
+            found = args[index + 1]
+        elif arg.startswith(f"{option}="):
+            found = arg.split("=", 1)[1]
+    return found
+
+
+def with_value(args: list[str], option: str, value: str) -> list[str]:
+    """The arguments with another value of an option that is among them.
+
+    >>> with_value(["--name", "a"], "--name", "b")
+    ['--name', 'b']
+    """
+    return map_values(args, (option,), lambda _: value)
+
+
+def map_values(args: list[str], options: tuple[str, ...], function: Callable[[str], str]) -> list[str]:
+    """The arguments with what a function makes of the values of some options.
+
+    >>> map_values(["-c", "a", "--config=b"], ("--config", "-c"), str.upper)
+    ['-c', 'A', '--config=B']
+    """
+    mapped: list[str] = []
+    for arg in args:
+        if mapped and mapped[-1] in options:
+            mapped.append(function(arg))
+        elif arg.split("=", 1)[0] in options and "=" in arg:
+            option, value = arg.split("=", 1)
+            mapped.append(f"{option}={function(value)}")
+        else:
+            mapped.append(arg)
+    return mapped
+
+
+def spelled_out(args: list[str], types: dict[str, Any]) -> list[str]:
+    """Options as the parser knows them: underscores, ``true`` after a switch, a list in brackets.
+
+    Args:
+        args: the command line.
+        types: of the options, by name.
+
+    >>> spelled_out(["--n-best", "3", "--loud", "--files", "a", "b"], {"loud": bool, "files": list[str]})
+    ['--n_best', '3', '--loud', 'true', '--files', '["a", "b"]']
+    """
+    spelled: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if not arg.startswith("--") or arg == "--":
+            spelled.append(arg)
+            continue
+        name, equals, value = arg.partition("=")
+        name = "--" + name[2:].replace("-", "_")
+        values: list[str] = []
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        kind = types.get(name[2:])
+        if kind is bool and not values:
+            values = ["true"]
+        elif kind == list[str] and values and not values[0].startswith("["):
+            values = [json.dumps(values)]
+        spelled += [name + equals + value, *values]
+    return spelled
