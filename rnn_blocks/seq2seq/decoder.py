@@ -4,11 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from rnn_blocks.engine import State, map_state, run_loop, state_tensors
+from rnn_blocks.engine import State, hidden_of, map_state, run_loop, state_tensors
 from rnn_blocks.layers import Layer, Recurrent
 from rnn_blocks.layers.recurrent import Engine
-from rnn_blocks.seq2seq.attention import Attention, Memory
+from rnn_blocks.seq2seq.attention import Attention
 from rnn_blocks.seq2seq.decoder_cell import DecoderCell, DecoderMemory
+from rnn_blocks.seq2seq.encoder import vectors_of
 from rnn_blocks.seq2seq.search import Step
 
 
@@ -112,21 +113,32 @@ class Decoder(nn.Module):
         Args:
             outputs: the encoder's, ``(batch, source, features)``.
             lengths: ``(batch,)``; by default all positions count.
-            context: the bridge's context vector, ``(batch, context_size)``.
+            context: the bridge's context vector, ``(batch, context_size)``; ``None`` where there is none.
+
+        Raises:
+            ValueError: where a shape does not fit, or there is a context and should be none, or none and should be one.
         """
+        size = self.cell.context_size
+        if (context is not None) != bool(size) or (context is not None and context.shape != (len(outputs), size)):
+            given = "none" if context is None else f"a tensor of shape {tuple(context.shape)}"
+            wanted = f"a context of shape {(len(outputs), size)}" if size else "no context"
+            raise ValueError(f"this decoder was made for {wanted}, got {given}")
         attended: State = () if self.attention is None else tuple(self.attention.on(outputs, lengths))
         return attended, () if context is None else context
 
-    def start(self, state: State, memory: DecoderMemory) -> State:
+    def start(self, state: State, memory: State) -> State:
         """The state before the first step: ``h̃`` of zeros, the layer's ``state``, and nothing covered."""
-        like = state_tensors(state)[0]
-        fed: State = like.new_zeros(len(like), self.cell.hidden_size) if self.cell.input_feeding else ()
+        like = hidden_of(state)
+        real = like.dtype.to_real()  # a linear recurrent unit's h is complex
+        fed: State = like.new_zeros(len(like), self.cell.hidden_size, dtype=real) if self.cell.input_feeding else ()
         covers = self.attention is not None and self.attention.coverage
-        coverage: State = torch.zeros_like(Memory(*memory[0]).bias) if covers else ()  # type: ignore[arg-type]
-        return fed, state, coverage
+        if not covers:
+            return fed, state, ()
+        _, _, bias = state_tensors(memory[0])
+        return fed, state, torch.zeros_like(bias)
 
     def forward(
-        self, inputs: Tensor, state: State, memory: DecoderMemory, *, need_weights: bool = False
+        self, inputs: Tensor, state: State, memory: State, *, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None, State]:
         """Read whole targets, as in training.
 
@@ -138,9 +150,20 @@ class Decoder(nn.Module):
 
         Returns:
             ``h̃`` ``(batch, target, features)``, for :attr:`output`; the weights, ``(batch, target, source)``, or
-            ``None`` where they were not to be had for nothing; and the state after the last step.
+            ``None`` where there is no attention or they were not to be had for nothing; and the state after the last
+            step.
+
+        Raises:
+            ValueError: where a shape does not fit, or (on a CPU) an id is not in the vocabulary.
         """
-        embedded = dropout(self.embedding(inputs.t()), self.dropout, self.training)  # (target, batch, embedding)
+        batch = len(hidden_of(state[1]))
+        if inputs.dim() != 2 or inputs.is_floating_point() or len(inputs) != batch or not inputs.shape[1]:
+            raise ValueError(
+                f"inputs must be ids (batch, target) of at least one step, for the {batch} sentences of the state, got "
+                f"{inputs.dtype} of shape {tuple(inputs.shape)}"
+            )
+        vectors = vectors_of(self.embedding, inputs.t(), "the target")  # (target, batch, embedding)
+        embedded = dropout(vectors, self.dropout, self.training)
         if self.cell.sequential:
             features, weights, state = self._in_sequence(embedded, state, memory, need_weights)
         else:
@@ -148,7 +171,7 @@ class Decoder(nn.Module):
         return dropout(features, self.output_dropout, self.training), weights, state
 
     def _in_sequence(
-        self, embedded: Tensor, state: State, memory: DecoderMemory, need_weights: bool
+        self, embedded: Tensor, state: State, memory: State, need_weights: bool
     ) -> tuple[Tensor, Tensor | None, State]:
         cell = self.cell
         given: State = (*state, memory)
@@ -169,7 +192,7 @@ class Decoder(nn.Module):
         features, weights = outputs.split([cell.hidden_size, outputs.shape[-1] - cell.hidden_size], -1)
         return features, weights, state
 
-    def _at_once(self, embedded: Tensor, state: State, memory: DecoderMemory) -> tuple[Tensor, Tensor | None, State]:
+    def _at_once(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, Tensor | None, State]:
         fed, before, coverage = state
         context = memory[1]
         if isinstance(context, Tensor):
@@ -177,14 +200,13 @@ class Decoder(nn.Module):
         hidden, after = self.layer.run(embedded, before, None, None)
         hidden = hidden.transpose(0, 1)  # (batch, target, hidden)
         mask: State = ()
-        if self.cell.combine is None:
-            hidden = dropout(hidden, self.dropout, self.training)
-        elif self.dropout and self.training:
-            mask = dropout(hidden.new_ones(*hidden.shape[:2], self.cell.combine.in_features), self.dropout)
+        if self.dropout and self.training:
+            mask = dropout(hidden.new_ones(*hidden.shape[:2], self.cell.merged_size), self.dropout)
         read, weights = self.cell.look(hidden, memory)
-        return self.cell.merge(hidden, read, mask), weights, (fed, after, coverage)
+        features = self.cell.merge(hidden, read, mask)
+        return features, weights if self.attention is not None else None, (fed, after, coverage)
 
-    def step(self, tokens: Tensor, state: State, memory: DecoderMemory) -> Step:
+    def step(self, tokens: Tensor, state: State, memory: State) -> Step:
         """One step of several hypotheses a sentence, as a search asks for.
 
         Args:

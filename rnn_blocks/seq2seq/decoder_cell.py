@@ -82,7 +82,8 @@ class DecoderCell(Cell):
         super().__init__(layer.input_size - context_size - fed, features)
         self.layer = layer
         self.attention = attention
-        self.combine = nn.Linear(layer.output_size + read, features) if read else None
+        self.merged_size = layer.output_size + read
+        self.combine = nn.Linear(self.merged_size, features) if read else None
         self.input_feeding = input_feeding
         self.context_size = context_size
         self.dropout = dropout
@@ -95,9 +96,9 @@ class DecoderCell(Cell):
 
     def project(self, inputs: Tensor) -> State:
         """The inputs, and what ``[h; c]`` is multiplied with at each step to drop parts of it."""
-        if not (self.dropout and self.training) or self.combine is None:
+        if not (self.dropout and self.training):
             return inputs, ()
-        return inputs, dropout(inputs.new_ones(*inputs.shape[:2], self.combine.in_features), self.dropout)
+        return inputs, dropout(inputs.new_ones(*inputs.shape[:2], self.merged_size), self.dropout)
 
     def step(self, projected: State, state: State) -> tuple[Tensor, State]:
         """One step."""
@@ -118,7 +119,7 @@ class DecoderCell(Cell):
         fed = attentional if self.input_feeding else ()
         return attentional, weights, (fed, after, coverage + weights if isinstance(coverage, Tensor) else (), memory)
 
-    def look(self, hidden: Tensor, memory: DecoderMemory, coverage: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def look(self, hidden: Tensor, memory: State, coverage: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What is read with ``h`` ``(batch, target, …)``: ``c`` ``(batch, target, …)`` and the weights.
 
         The weights are ``(batch, target, source)``, or, where there is no attention, of no position.
@@ -134,10 +135,9 @@ class DecoderCell(Cell):
 
     def merge(self, hidden: Tensor, context: Tensor, mask: State = ()) -> Tensor:
         """``h̃`` of ``h`` and ``c``, both ``(…, features)``; ``h`` itself where nothing is read."""
-        if self.combine is None:
-            return hidden
-        both = torch.cat([hidden, context], -1)
-        return self.combine(both * mask if isinstance(mask, Tensor) else both).tanh()
+        both = hidden if self.combine is None else torch.cat([hidden, context], -1)  # (…, merged_size)
+        both = both * mask if isinstance(mask, Tensor) else both
+        return both if self.combine is None else torch.tanh(self.combine(both))
 
     def initial_state(self, batch_size: int, like: Tensor) -> State:
         """That of a source without positions: what shapes are told by. :meth:`Decoder.start` gives the one to use."""
