@@ -1,5 +1,6 @@
 """Running a step over time, fast: torch's native kernels, the traced step, the scan, and the plain loop."""
 
+from rnn_blocks.engine.dropout import dropout, dropout_mask
 from rnn_blocks.engine.fused import run_fused
 from rnn_blocks.engine.loop import run_loop
 from rnn_blocks.engine.method_call import MethodCall
@@ -22,6 +23,8 @@ __all__ = [
     "State",
     "describe_state",
     "detach_state",
+    "dropout",
+    "dropout_mask",
     "hidden_of",
     "input_product",
     "like_state",

@@ -142,7 +142,7 @@ class Folding:
     def tail(self, node: fx.Node, core: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
         """What a sum is made of: the nodes to run on all steps at once, and those that run at each step and they take.
 
-        These are of ``core``, or cannot be run on all steps at once: they name the sizes of one step, or have an operand
+        These are of ``core``, or cannot be run on all steps at once: they name sizes of one step, or take an operand
         with the rows of one batch alone.
         """
         inside: list[fx.Node] = []

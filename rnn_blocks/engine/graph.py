@@ -86,7 +86,7 @@ def _shorten_reshape(node: fx.Node) -> None:
 
 
 def _fuse_sum(graph: fx.Graph, node: fx.Node) -> None:
-    """``x + a @ b``, ``x + a * b`` and ``x + (-y)``."""
+    """``x + a @ b``, that for each of a batch, ``x + a * b`` and ``x + (-y)``."""
     for operand, other in (node.args, node.args[::-1]):
         if not isinstance(operand, fx.Node) or not isinstance(other, fx.Node) or len(operand.users) != 1:
             continue
@@ -94,6 +94,8 @@ def _fuse_sum(graph: fx.Graph, node: fx.Node) -> None:
             continue
         if operand.target is aten.mm.default:
             fused = aten.addmm.default
+        elif operand.target is aten.bmm.default:
+            fused = aten.baddbmm.default
         elif operand.target is aten.mul.Tensor and all(isinstance(a, fx.Node) for a in operand.args):
             fused = aten.addcmul.default
         elif operand.target is aten.neg.default:

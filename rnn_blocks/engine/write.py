@@ -24,6 +24,8 @@ _BINDINGS: dict[Any, tuple[Callable[..., Any], str]] = {
     aten.tanh.default: (torch.tanh, "out"),
     aten.mm.default: (torch.mm, "out"),
     aten.addmm.default: (torch.addmm, "out"),
+    aten.baddbmm.default: (torch.baddbmm, "out"),
+    aten.bmm.default: (torch.bmm, "out"),
     aten.cat.default: (torch.cat, "out"),
     aten.where.self: (torch.where, "out"),
     aten.maximum.default: (torch.maximum, "out"),

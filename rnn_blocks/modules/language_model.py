@@ -8,9 +8,8 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
-from rnn_blocks.engine import State, detach_state, map_state, state_tensors
+from rnn_blocks.engine import State, detach_state, dropout, map_state, state_tensors
 from rnn_blocks.layers import Layer
 from rnn_blocks.modules.generation import check_sampling, sample_token, stream_tokens
 from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy

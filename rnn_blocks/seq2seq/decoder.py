@@ -2,9 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
-from rnn_blocks.engine import State, hidden_of, map_state, run_loop, state_tensors
+from rnn_blocks.engine import State, dropout, dropout_mask, hidden_of, map_state, run_loop, state_tensors
 from rnn_blocks.layers import Layer, Recurrent
 from rnn_blocks.layers.recurrent import Engine
 from rnn_blocks.seq2seq.attention import Attention
@@ -201,7 +200,7 @@ class Decoder(nn.Module):
         hidden = hidden.transpose(0, 1)  # (batch, target, hidden)
         mask: State = ()
         if self.dropout and self.training:
-            mask = dropout(hidden.new_ones(*hidden.shape[:2], self.cell.merged_size), self.dropout)
+            mask = dropout_mask((*hidden.shape[:2], self.cell.merged_size), self.dropout, hidden)
         read, weights = self.cell.look(hidden, memory)
         features = self.cell.merge(hidden, read, mask)
         return features, weights if self.attention is not None else None, (fed, after, coverage)

@@ -4,10 +4,9 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
 from rnn_blocks.cells import Cell
-from rnn_blocks.engine import State
+from rnn_blocks.engine import State, dropout_mask
 from rnn_blocks.layers import Layer
 from rnn_blocks.seq2seq.attention import Attention
 
@@ -98,7 +97,7 @@ class DecoderCell(Cell):
         """The inputs, and what ``[h; c]`` is multiplied with at each step to drop parts of it."""
         if not (self.dropout and self.training):
             return inputs, ()
-        return inputs, dropout(inputs.new_ones(*inputs.shape[:2], self.merged_size), self.dropout)
+        return inputs, dropout_mask((*inputs.shape[:2], self.merged_size), self.dropout, inputs)
 
     def step(self, projected: State, state: State) -> tuple[Tensor, State]:
         """One step."""
