@@ -64,16 +64,19 @@ def attention_text(weights: Tensor, source_tokens: Sequence[str], target_tokens:
     return "\n".join(lines)
 
 
-def alignment_pairs(weights: Tensor, num_target: int) -> str:
+def alignment_pairs(weights: Tensor, num_source: int, num_target: int) -> str:
     """``source-target`` pairs of token places from 0, as Pharaoh wrote them: each target token with its highest weight.
 
+    A target token that looks at the source's ``<eos>`` most has no pair, and neither has the target's ``<eos>``.
+
     Args:
-        weights: ``(target, source)``.
-        num_target: how many of the rows count: those of ``<eos>`` do not.
+        weights: ``(target, source)``, with rows and columns for ``<eos>`` behind the others.
+        num_source: source tokens without ``<eos>``.
+        num_target: target tokens without ``<eos>``.
 
     >>> import torch
-    >>> alignment_pairs(torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.5, 0.5]]), 2)
+    >>> alignment_pairs(torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.2, 0.0], [0.1, 0.1, 0.8]]), 2, 2)
     '1-0 0-1'
     """
-    highest = weights[:num_target].argmax(1).tolist()
-    return " ".join(f"{source}-{target}" for target, source in enumerate(highest))
+    highest = weights[:num_target].argmax(1).tolist() if num_target else []
+    return " ".join(f"{source}-{target}" for target, source in enumerate(highest) if source < num_source)

@@ -224,7 +224,7 @@ class RecipeCLI(LightningCLI):
         if data_state is not None:
             if "optimizer_states" not in self.checkpoint:
                 raise InputError(
-                    f"{self.checkpoint_path}: holds weights alone, with which no training goes on; give 'last' or 'best'"
+                    f"{self.checkpoint_path}: holds weights alone: no training goes on with them; give 'last' or 'best'"
                 )
             self.datamodule.load_state_dict(data_state)  # raises for other data before anything is written
         check_disk_space(self.model, self.folder.path, options["average_checkpoints"])

@@ -10,7 +10,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rnn_blocks.modules import Seq2Seq
 from rnn_blocks.recipes.average import average
 from rnn_blocks.recipes.cli import RecipeCLI
+from rnn_blocks.recipes.interactive import interactive
 from rnn_blocks.recipes.parallel.data import ParallelDataModule
+from rnn_blocks.recipes.translate import translate
 from rnn_blocks.recipes.translation_samples import PaddingFraction, TranslationSamples
 
 
@@ -62,4 +64,8 @@ class TranslationCLI(RecipeCLI):
 
 
 CLI = TranslationCLI
-FUNCTIONS: dict[str, Callable[..., None]] = {"average": average}
+FUNCTIONS: dict[str, Callable[..., None]] = {
+    "translate": translate,
+    "interactive": interactive,
+    "average": average,
+}

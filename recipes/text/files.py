@@ -16,7 +16,7 @@ from rnn_blocks.recipes.text.corpus import SPLITS, Split
 from rnn_blocks.recipes.text.remember import remembered
 
 _READ_BYTES = 1 << 18
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         InputError: the file is missing, a line is no text in UTF-8 (with the line's number), or it is damaged gzip.
     """
-    with _open_text(path) as file:
+    with open_text(path) as file:
         for number, data in enumerate(file, start=1):
             try:
                 line = data.decode()
@@ -169,9 +169,14 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[BinaryIO]:
+def open_text(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, unpacked where it is gzip.
+
+    Raises:
+        InputError: the file cannot be read, or, while it is read, it is damaged gzip.
+    """
     with _open(path) as file:
-        packed = file.read(2) == _GZIP_MAGIC
+        packed = file.read(2) == GZIP_MAGIC
         file.seek(0)
         if not packed:
             yield file
@@ -186,7 +191,7 @@ def _open_text(path: Path) -> Iterator[BinaryIO]:
 
 
 def _read_bytes(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    with _open_text(path) as file:
+    with open_text(path) as file:
         file.seek(start)
         left = stop - start if stop is not None else None
         while data := file.read(_READ_BYTES if left is None else min(_READ_BYTES, left)):

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 def with_progress(text: Iterable[str], description: str, total_bytes: int | None) -> Iterator[str]:
     """Yields the blocks of a text and shows on stderr, once two seconds have gone by, how far they are."""
-    with _bar(description, total_bytes, "B") as bar:
+    with progress_bar(description, total_bytes, "B") as bar:
         for block in text:
             yield block
             bar.update(utf8_length(block))
@@ -25,19 +25,21 @@ def with_progress(text: Iterable[str], description: str, total_bytes: int | None
 
 def count_progress(items: Iterable[Item], description: str, total: int | None, unit: str) -> Iterator[Item]:
     """Yields items and shows on stderr, once two seconds have gone by, how many they were."""
-    with _bar(description, total, f" {unit}") as bar:
+    with progress_bar(description, total, f" {unit}") as bar:
         for item in items:
             yield item
             bar.update()
 
 
-def _bar(description: str, total: int | None, unit: str) -> tqdm:
+def progress_bar(description: str, total: int | None, unit: str, *, hidden: bool = False) -> tqdm:
+    """A bar on stderr, seen once two seconds have gone by."""
     # A log file gets a line now and then; a terminal's line is drawn over.
     return tqdm(
         total=total,
         desc=description,
         unit=unit,
         unit_scale=True,
+        disable=hidden,
         delay=SHOWN_AFTER_SECONDS,
         mininterval=0.1 if sys.stderr.isatty() else LOG_EVERY_SECONDS,
         maxinterval=LOG_EVERY_SECONDS,
