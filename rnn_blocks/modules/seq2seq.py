@@ -334,9 +334,10 @@ class Seq2Seq(TokenModule):
         scores.reset()
 
     def on_fit_start(self) -> None:
-        """Notes in the run how BLEU is computed."""
+        """Notes in the run how BLEU and chrF are computed."""
+        scores = self._stage_scores("val")
         for logger in self.loggers:
-            logger.log_hyperparams({"bleu_signature": self._stage_scores("val").signature})
+            logger.log_hyperparams({"bleu_signature": scores.signature, "chrf_signature": scores.chrf_signature})
 
     def _stage_scores(self, stage: str) -> TranslationScores:
         scores = self._scores[f"{stage}_scores"]
