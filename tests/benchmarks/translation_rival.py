@@ -48,6 +48,9 @@ def configuration(text: Path, folder: Path, epochs: int, validation_freq: int) -
             "trg": {"lang": "de", **side},
         },
         "model": {
+            # as in the recurrent configurations that JoeyNMT ships: by its default it learns more slowly
+            "embed_initializer": "normal",
+            "embed_init_weight": 0.1,
             "encoder": {
                 "type": "recurrent",
                 "rnn_type": "gru",
@@ -74,6 +77,7 @@ def configuration(text: Path, folder: Path, epochs: int, validation_freq: int) -
             "optimizer": "adamw",
             "learning_rate": LEARNING_RATE,
             "clip_grad_norm": CLIP,
+            "normalization": "tokens",  # the mean of all tokens, as the other side has it
             "scheduling": "plateau",
             "batch_size": BATCH,
             "batch_type": "sentence",
@@ -169,7 +173,7 @@ class JoeyNMT(Contestant):
             model.zero_grad()
             tokens += batch.ntokens
         seconds = time.process_time() - began
-        return {"seconds": seconds, "tokens": tokens, "loss": loss * batch.nseqs / batch.ntokens}
+        return {"seconds": seconds, "tokens": tokens, "loss": loss}
 
     def search(self, sentences: int, beam_size: int) -> list[str]:
         whole = self.validation.data
