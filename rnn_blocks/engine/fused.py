@@ -19,7 +19,7 @@ from rnn_blocks.engine.program import Program, Source
 from rnn_blocks.engine.state import State, like_state, state_tensors
 from rnn_blocks.engine.trace import steady_dtypes, trace_step
 
-MOST_PROGRAMS = 64  # kept for one cell: a program is for one set of shapes
+MOST_PROGRAMS = 512  # kept for one cell: a program is for one set of shapes, and batches by length have hundreds
 MOST_COMPILED = 4  # of one cell where nobody asked for it: each takes seconds
 
 _recording = threading.RLock()  # torch's tracer works for one thread at a time
@@ -73,6 +73,9 @@ def run_fused(
     )
     programs = _programs.setdefault(cell, {})
     program = programs.get(key)
+    if program is not None:
+        with _recording:
+            programs[key] = programs.pop(key, program)  # the last used stands last, the first goes first
     if program is None:
         method = MethodCall(_twin(cell, {}), "step")  # recording puts other tensors in the place of the weights
 
