@@ -1,6 +1,6 @@
 """Batches of sentence pairs, as loaders for a Trainer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -42,6 +42,8 @@ class TrainingBatches:
         rank: this process's place among those that share the pairs.
         world_size: how many they are.
         segmenters: what cuts source and target lines into tokens, anew in each epoch; None takes the ids on disk.
+        current_epoch: tells the number of the epoch that begins; None counts finished passes. A Trainer that goes on
+            after an epoch's end does not restore a loader's state, but knows its epoch.
 
     Raises:
         InputError: there are fewer pairs than ranks.
@@ -57,6 +59,7 @@ class TrainingBatches:
         rank: int = 0,
         world_size: int = 1,
         segmenters: tuple[Segmenter, Segmenter] | None = None,
+        current_epoch: Callable[[], int] | None = None,
     ) -> None:
         self._pairs = pairs
         self._kept = np.arange(pairs.source.num_rows) if kept is None else kept
@@ -65,7 +68,14 @@ class TrainingBatches:
         self._seed = seed
         self._rank, self._world_size = rank, world_size
         self._segmenters = segmenters
-        self._shape = {"pairs": len(self._kept), "batch_tokens": budget.tokens, "ranks": world_size, "seed": seed}
+        self._current_epoch = current_epoch
+        self._shape = {
+            "pairs": len(self._kept),
+            "batch_tokens": budget.tokens,
+            "max_sentences": budget.sentences or 0,
+            "ranks": world_size,
+            "seed": seed,
+        }
         self._pass = len(self)
         self._epoch = self._position = self._resume_at = 0
 
@@ -73,10 +83,18 @@ class TrainingBatches:
         return self._plan.num_batches // self._world_size
 
     def __iter__(self) -> Iterator[ParallelBatch]:
-        if self._position >= self._pass and not self._resume_at:
-            self._epoch += 1
-        self._position, self._resume_at = self._resume_at, 0
-        return self._read(self._position, self._epoch)
+        # All of this waits for the first batch: a Trainer makes iterators that it does not use, and makes the one that
+        # it uses before it knows its epoch.
+        first, self._resume_at = self._resume_at, 0
+        if first == 0:
+            finished = self._position >= self._pass
+            self._epoch = self._current_epoch() if self._current_epoch else self._epoch + finished
+        plan = self._plan.epoch(self._epoch)[self._rank :: self._world_size]
+        with _Reader(self._pairs) as reader:
+            for place in range(first, len(plan)):
+                self._position = place + 1
+                seed = f"{self._seed} {self._epoch} {place * self._world_size + self._rank}"
+                yield self._batch(reader, self._kept[plan[place]], seed)
 
     @property
     def padding_fraction(self) -> float:
@@ -102,21 +120,15 @@ class TrainingBatches:
             epoch, position = epoch + 1, 0
         here = self.state_dict()
         if position and any(state_dict[name] != here[name] for name in self._shape):
-            told = "{pairs} pairs with batch_tokens {batch_tokens} on {ranks} ranks and seed {seed}"
+            told = (
+                "{pairs} pairs on {ranks} ranks with batch_tokens {batch_tokens}, max_sentences {max_sentences},"
+                " seed {seed}"
+            )
             raise InputError(
                 f"the checkpoint was taken in the middle of an epoch over {told.format(**state_dict)}; this run has"
                 f" {told.format(**here)}: resume with the same data settings and number of devices"
             )
         self._epoch, self._position, self._resume_at = epoch, position, position
-
-    def _read(self, first: int, epoch: int) -> Iterator[ParallelBatch]:
-        plan = self._plan.epoch(epoch)[self._rank :: self._world_size]
-        with _Reader(self._pairs) as reader:
-            for place in range(first, len(plan)):
-                self._position = place + 1
-                yield self._batch(
-                    reader, self._kept[plan[place]], f"{self._seed} {epoch} {place * self._world_size + self._rank}"
-                )
 
     def _batch(self, reader: "_Reader", places: Indices, seed: str) -> ParallelBatch:
         if self._segmenters is None:

@@ -300,7 +300,7 @@ class ParallelDataModule(LightningDataModule):
         pairs = self.splits["train"]
         assert self._kept is not None
         rank, world_size = place_among_ranks(self.trainer)
-        segmenters = None
+        segmenters, trainer = None, self.trainer
         if self._bpe_dropout:
             source, target = (
                 BpeDropout(tokenizer, self._bpe_dropout) for tokenizer in (self.source_tokenizer, self.target_tokenizer)
@@ -314,6 +314,7 @@ class ParallelDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
             segmenters=segmenters,
+            current_epoch=None if trainer is None else lambda: trainer.current_epoch,
         )
 
     def _evaluation_batches(self, split: Split) -> EvaluationBatches:
