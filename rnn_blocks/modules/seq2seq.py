@@ -250,6 +250,7 @@ class Seq2Seq(TokenModule):
             assert weights is not None
             before = weights.cumsum(1) - weights  # the coverage at each step
             twice = torch.minimum(weights, before).sum(-1)[counted].mean()
+            self.log("train/coverage_loss", twice.detach())
             extra = extra + self.coverage_loss * twice
         return loss, extra, counted.sum()
 
@@ -263,6 +264,7 @@ class Seq2Seq(TokenModule):
         self.statistics("train").update(loss, tokens)
         self.log_training()
         # Each rank's gradients are averaged over ranks: so its sum is divided by the tokens of all, times the ranks.
+        tokens = tokens.to(torch.promote_types(loss.dtype, torch.float32))  # a quotient of integers would be float32
         everywhere = tokens.clone()
         if self.trainer.world_size > 1:
             everywhere = self.trainer.strategy.reduce(everywhere, reduce_op="sum")
