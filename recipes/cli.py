@@ -60,7 +60,7 @@ class RecipeCLI(LightningCLI):
 
     recipe: ClassVar[str]
     monitor: ClassVar[str] = "val/loss"
-    mode: ClassVar[Mode] = "min"
+    monitors: ClassVar[dict[str, Mode]] = {"val/loss": "min"}
 
     def __init__(self, model_class: Any, datamodule_class: Any, args: list[str]) -> None:
         self.checkpoint_path: Path | None = None
@@ -137,6 +137,12 @@ class RecipeCLI(LightningCLI):
             default="wandb",
             help="wandb (online if logged in, else offline), tensorboard, or csv alone; metrics.csv is always written",
         )
+        group.add_argument(
+            "--monitor",
+            type=str,
+            default=self.monitor,
+            help=f"What the best checkpoint has the best of: {', '.join(self.monitors)}",
+        )
         group.add_argument("--project", type=str, default="rnn-blocks", help="Project in Weights & Biases")
         group.add_argument(
             "--checkpoint_every_n_steps", type=int, default=200, help="Steps between two writes of last.ckpt"
@@ -170,6 +176,8 @@ class RecipeCLI(LightningCLI):
         options = self.config[self.config["subcommand"]]
         if options["trainer"].get("logger") not in (None, True, False):
             raise InputError("--trainer.logger: choose by --logger wandb|tensorboard|csv")
+        if options["monitor"] not in self.monitors:
+            raise InputError(f"--monitor {options['monitor']}: choose one of {', '.join(self.monitors)}")
         if options["checkpoint_every_n_steps"] < 1:
             raise InputError(
                 f"--checkpoint_every_n_steps must be at least 1, got {options['checkpoint_every_n_steps']}"
@@ -247,17 +255,18 @@ class RecipeCLI(LightningCLI):
     def _add_callbacks(self, trainer: pl.Trainer, options: Namespace) -> None:
         assert self.folder is not None
         config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
+        monitor, mode = options["monitor"], self.monitors[options["monitor"]]
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:0] = [TrackedRun(self.folder, _without_checkpoint(config)), *self.extra_callbacks(options)]
         callbacks += [
             RandomState(),
             StopOnNonFinite(),
             RunPlots(self.folder),
-            best_checkpoint(self.folder, self.monitor, self.mode),
+            best_checkpoint(self.folder, monitor, mode),
             LastCheckpoint(self.folder, options["checkpoint_every_n_steps"]),
         ]
         if options["average_checkpoints"]:
-            callbacks.append(KeptCheckpoints(self.folder, self.monitor, self.mode, options["average_checkpoints"]))
+            callbacks.append(KeptCheckpoints(self.folder, monitor, mode, options["average_checkpoints"]))
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """The recipe's own callbacks."""
@@ -291,8 +300,9 @@ class RecipeCLI(LightningCLI):
 
     def _average(self, folder: RunFolder) -> None:
         """Write the mean of the kept checkpoints, validate it, and say which is better, it or the best of them."""
-        best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, KeptCheckpoints)).best_model_score
-        if best is None:
+        kept = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, KeptCheckpoints))
+        best, monitor = kept.best_model_score, kept.monitor
+        if best is None or monitor is None:
             return
         path = folder.checkpoint(AVERAGED)
         if self.trainer.is_global_zero:
@@ -300,11 +310,11 @@ class RecipeCLI(LightningCLI):
         self.trainer.strategy.barrier()
         self.trainer.loggers = []  # what is measured now is of no step of the training
         self.trainer.validate(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)
-        score = self.trainer.callback_metrics[self.monitor]
+        score = self.trainer.callback_metrics[monitor]
         if self.trainer.is_global_zero:
-            better = score > best if self.mode == "max" else score < best
-            told = f"{self.monitor} of the averaged weights {score:.4g}, of the best checkpoint {best:.4g}"
-            sys.stdout.write(f"{told}: take --ckpt_path {AVERAGED if better else BEST}\n")
+            better = AVERAGED if (score > best if kept.mode == "max" else score < best) else BEST
+            told = f"{monitor} of the averaged weights {score:.4g}, of the best checkpoint {best:.4g}"
+            sys.stdout.write(f"{told}: take --ckpt_path {better}\n")
 
 
 def _check_schedule(checkpoint: dict[str, Any], max_steps: int) -> None:

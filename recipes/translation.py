@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rnn_blocks.modules import Seq2Seq
 from rnn_blocks.recipes.average import average
 from rnn_blocks.recipes.cli import RecipeCLI
+from rnn_blocks.recipes.errors import InputError
 from rnn_blocks.recipes.interactive import interactive
 from rnn_blocks.recipes.parallel.data import ParallelDataModule
 from rnn_blocks.recipes.translate import translate
@@ -21,7 +22,7 @@ class TranslationCLI(RecipeCLI):
 
     recipe = "translation"
     monitor = "val/bleu"
-    mode = "max"
+    monitors = {"val/bleu": "max", "val/chrf": "max", "val/exact_match": "max", "val/loss": "min"}
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(Seq2Seq, ParallelDataModule, args)
@@ -40,6 +41,9 @@ class TranslationCLI(RecipeCLI):
         """Translations of a few sentences, and how much of a batch is padding."""
         assert self.folder is not None
         samples = options["samples"]
+        for name in ("sentences", "attention"):
+            if samples[name] < 0:
+                raise InputError(f"--samples.{name} must be 0 or more, got {samples[name]}")
         return [
             PaddingFraction(),
             TranslationSamples(self.folder, sentences=samples["sentences"], attention=samples["attention"]),
