@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding, linear
 
-from rnn_blocks.engine.products import can_pack, packed_product
+from rnn_blocks.engine.products import can_pack, packed_product, packing_pays
 
 TILE = 1024  # words of the vocabulary a tile: with a few hundred rows it stays in the caches
 ROWS = 1024  # rows at a time: bounds what is held at once to ROWS x vocabulary
@@ -65,9 +65,10 @@ def linear_cross_entropy(
         hidden, weight = hidden.detach(), weight.detach()
         bias = None if bias is None else bias.detach()
     tiled_cross_entropy: Callable[..., Tensor] = _TiledCrossEntropy.apply
+    pieces = -(-len(targets) // ROWS)  # of about one size: products with few rows are slow
     losses = [
-        tiled_cross_entropy(rows, weight, bias, wanted) * (len(wanted) / len(targets))
-        for rows, wanted in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+        tiled_cross_entropy(rows, weight, bias, wanted, len(targets))
+        for rows, wanted in zip(hidden.chunk(pieces), targets.chunk(pieces), strict=True)
     ]
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
@@ -106,21 +107,24 @@ class _TiledCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, all_rows: int
+    ) -> Tensor:
+        need_hidden, need_weight, need_bias, *_ = ctx.needs_input_grad
         rows = len(targets)
         hidden = hidden.contiguous()
         target_weight = weight[targets]  # (rows, features)
         offset = (hidden * target_weight).sum(1)  # the target's logit, (rows,)
         if bias is not None:
             offset = offset + bias[targets]
-        product = packed_product(hidden)
+        product = packed_product(hidden) if packing_pays(hidden) else None
+        transposed = hidden.t()
         total = torch.zeros(rows)
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         tiles = []
         for start in range(0, len(weight), TILE):
             tile_weight = weight[start : start + TILE]
-            tile = product(tile_weight)  # (tile, rows)
+            tile = tile_weight @ transposed if product is None else product(tile_weight)  # (tile, rows)
             tile -= offset
             if bias is not None:
                 tile += bias[start : start + TILE, None]
@@ -132,25 +136,25 @@ class _TiledCrossEntropy(torch.autograd.Function):
                 tiles.append(tile)
         losses = total.log()
         if not bool((losses <= LARGEST_LOSS).all()):  # nan too
-            return _plain_with_gradients(ctx, hidden, weight, bias, targets)
-        scale = 1 / (rows * total)  # (rows,)
+            return _plain_with_gradients(ctx, hidden, weight, bias, targets, all_rows)
+        scale = 1 / (all_rows * total)  # (rows,)
         grad_weight = grad_bias = None
         if grad_hidden is not None:
-            grad_hidden.mul_(scale[:, None]).sub_(target_weight, alpha=1 / rows)
+            grad_hidden.mul_(scale[:, None]).sub_(target_weight, alpha=1 / all_rows)
         if need_weight:
             scaled = hidden * scale[:, None]
             grad_weight = torch.empty_like(weight)
             for start, tile in zip(range(0, len(weight), TILE), tiles, strict=True):
                 torch.mm(tile, scaled, out=grad_weight[start : start + TILE])
-            grad_weight.index_add_(0, targets, hidden, alpha=-1 / rows)
+            grad_weight.index_add_(0, targets, hidden, alpha=-1 / all_rows)
         if need_bias:
             grad_bias = torch.cat([tile @ scale for tile in tiles])
-            grad_bias.index_add_(0, targets, torch.ones(rows), alpha=-1 / rows)
+            grad_bias.index_add_(0, targets, torch.ones(rows), alpha=-1 / all_rows)
         ctx.gradients = (grad_hidden, grad_weight, grad_bias)
-        return losses.mean()
+        return losses.sum() / all_rows
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         if torch.is_grad_enabled():  # create_graph: what was made in forward would pass for a constant
             raise RuntimeError("linear_cross_entropy has no second derivative: use cross_entropy(linear(...)) for that")
         if ctx.gradients is None:
@@ -161,16 +165,18 @@ class _TiledCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if factor != 1.0:
             gradients = tuple(None if gradient is None else gradient.mul_(factor) for gradient in gradients)
-        return (*gradients, None)
+        return (*gradients, None, None)
 
 
-def _plain_with_gradients(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
+def _plain_with_gradients(
+    ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, all_rows: int
+) -> Tensor:
+    need_hidden, need_weight, need_bias, *_ = ctx.needs_input_grad
     hidden = hidden.detach().requires_grad_(need_hidden)
     weight = weight.detach().requires_grad_(need_weight)
     bias = None if bias is None else bias.detach().requires_grad_(need_bias)
     with torch.enable_grad():
-        loss = cross_entropy(linear(hidden, weight, bias), targets)
+        loss = cross_entropy(linear(hidden, weight, bias), targets, reduction="sum") / all_rows
     if loss.requires_grad:
         loss.backward()
     ctx.gradients = (hidden.grad, weight.grad, None if bias is None else bias.grad)

@@ -3,9 +3,9 @@
     python tests/benchmarks/decoder_paths.py
 
 CPU time of one thread, forward and backward through `Decoder` (without its output layer), the contenders interleaved,
-medians of `--rounds`. Columns are milliseconds: without input feeding (one run of the layer, one batched attention), with
-it on the recorded engine, and with it step by step under autograd, which is how other toolkits run it; then the ratios
-to the first.
+medians of `--rounds`. Columns are milliseconds: without input feeding (one run of the layer, one batched attention),
+with it on the recorded engine, and with it step by step under autograd, which is how other toolkits run it; then the
+ratios to the first.
 """
 
 import argparse
@@ -49,7 +49,8 @@ def main() -> None:
     torch.set_num_threads(1)
     tune_host()
     print(
-        f"{'hidden batch source target':28}{'attention':>10}{'at once':>10}{'fed':>8}{'loop':>8}{'fed ×':>8}{'loop ×':>8}"
+        f"{'hidden batch source target':28}{'attention':>10}"
+        f"{'at once':>10}{'fed':>8}{'loop':>8}{'fed ×':>8}{'loop ×':>8}"
     )
     for hidden, batch, source, target in SIZES:
         outputs = torch.randn(batch, source, 2 * hidden, requires_grad=True)
