@@ -117,10 +117,10 @@ class Decoder(nn.Module):
         Raises:
             ValueError: where a shape does not fit, or there is a context and should be none, or none and should be one.
         """
-        size = self.cell.context_size
-        if (context is not None) != bool(size) or (context is not None and context.shape != (len(outputs), size)):
+        shape = (outputs.shape[0], self.cell.context_size)
+        if (context is not None) != bool(shape[1]) or (context is not None and context.shape != shape):
             given = "none" if context is None else f"a tensor of shape {tuple(context.shape)}"
-            wanted = f"a context of shape {(len(outputs), size)}" if size else "no context"
+            wanted = f"a context of shape {shape}" if shape[1] else "no context"
             raise ValueError(f"this decoder was made for {wanted}, got {given}")
         attended: State = () if self.attention is None else tuple(self.attention.on(outputs, lengths))
         return attended, () if context is None else context
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
         """The state before the first step: ``h̃`` of zeros, the layer's ``state``, and nothing covered."""
         like = hidden_of(state)
         real = like.dtype.to_real()  # a linear recurrent unit's h is complex
-        fed: State = like.new_zeros(len(like), self.cell.hidden_size, dtype=real) if self.cell.input_feeding else ()
+        fed: State = like.new_zeros(like.shape[0], self.cell.hidden_size, dtype=real) if self.cell.input_feeding else ()
         covers = self.attention is not None and self.attention.coverage
         if not covers:
             return fed, state, ()
@@ -155,8 +155,8 @@ class Decoder(nn.Module):
         Raises:
             ValueError: where a shape does not fit, or (on a CPU) an id is not in the vocabulary.
         """
-        batch = len(hidden_of(state[1]))
-        if inputs.dim() != 2 or inputs.is_floating_point() or len(inputs) != batch or not inputs.shape[1]:
+        batch = hidden_of(state[1]).shape[0]
+        if inputs.dim() != 2 or inputs.is_floating_point() or inputs.shape[0] != batch or not inputs.shape[1]:
             raise ValueError(
                 f"inputs must be ids (batch, target) of at least one step, for the {batch} sentences of the state, got "
                 f"{inputs.dtype} of shape {tuple(inputs.shape)}"
