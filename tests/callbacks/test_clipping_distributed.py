@@ -1,31 +1,13 @@
 """Two processes on one machine: ranks agree on norms, on clipping, and on what is skipped."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
-
-
-# Now and then gloo's threads abort a process whose interpreter lets go of them while the other rank still listens.
-LEAVE_TOGETHER = """
-import os
-import torch.distributed
-
-if torch.distributed.is_initialized():
-    torch.distributed.barrier()
-os._exit(0)
-"""
+import two_ranks
 
 
 def run_two_ranks(program: str) -> None:
     """Run `program` in two processes joined by gloo."""
-    program += LEAVE_TOGETHER
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python"]
-    result = subprocess.run(
-        [*launch, sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stderr[-12000:]
+    two_ranks.run_two_ranks(program, Path(__file__).parent)
 
 
 DDP = """

@@ -35,14 +35,13 @@ def as_loader(batches: Sequence) -> DataLoader:
 
 def make_trainer(*callbacks: Callback, **options: object) -> Trainer:
     defaults = {"max_epochs": 1, "log_every_n_steps": 1, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    here = {"accelerator": "cpu", "devices": 1}
     return Trainer(
         callbacks=list(callbacks),
         logger=False,
-        accelerator="cpu",
-        devices=1,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **(defaults | options),
+        **(defaults | here | options),
     )
 
 
