@@ -7,6 +7,7 @@ import random
 import time
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from translation_contestant import (
     ALPHA,
@@ -50,10 +51,11 @@ class Ours(Contestant):
             rnn_blocks.GRU(2 * HIDDEN, HIDDEN),
             vocab_size,
             vocab_size,
-            attention="additive",
+            attention="concat",  # additive attention without a bias at the keys, as JoeyNMT has it
             input_feeding=True,
             dropout=DROPOUT,
         )
+        nn.init.zeros_(self.model.decoder.output.bias).requires_grad_(False)  # JoeyNMT has none
         if options.checkpoint is not None:
             self.model.load_state_dict(torch.load(options.checkpoint))
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())

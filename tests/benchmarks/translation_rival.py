@@ -29,6 +29,7 @@ from translation_contestant import (
     serve,
 )
 from translation_text import read_references
+from translation_weights import joey_weights
 
 
 def configuration(text: Path, folder: Path, epochs: int, validation_freq: int) -> dict:
@@ -146,8 +147,8 @@ class JoeyNMT(Contestant):
         self.text, self.test, self.autocast = options.text, arguments.test, arguments.autocast
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         if options.checkpoint is not None:
-            checkpoint = torch.load(options.checkpoint, weights_only=False)
-            self.model.load_state_dict(checkpoint["model_state"])
+            checkpoint = torch.load(options.checkpoint)
+            self.model.load_state_dict(joey_weights(checkpoint))
         self.manager = joeynmt.training.TrainManager(
             rank=0,
             model=self.model,
