@@ -225,7 +225,7 @@ class RecipeCLI(LightningCLI):
             check_fits(self.checkpoint, self.model, self.checkpoint_path)
             if data_state is None:
                 raise InputError(
-                    f"{self.checkpoint_path}: holds no tokenizer: no checkpoint of the {self.recipe} recipe"
+                    f"{self.checkpoint_path}: holds no tokenizer: not a checkpoint of the {self.recipe} recipe"
                 )
         if self.folder is None:
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()])

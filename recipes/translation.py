@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import ClassVar
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
@@ -9,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from rnn_blocks.modules import Seq2Seq
 from rnn_blocks.recipes.average import average
+from rnn_blocks.recipes.checkpoints import Mode
 from rnn_blocks.recipes.cli import RecipeCLI
 from rnn_blocks.recipes.errors import InputError
 from rnn_blocks.recipes.interactive import interactive
@@ -22,7 +24,12 @@ class TranslationCLI(RecipeCLI):
 
     recipe = "translation"
     monitor = "val/bleu"
-    monitors = {"val/bleu": "max", "val/chrf": "max", "val/exact_match": "max", "val/loss": "min"}
+    monitors: ClassVar[dict[str, Mode]] = {
+        "val/bleu": "max",
+        "val/chrf": "max",
+        "val/exact_match": "max",
+        "val/loss": "min",
+    }
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(Seq2Seq, ParallelDataModule, args)

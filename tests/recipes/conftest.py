@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_runs import only_run, recipe, tiny, write_text
+from tiny_runs import only_run, recipe, tiny, tiny_translation, write_pairs, write_text
 
 from rnn_blocks.recipes.run_folder import RunFolder
 
@@ -19,3 +19,16 @@ def finished_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     output_dir = tmp_path_factory.mktemp("finished")
     assert recipe("fit", *tiny(text, output_dir, **{"model.dropout": 0.1})) == 0
     return only_run(output_dir)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="session")
+def finished_translation(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of 20 steps, with one validation each 10 and their average. Not to be written to: copy it."""
+    output_dir = tmp_path_factory.mktemp("translated")
+    assert recipe("fit", *tiny_translation(pairs, output_dir, average_checkpoints=2), of="translation") == 0
+    return only_run(output_dir, "translation")

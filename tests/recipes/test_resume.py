@@ -1,14 +1,23 @@
 """A run that was cut off goes on as if it had not been."""
 
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import assert_same, finish, load, metrics, only_run, recipe, start, tiny, trained
+from tiny_runs import (
+    assert_same,
+    finish,
+    kill_after_a_checkpoint,
+    load,
+    metrics,
+    only_run,
+    recipe,
+    start,
+    tiny,
+    trained,
+)
 
 from rnn_blocks.recipes.checkpoints import LastCheckpoint
 from rnn_blocks.recipes.run_folder import RunFolder, runs
@@ -41,12 +50,7 @@ def test_after_sigkill_in_mid_epoch_a_run_ends_bit_for_bit_as_an_undisturbed_one
     text: Path, tmp_path: Path, cut_off: tuple[RunFolder, dict[int, Path]]
 ) -> None:
     process = start("fit", *tiny(text, tmp_path, **SETTINGS))
-    while not list(tmp_path.glob("language-model/*/checkpoints/last.ckpt")):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    kill_after_a_checkpoint(process, tmp_path)
     folder, at = only_run(tmp_path), load(only_run(tmp_path))
     assert 0 < at["global_step"] < 100
     assert not at["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]

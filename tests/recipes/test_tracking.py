@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import yaml
 from matplotlib.image import imread
 from tiny_runs import column, finish, load, metrics, only_run, recipe, start, tiny
+from wandb_runs import history, nobody, of_kind, records, run_files
 
 from rnn_blocks.modules import LanguageModel
 from rnn_blocks.recipes.metrics_csv import MetricsCSV
@@ -27,47 +25,15 @@ METRIC_NAMES = {
 }
 
 
-@cache
-def records(run_file: Path) -> list[dict[str, Any]]:
-    """What an offline W&B run holds, read back by W&B's own reader."""
-    read = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", run_file],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return [json.loads(line) for line in read.stdout.splitlines()]
-
-
-def of_kind(run: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [record[kind] for record in run if record["type"] == kind]
-
-
-def history(run: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The values logged under each name, in order."""
-    logged: dict[str, list[Any]] = {}
-    for row in of_kind(run, "history"):
-        for name, value in row["item"].items():
-            logged.setdefault(name, []).append(value)
-    return logged
-
-
 @pytest.fixture(scope="module")
 def tracked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
     """A run in W&B by somebody who has no account: no key, no login, nobody at the keyboard; and then resumed."""
-    output_dir, nowhere = tmp_path_factory.mktemp("tracked"), tmp_path_factory.mktemp("nowhere")
-    environment = {"NETRC": str(nowhere / "netrc"), "WANDB_CONFIG_DIR": str(nowhere)}
-    environment |= dict.fromkeys(("WANDB_API_KEY", "WANDB_MODE"))
+    output_dir, environment = tmp_path_factory.mktemp("tracked"), nobody(tmp_path_factory.mktemp("nowhere"))
     settings = {"logger": "wandb", "samples.prompts": '["def ", "return "]'}
     shown = finish(start("fit", *tiny(text, output_dir, **settings), **environment))
     resumed = ["--ckpt_path", "last", "--output_dir", str(output_dir), "--trainer.max_steps", "24"]
     finish(start("fit", *resumed, **environment))
     return only_run(output_dir), shown
-
-
-def run_files(folder: RunFolder) -> list[Path]:
-    return sorted(folder.path.glob("wandb/offline-run-*/run-*.wandb"))
 
 
 def test_without_a_login_a_run_is_tracked_offline_without_a_question_and_can_be_uploaded(

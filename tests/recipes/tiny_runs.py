@@ -2,8 +2,11 @@
 
 import csv
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,30 @@ TINY = {
     "samples.max_tokens": 4,
     "logger": "csv",
 }
+# An epoch has 12 steps; checkpoints (every 5th) fall into its midst.
+TINY_TRANSLATION = {
+    "model.encoder": "rnn_blocks.LSTM",
+    "model.decoder": "rnn_blocks.LSTM",
+    "model.encoder.init_args.input_size": 16,
+    "model.encoder.init_args.hidden_size": 16,
+    "model.decoder.init_args.input_size": 16,
+    "model.decoder.init_args.hidden_size": 32,
+    "model.attentional_size": 16,
+    "model.optimizer.init_args.lr": 0.01,
+    "model.lr_scheduler.init_args.total_steps": 200,
+    "data.tokenizer": "word",
+    "data.batch_tokens": 110,
+    "data.max_length": 20,
+    "trainer.max_steps": 20,
+    "trainer.val_check_interval": 10,
+    "trainer.log_every_n_steps": 4,
+    "trainer.enable_progress_bar": "false",
+    "trainer.accelerator": "cpu",
+    "checkpoint_every_n_steps": 5,
+    "samples.sentences": 3,
+    "samples.attention": 1,
+    "logger": "csv",
+}
 WORDS = ["def", "return", "self", "value", "index", "(", ")", ":", "for", "in", "if", "not", "name", "=", "None"]
 
 
@@ -39,6 +66,19 @@ def write_text(path: Path, lines: int = 700) -> Path:
     """Text with something in it to learn, some 30 bytes a line."""
     path.write_text("".join(f"{' '.join(WORDS[(i * k) % 15] for k in range(1, 7))} {i % 97}\n" for i in range(lines)))
     return path
+
+
+def write_pairs(folder: Path, pairs: int = 150) -> Path:
+    """The stems ``train``, ``val`` and ``test`` of English digits and German ones the other way round."""
+    english, german = ["one", "two", "three", "four", "five", "six"], ["eins", "zwei", "drei", "vier", "fünf", "sechs"]
+    draw = random.Random(0)
+    for name, count in (("train", pairs), ("val", 12), ("test", 12)):
+        digits = [draw.choices(range(6), k=draw.randint(2, 4)) for _ in range(count)]
+        for ending, spelled in (("en", english), ("de", german)):
+            order = 1 if ending == "en" else -1
+            lines = [" ".join(spelled[digit] for digit in row[::order]) + "\n" for row in digits]
+            (folder / f"{name}.{ending}").write_text("".join(lines))
+    return folder
 
 
 def options(**settings: Any) -> list[str]:
@@ -51,13 +91,19 @@ def tiny(text: Path, output_dir: Path, **settings: Any) -> list[str]:
     return options(**(TINY | {"data.source": text, "output_dir": output_dir} | settings))
 
 
-def recipe(*args: str) -> int:
-    """`rnn-blocks language-model ARGS` in this process, which stays as it was; the exit code."""
+def tiny_translation(pairs: Path, output_dir: Path, **settings: Any) -> list[str]:
+    """The options of a tiny run on the pairs of a folder, with `settings` beside the usual ones or in their place."""
+    files = {f"data.{name}": pairs / name for name in ("train", "val", "test")}
+    return options(**(TINY_TRANSLATION | files | {"output_dir": output_dir} | settings))
+
+
+def recipe(*args: str, of: str = "language-model") -> int:
+    """`rnn-blocks OF ARGS` in this process, which stays as it was; the exit code."""
     precision, environment = torch.get_float32_matmul_precision(), dict(os.environ)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Lightning's own calls of jsonargparse and torch
-            return main(["language-model", *args])
+            return main([of, *args])
     except SystemExit as ended:
         return int(ended.code or 0)
     finally:
@@ -66,13 +112,13 @@ def recipe(*args: str) -> int:
         torch.set_float32_matmul_precision(precision)
 
 
-def start(*args: str, **environment: str | None) -> "subprocess.Popen[str]":
-    """`rnn-blocks language-model ARGS` in a process of its own, with nobody at the keyboard.
+def start(*args: str, of: str = "language-model", **environment: str | None) -> "subprocess.Popen[str]":
+    """`rnn-blocks OF ARGS` in a process of its own, with nobody at the keyboard.
 
     A variable of the environment that is None is not set there.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "rnn_blocks.recipes", "language-model", *args],
+        [sys.executable, "-m", "rnn_blocks.recipes", of, *args],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -88,8 +134,18 @@ def finish(process: "subprocess.Popen[str]") -> str:
     return output
 
 
-def only_run(output_dir: Path) -> RunFolder:
-    (folder,) = runs(output_dir / "language-model")
+def kill_after_a_checkpoint(process: "subprocess.Popen[str]", output_dir: Path) -> None:
+    """SIGKILL to a training as soon as its first ``last.ckpt`` is there."""
+    while not list(output_dir.glob("*/*/checkpoints/last.ckpt")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def only_run(output_dir: Path, of: str = "language-model") -> RunFolder:
+    (folder,) = runs(output_dir / of)
     return folder
 
 
