@@ -108,13 +108,13 @@ def test_after_sigkill_in_mid_epoch_a_run_ends_bit_for_bit_as_an_undisturbed_one
 def test_a_training_ends_with_the_mean_of_its_best_checkpoints_validated(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"average_checkpoints": 2, "trainer.max_steps": 36, "trainer.val_check_interval": 12}
+    settings = {"average_checkpoints": 2, "trainer.max_steps": 24, "trainer.val_check_interval": 8}
     assert translation("fit", *tiny_translation(pairs, tmp_path, **settings)) == 0
     shown = capsys.readouterr().out
     told = re.search(
-        r"^val/bleu of the averaged weights ([\d.]+), of the best checkpoint ([\d.]+): take --ckpt_path (\w+)$",
+        r"^val/chrf of the averaged weights ([\d.]+), of the best checkpoint ([\d.]+): take --ckpt_path (\w+)$",
         shown,
-        re.M,
+        re.MULTILINE,
     )
     assert told, shown
     assert told[3] == ("averaged" if float(told[1]) > float(told[2]) else "best")
