@@ -1,6 +1,7 @@
 """What the README and the pages show runs: their Python, their command lines, metric names and counts of parameters."""
 
 import doctest
+import io
 import re
 import shlex
 import sys
@@ -14,8 +15,9 @@ import yaml
 
 import rnn_blocks
 from rnn_blocks import Cell, ElmanCell, Recurrent
-from rnn_blocks.recipes.__main__ import main
+from rnn_blocks.recipes.__main__ import RECIPES, main
 from rnn_blocks.recipes.metrics_csv import read_metrics
+from rnn_blocks.recipes.parallel.settings import ParallelTokenizerSettings
 from rnn_blocks.recipes.run_folder import RunFolder, runs
 from rnn_blocks.recipes.text.settings import TokenizerSettings
 
@@ -109,6 +111,28 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return runs(home / "runs" / "language-model")[-1]
 
 
+@pytest.fixture(scope="module")
+def tiny_translation(tiny_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of the translation recipe on a dozen pairs, beside the other one."""
+    home = tmp_path_factory.mktemp("pairs")
+    for ending, text in (("en", "one\ntwo one\nthree\n"), ("de", "eins\nzwei eins\ndrei\n")):
+        (home / f"pairs.{ending}").write_text(text * 4)
+    layers = ["--model.encoder", "rnn_blocks.LSTM", "--model.decoder", "rnn_blocks.LSTM"]
+    sizes = {"encoder.init_args.input_size": 8, "encoder.init_args.hidden_size": 4, "attentional_size": 8}
+    sizes |= {"decoder.init_args.input_size": 8, "decoder.init_args.hidden_size": 8}
+    data = {"train": home / "pairs", "val": home / "pairs", "tokenizer": "char", "cache_dir": home / "cache"}
+    length = {"max_steps": 2, "val_check_interval": 1, "log_every_n_steps": 1, "enable_progress_bar": "false"}
+    groups = (("model", sizes), ("data", data), ("trainer", length))
+    options = [
+        part for name, group in groups for key, value in group.items() for part in (f"--{name}.{key}", str(value))
+    ]
+    run = ["--output_dir", str(tiny_run.path.parent.parent), "--logger", "csv", "--average_checkpoints", "2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["translation", "fit", *layers, *options, *run]) == 0
+    return runs(tiny_run.path.parent.parent / "translation")[-1]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_examples_of_a_page_give_what_the_page_says(page: Path) -> None:
     examples = []
@@ -134,6 +158,7 @@ def test_python_of_the_readme_runs_as_it_stands(capsys: pytest.CaptureFixture[st
     assert re.search(r"""b['"]def """, printed)  # double quotes where a single one was generated
 
 
+@pytest.mark.usefixtures("tiny_translation")
 def test_python_of_the_pages_runs_beside_a_run(
     tiny_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,38 +176,48 @@ def test_commands_of_the_pages_are_understood(
     page: str,
     args: list[str],
     tiny_run: RunFolder,
+    tiny_translation: RunFolder,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "runs").symlink_to(tiny_run.path.parent.parent)
+    (tmp_path / "test.en").write_text("one\n\ntwo\n")
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).symlink_to(tiny_translation.checkpoint("best"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n")))
     for other in PAGES:  # the configurations that pages show, under the name in their first line
         for _, block in blocks(other, "yaml"):
             (tmp_path / block.split("\n", 1)[0].removeprefix("# ")).write_text(block)
-    if "--help" not in args and args[1] != "generate":
+    if "--help" not in args and args[1] in ("fit", "validate", "test"):
         args = [*args, "--print_config"]  # all is read and checked, and nothing is trained
     with pytest.raises(SystemExit) as ended:
         sys.exit(main(args))
     streams = capsys.readouterr()
     assert ended.value.code in (0, None), streams.err
-    assert streams.out
+    assert streams.out or "--output" in args
     if "--print_config" in args:
         data = yaml.safe_load(streams.out)["data"]
-        TokenizerSettings(data["tokenizer"], data["vocab_size"], data["min_count"], data["vocabulary"])
+        if args[0] == "translation":
+            ParallelTokenizerSettings(data["tokenizer"], data["joint"], data["vocab_size"], data["lowercase"])
+        else:
+            TokenizerSettings(data["tokenizer"], data["vocab_size"], data["min_count"], data["vocabulary"])
 
 
-def test_every_metric_of_a_run_is_in_the_table(tiny_run: RunFolder) -> None:
+def test_every_metric_of_a_run_is_in_the_table(tiny_run: RunFolder, tiny_translation: RunFolder) -> None:
     rows = [line for line in (ROOT / "docs" / "metrics.md").read_text().splitlines() if line.startswith("| `")]
     documented = [CODE.search(row)[1] for row in rows]
     patterns = [re.sub(r"<\w+>", "[^/]+", name) for name in documented]
-    logged = set(read_metrics(tiny_run.metrics)[0]) - {"step"}
-    assert {"train/loss", "val/perplexity", "grad_norm/layer", "grad_clip/threshold"} <= logged
+    logged = {name for run in (tiny_run, tiny_translation) for name in read_metrics(run.metrics)[0]} - {"step"}
+    assert {"train/loss", "val/perplexity", "val/bleu", "grad_norm/layer", "grad_clip/threshold"} <= logged
     unknown = [name for name in logged if not any(re.fullmatch(pattern, name) for pattern in patterns)]
     assert not unknown
 
 
-def test_every_shipped_configuration_is_described() -> None:
-    page = (ROOT / "docs" / "recipes" / "language-model.md").read_text()
-    shipped = [path.stem for path in (ROOT / "recipes" / "configs" / "language-model").glob("*.yaml")]
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_shipped_configuration_is_described(recipe: str) -> None:
+    page = (ROOT / "docs" / "recipes" / f"{recipe}.md").read_text()
+    shipped = [path.stem for path in (ROOT / "recipes" / "configs" / recipe).glob("*.yaml")]
     assert shipped
     assert [name for name in shipped if f"| `{name}` |" not in page] == []
 
