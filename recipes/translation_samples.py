@@ -6,10 +6,10 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from torchmetrics.functional.text import chrf_score
 
 from rnn_blocks.callbacks.figures import log_figure
 from rnn_blocks.modules import Seq2Seq
+from rnn_blocks.modules.chrf import CharacterFScore
 from rnn_blocks.recipes.attention_map import draw_attention
 from rnn_blocks.recipes.parallel.data import ParallelDataModule
 from rnn_blocks.recipes.run_folder import RunFolder
@@ -88,9 +88,9 @@ class TranslationSamples(ValidationSamples):
 
 
 def _chrf(text: str, reference: str) -> float:
-    score = chrf_score([text], [[reference]], n_word_order=0)
-    assert isinstance(score, torch.Tensor)
-    return round(100 * score.item(), 1)
+    score = CharacterFScore()
+    score.update([text], [reference])
+    return round(100 * float(score.compute()), 1)
 
 
 class PaddingFraction(Callback):

@@ -132,7 +132,14 @@ def run_fused(
     if isinstance(program, tuple):  # autocast makes a state of another precision: start with that
         cast = [tensor.to(dtype) for tensor, dtype in zip(state_leaves, program, strict=True)]
         return run_fused(
-            cell, projected, like_state(state, cast), fresh=fresh, lengths=lengths, resets=resets, compiled=compiled
+            cell,
+            projected,
+            like_state(state, cast),
+            fresh=fresh,
+            lengths=lengths,
+            resets=resets,
+            compiled=compiled,
+            fall_back=fall_back,
         )
     sizes = (len(projected_leaves), len(masks), len(state_leaves))
     run: Callable[..., tuple[Tensor, ...]] = _Unrolled.apply

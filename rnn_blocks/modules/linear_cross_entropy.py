@@ -73,7 +73,9 @@ def linear_cross_entropy(
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def smoothing_term(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def smoothing_term(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, ignore_index: int = -100
+) -> Tensor:
     """What label smoothing adds to the cross-entropy, per unit of ε (Szegedy et al. 2016, section 7).
 
     With logits ``l`` and the target ``y`` of a row, cross-entropy against targets of which a part ε is spread evenly
@@ -84,19 +86,22 @@ def smoothing_term(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets:
         hidden: ``(rows, features)``.
         weight: ``(vocabulary, features)``.
         bias: ``(vocabulary,)`` or ``None``.
-        targets: ids, ``(rows,)``.
+        targets: ids, ``(rows,)``; ``ignore_index`` where a row does not count.
+        ignore_index: the target that does not count.
 
     Returns:
-        The mean over the rows of ``l_y - mean_v l_v``, a scalar.
+        The mean over the rows that count of ``l_y - mean_v l_v``, a scalar; ``nan`` where none does.
 
     >>> hidden, weight, targets = torch.randn(4, 3), torch.randn(9, 3), torch.tensor([1, 8, 3, 0])
     >>> loss = linear_cross_entropy(hidden, weight, None, targets) + 0.1 * smoothing_term(hidden, weight, None, targets)
     >>> torch.testing.assert_close(loss, cross_entropy(linear(hidden, weight), targets, label_smoothing=0.1))
     """
+    counted = targets != ignore_index
+    targets = torch.where(counted, targets, 0)
     per_row = (hidden * (embedding(targets, weight) - weight.mean(0))).sum(1)
     if bias is not None:
         per_row = per_row + bias[targets] - bias.mean()
-    return per_row.mean()
+    return torch.where(counted, per_row, 0.0).sum() / counted.sum()
 
 
 class _TiledCrossEntropy(torch.autograd.Function):

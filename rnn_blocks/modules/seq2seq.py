@@ -238,7 +238,7 @@ class Seq2Seq(Translating):
         """The mean cross-entropy of the batch's tokens, what else is to be made small, and how many tokens they are."""
         features, weights, _ = self.decoder(inputs, state, memory)
         counted = batch.target_outputs != IGNORED
-        targets, rows = batch.target_outputs[counted], features[counted]  # (tokens,), (tokens, features)
+        targets, rows = batch.target_outputs.flatten(), features.flatten(0, 1)  # (batch * target, …)
         output = self.decoder.output
         loss = linear_cross_entropy(rows, output.weight, output.bias, targets)
         extra = torch.zeros_like(loss)
@@ -247,7 +247,8 @@ class Seq2Seq(Translating):
         if self.training and self.coverage_loss:
             assert weights is not None
             before = weights.cumsum(1) - weights  # the coverage at each step
-            twice = torch.minimum(weights, before).sum(-1)[counted].mean()
+            overlap = torch.minimum(weights, before).sum(-1)  # (batch, target)
+            twice = torch.where(counted, overlap, 0.0).sum() / counted.sum()
             self.log("train/coverage_loss", twice.detach())
             extra = extra + self.coverage_loss * twice
         return loss, extra, counted.sum()
