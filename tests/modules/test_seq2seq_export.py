@@ -20,7 +20,7 @@ OPTIONS = {
     "general, at once": {"attention": "general", "input_feeding": False},
     "fixed vector": {"attention": None, "input_feeding": False, "bridge": "projected", "decoder": GRU(3 + 12, 5)},
 }  # fmt: skip
-SLOW = ("general, at once", "fixed vector")
+SLOW = [name for name in OPTIONS if name != "additive, fed"]
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OPTIONS]
 )
@@ -166,9 +166,8 @@ def to_onnx(module, arguments, shapes):
 @pytest.mark.skipif(bool(MISSING), reason=f"needs the packages {', '.join(MISSING)}")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name", [name if name == "additive, fed" else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
 def test_onnx_runtime_translates_as_the_model_does(name):
     model = make_model(**OPTIONS[name]).float().eval()
     of_encoder, of_step = examples(model)
