@@ -81,7 +81,7 @@ def write_out_logs(axes: "Axes") -> None:
         axes.yaxis.set_minor_formatter("{x:g}")
 
 
-def log_figure(trainer: Trainer, name: str, figure: "Figure") -> Path | None:
+def log_figure(trainer: Trainer, name: str, figure: "Figure", *, folder: Path | None = None) -> Path | None:
     """Write a figure below the run's log folder, and hand it to every logger that takes pictures.
 
     Those are Weights & Biases' and any other logger with its ``log_image(key, images, step=)``, and TensorBoard's.
@@ -92,6 +92,7 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure") -> Path | None:
         trainer: whose loggers and log folder to use.
         name: of the figure, as a metric's; a slash makes a folder of the file's name.
         figure: matplotlib's.
+        folder: for the file, in place of the log folder's ``plots``.
 
     Returns:
         The file, ``<log folder>/plots/<name>.png``, always replaced as a whole; None on other ranks, or if it could not
@@ -100,7 +101,7 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure") -> Path | None:
     if not trainer.is_global_zero:
         return None
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
-    path: Path | None = _log_folder(trainer) / FOLDER / f"{name}.png"
+    path: Path | None = (folder or _log_folder(trainer) / FOLDER) / f"{name}.png"
     try:
         _write(figure, cast(Path, path))
     except OSError as error:

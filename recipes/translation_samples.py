@@ -82,13 +82,12 @@ class TranslationSamples(ValidationSamples):
         (ids,) = data.encode_source([source])
         target = [*data.codec.target_tokens(best.tokens), *["<eos>"] * best.finished]
         title = f"step {trainer.global_step}"
-        log_figure(
-            trainer, f"attention/{number}", draw_attention(best.attention, data.source_tokens(ids), target, title=title)
-        )
+        figure = draw_attention(best.attention, data.source_tokens(ids), target, title=title)
+        log_figure(trainer, f"attention/{number}", figure, folder=self._folder.plots)
 
 
 def _chrf(text: str, reference: str) -> float:
-    score = CharacterFScore()
+    score = CharacterFScore(sync_on_compute=False)  # the first rank is alone here
     score.update([text], [reference])
     return round(100 * float(score.compute()), 1)
 

@@ -23,6 +23,7 @@ class CharacterFScore(Metric):
 
     Args:
         lowercase: whether case is disregarded.
+        sync_on_compute: whether, in a distributed run, the score is that of all ranks, which must then all ask for it.
 
     >>> chrf = CharacterFScore()
     >>> chrf.update(["a cat"], ["the cat"])
@@ -34,8 +35,8 @@ class CharacterFScore(Metric):
     counts: Tensor
     """n-grams of translations, of references and in both, ``(3, 6)``."""
 
-    def __init__(self, lowercase: bool = False) -> None:
-        super().__init__()
+    def __init__(self, lowercase: bool = False, *, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.lowercase = lowercase
         self.add_state("counts", torch.zeros(3, ORDER, dtype=torch.int64), dist_reduce_fx="sum")
 

@@ -12,6 +12,7 @@ from tiny_runs import (
     TINY_TRANSLATION,
     assert_same,
     column,
+    finish,
     kill_after_a_checkpoint,
     load,
     metrics,
@@ -260,3 +261,21 @@ def test_a_checkpoint_without_tokenizers_is_refused_by_every_command(
         assert translation(command, *more, *options(ckpt_path=path, output_dir=tmp_path)) == 2
         shown = capsys.readouterr()
         assert f"{path}: holds no tokenizer: not a checkpoint of the translation recipe" in shown.err
+
+
+def test_two_ranks_train_average_and_draw_as_one_run(pairs: Path, tmp_path: Path) -> None:
+    settings = {
+        "trainer.max_steps": 6,
+        "trainer.val_check_interval": 3,
+        "average_checkpoints": 2,
+        "logger": "tensorboard",
+    }
+    ddp = {"trainer.strategy": "ddp", "trainer.devices": 2, "data.batch_tokens": 55}
+    told = finish(start("fit", *tiny_translation(pairs, tmp_path, **(settings | ddp)), of="translation"))
+    folder = only_run(tmp_path, "translation")
+    assert load(folder)["global_step"] == 6
+    assert re.search(r"^val/chrf of the averaged weights [\d.]+, of the best checkpoint", told, re.MULTILINE)
+    assert folder.checkpoint("averaged").is_file()
+    assert len(folder.samples.read_text().strip().split("\n\n")) == 6, "of the first rank alone"
+    assert (folder.plots / "attention" / "1.png").is_file()
+    assert translation("validate", "--ckpt_path", str(folder.path), "--trainer.devices", "1") == 0
