@@ -86,7 +86,7 @@ class Translation(NamedTuple):
 
     @property
     def score(self) -> float:
-        """What it was ranked by: a log-probability in nats, with the penalties of a beam search."""
+        """The log-probability in nats, with the penalties of the search, which translations are ranked by."""
         return self.hypothesis.score
 
 

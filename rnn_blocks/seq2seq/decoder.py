@@ -148,7 +148,7 @@ class Decoder(nn.Module):
             need_weights: whether the attention's weights are wanted; with input feeding they cost the fast engine.
 
         Returns:
-            ``h̃`` ``(batch, target, features)``, for :attr:`output`; the weights, ``(batch, target, source)``, or
+            ``h̃`` ``(batch, target, features)``, for the output layer; the weights, ``(batch, target, source)``, or
             ``None`` where there is no attention or they were not to be had for nothing; and the state after the last
             step.
 
