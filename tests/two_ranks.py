@@ -1,5 +1,6 @@
 """A program in two processes on one machine."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ def run_two_ranks(program: str, folder: Path) -> None:
     result = subprocess.run(
         [*launch, sys.executable, "-c", program + LEAVE_TOGETHER],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},  # of what pytest imports
         capture_output=True,
         text=True,
         timeout=120,
