@@ -10,11 +10,12 @@ import zoo_layers
 from torch.testing import assert_close
 
 import rnn_blocks
-from rnn_blocks import DecoderCell, (
+from rnn_blocks import (
     LSTM,
     Bidirectional,
     Cell,
     CellWrapper,
+    DecoderCell,
     DilatedRecurrent,
     GRUCell,
     Layer,
