@@ -28,7 +28,7 @@ from rnn_blocks.recipes.text.store import default_cache_dir
 
 _HUB = "hub:"
 # Numbers have few words: with many types, whole compounds (German, Finnish) would become types of their own.
-_TYPES_OF_NUMBERS = 400
+_TYPES_OF_NUMBERS = 330
 
 
 class ParallelDataModule(LightningDataModule):
@@ -54,7 +54,7 @@ class ParallelDataModule(LightningDataModule):
         numbers_max: The greatest number.
         tokenizer: ``bpe`` or ``unigram`` (pieces of words, on bytes), ``word`` (words and punctuation) or ``char``.
         joint: Whether one vocabulary serves both sides.
-        vocab_size: Types at most, of each vocabulary; by default 8000 for ``bpe`` and ``unigram`` (400 for
+        vocab_size: Types at most, of each vocabulary; by default 8000 for ``bpe`` and ``unigram`` (330 for
             numbers) and every word for ``word``.
         lowercase: Whether all text is lowercased, references as well.
         bpe_dropout: The probability of leaving a merge out (``bpe``), so that each epoch reads the training text in
