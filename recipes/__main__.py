@@ -1,4 +1,4 @@
-"""The command line: ``rnn-blocks RECIPE COMMAND``, or ``python -m rnn_blocks.recipes RECIPE COMMAND``."""
+"""The command line: ``rnn-blocks RECIPE COMMAND`` or ``rnn-blocks TOOL``, or ``python -m rnn_blocks.recipes …``."""
 
 import difflib
 import os
@@ -14,6 +14,12 @@ EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tq
 RECIPES = {
     "language-model": "train a recurrent language model on text, and let it write",
     "translation": "train an encoder and a decoder with attention on pairs of lines, and let them translate",
+}
+TOOLS = {  # for every recipe; a tool's module has a FUNCTION, whose required parameters are given without a name
+    "export": "write a checkpoint's model for use without training: safetensors, torch.export or ONNX",
+}
+TOOL_MODULES = {
+    "export": "rnn_blocks.recipes.export",
 }
 MODULES = {  # each has a CLI for fit, validate and test, and a function for every other command
     "language-model": "rnn_blocks.recipes.language_model",
@@ -85,11 +91,17 @@ def usage() -> str:
     >>> "language-model" in usage()
     True
     """
-    lines = ["usage: rnn-blocks RECIPE COMMAND [options]", "", "Recipes, their commands and shipped configurations:"]
+    lines = [
+        "usage: rnn-blocks RECIPE COMMAND [options]",
+        "       rnn-blocks TOOL [options]",
+        "",
+        "Recipes, their commands and shipped configurations:",
+    ]
     for recipe, about in RECIPES.items():
         lines += ["", f"  {recipe:18}{about}"]
         lines += [f"    {command:16}{what}" for command, what in COMMANDS[recipe].items()]
         lines.append(f"    --config        {', '.join(shipped_configs(recipe))}")
+    lines += ["", "Tools:", *(f"  {tool:18}{about}" for tool, about in TOOLS.items())]
     lines += [
         "",
         "rnn-blocks RECIPE COMMAND --help lists every option. For example:",
@@ -98,26 +110,23 @@ def usage() -> str:
         '  rnn-blocks language-model generate --prompt "def main("',
         "  rnn-blocks translation fit --config multi30k --data.train TRAIN --data.val VAL --data.test TEST",
         "  rnn-blocks translation translate --input FILE.en --output FILE.de --beam-size 5",
+        "  rnn-blocks export best --format onnx --output FOLDER",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _run(recipe: str, args: list[str]) -> int:
+    if recipe in TOOLS:
+        return _run_tool(recipe, args)
     if recipe not in RECIPES:
-        raise InputError(f"{recipe!r} is no recipe; {_hint(recipe, list(RECIPES))}")
+        raise InputError(f"{recipe!r} is no recipe; {_hint(recipe, [*RECIPES, *TOOLS])}")
     commands = COMMANDS[recipe]
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0
     if args[0] not in commands:
         raise InputError(f"{args[0]!r} is no command of {recipe}; {_hint(args[0], list(commands))}")
-    missing = [name for name in EXTRA if find_spec(name) is None]
-    if missing:
-        raise InputError(f"{', '.join(missing)}: not installed; recipes need pip install 'rnn-blocks[recipes]'")
-    from rnn_blocks.recipes.host import quiet, tune_host
-
-    quiet()
-    tune_host()
+    _prepare()
     module = import_module(MODULES[recipe])
     function = module.FUNCTIONS.get(args[0])
     if function is None:
@@ -127,6 +136,24 @@ def _run(recipe: str, args: list[str]) -> int:
 
         run_function(function, args[1:], prog=f"rnn-blocks {recipe} {args[0]}")
     return 0
+
+
+def _run_tool(tool: str, args: list[str]) -> int:
+    _prepare()
+    from rnn_blocks.recipes.parser import run_function
+
+    run_function(import_module(TOOL_MODULES[tool]).FUNCTION, args, prog=f"rnn-blocks {tool}", positional=True)
+    return 0
+
+
+def _prepare() -> None:
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)}: not installed; recipes need pip install 'rnn-blocks[recipes]'")
+    from rnn_blocks.recipes.host import quiet, tune_host
+
+    quiet()
+    tune_host()
 
 
 def _hint(given: str, valid: list[str]) -> str:

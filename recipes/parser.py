@@ -57,10 +57,16 @@ class RecipeParser(LightningArgumentParser):
         return [self, *(parser for parser in below if isinstance(parser, RecipeParser))]
 
 
-def run_function(function: Callable[..., None], args: list[str], *, prog: str) -> None:
+def run_function(function: Callable[..., None], args: list[str], *, prog: str, positional: bool = False) -> None:
     """Call a function by command-line options of its parameters' names.
 
     A switch needs no ``true`` after it, a list is given item by item, and a dash is as good as an underscore.
+
+    Args:
+        function: what to call.
+        args: the command line.
+        prog: what help and errors call it.
+        positional: whether required parameters are given by their place, without a name.
 
     >>> def greet(name: str, loud: bool = False) -> None:
     ...     "Say hello."
@@ -75,7 +81,7 @@ def run_function(function: Callable[..., None], args: list[str], *, prog: str) -
         args=spelled_out(args, {name: p.annotation for name, p in inspect.signature(function).parameters.items()}),
         prog=prog,
         description=(inspect.getdoc(function) or "").split("\n\n", 1)[0],
-        as_positional=False,
+        as_positional=positional,
         allow_abbrev=False,
         parser_class=RecipeParser,
     )
