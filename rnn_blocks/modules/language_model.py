@@ -19,7 +19,7 @@ from rnn_blocks.layers import (
 from rnn_blocks.modules.generation import check_sampling, sample_token, stream_tokens
 from rnn_blocks.modules.output_layer import OutputLayer, adaptive_softmax, word_logits, word_loss
 from rnn_blocks.modules.text_batch import TextBatch
-from rnn_blocks.modules.token_module import STAGES, TokenModule, adam
+from rnn_blocks.modules.token_module import STAGES, TokenModule, adam, evaluating
 
 CARRIED_STATE = "carried_state"  # the checkpoint's key
 
@@ -347,8 +347,10 @@ class LanguageModel(TokenModule):
         else:
             generator.manual_seed(seed)
 
+        parts = list(self.modules())  # found once: to look for them takes as long as a small model's step
+
         def step(ids: Tensor, state: State) -> tuple[Tensor, State]:
-            with self.evaluating():
+            with evaluating(parts):
                 hidden, state = self.layer.step(self.embedding(ids), state)
                 return word_logits(self.output, hidden), state
 

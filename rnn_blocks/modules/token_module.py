@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -130,13 +130,27 @@ class TokenModule(pl.LightningModule):
             config["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """In evaluation mode, and each part back to its mode before: some may be frozen in evaluation mode."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        return evaluating(self.modules())
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Those modules in evaluation mode, and each back to its mode before.
+
+    >>> layer = nn.Dropout()
+    >>> with evaluating([layer]):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
