@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rnn_blocks.modules.parallel_batch import ParallelBatch
-from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes.epoch_batches import EpochBatches
 from rnn_blocks.recipes.parallel.plan import Budget, Indices, Lengths, TrainingPlan, evaluation_plan, padding_fraction
 from rnn_blocks.recipes.parallel.store import PairFile
 from rnn_blocks.recipes.parallel.tokenizer import BOS, EOS, PAD
@@ -25,7 +25,7 @@ class Segmenter(Protocol):
         """Token ids of each line; the same for the same seed."""
 
 
-class TrainingBatches:
+class TrainingBatches(EpochBatches[ParallelBatch]):
     """The pairs of a training split in batches of like lengths, in an order of their own each epoch.
 
     Each epoch every pair comes once, over all ranks: rank ``r`` gets batches r, r + world_size, …, and every rank as
@@ -64,71 +64,32 @@ class TrainingBatches:
         self._pairs = pairs
         self._kept = np.arange(pairs.source.num_rows) if kept is None else kept
         source, self._target_lengths = (lengths[self._kept] for lengths in _lengths(pairs))
-        self._plan = TrainingPlan(source, self._target_lengths, budget, seed=seed, world_size=world_size)
+        plan = TrainingPlan(source, self._target_lengths, budget, seed=seed, world_size=world_size)
         self._seed = seed
-        self._rank, self._world_size = rank, world_size
         self._segmenters = segmenters
-        self._current_epoch = current_epoch
-        self._shape = {
+        shape = {
             "pairs": len(self._kept),
             "batch_tokens": budget.tokens,
             "max_sentences": budget.sentences or 0,
             "ranks": world_size,
             "seed": seed,
         }
-        self._pass = len(self)
-        self._epoch = self._position = self._resume_at = 0
+        told = (
+            "{pairs} pairs on {ranks} ranks with batch_tokens {batch_tokens}, max_sentences {max_sentences},"
+            " seed {seed}"
+        )
+        super().__init__(plan, shape, told, rank=rank, world_size=world_size, current_epoch=current_epoch)
 
-    def __len__(self) -> int:
-        return self._plan.num_batches // self._world_size
-
-    def __iter__(self) -> Iterator[ParallelBatch]:
-        # All of this waits for the first batch: a Trainer makes iterators that it does not use, and makes the one that
-        # it uses before it knows its epoch.
-        first, self._resume_at = self._resume_at, 0
-        if first == 0:
-            finished = self._position >= self._pass
-            self._epoch = self._current_epoch() if self._current_epoch else self._epoch + finished
-        plan = self._plan.epoch(self._epoch)[self._rank :: self._world_size]
+    def _read(self, plan: list[Indices], epoch: int, first: int) -> Iterator[ParallelBatch]:
         with _Reader(self._pairs) as reader:
-            for place in range(first, len(plan)):
-                self._position = place + 1
-                seed = f"{self._seed} {self._epoch} {place * self._world_size + self._rank}"
-                yield self._batch(reader, self._kept[plan[place]], seed)
+            for place, pairs in enumerate(plan, start=first):
+                seed = f"{self._seed} {epoch} {place * self._world_size + self._rank}"
+                yield self._batch(reader, self._kept[pairs], seed)
 
     @property
     def padding_fraction(self) -> float:
         """The part of this epoch's target positions that is padding, over all ranks."""
         return padding_fraction(self._plan.epoch(self._epoch), self._target_lengths)
-
-    def end_pass_after(self, batches: int) -> None:
-        """Says that the reader will end its epochs early: a state taken there is one of an epoch's end."""
-        self._pass = min(batches, len(self))
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, the number of batches handed out in it, and the shape that gives the number its meaning."""
-        return {"epoch": self._epoch, "position": self._position, "batches": self._pass, **self._shape}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lets the next pass go on where the state was taken; at an epoch's end, with the next epoch.
-
-        Raises:
-            InputError: the state is of the middle of an epoch over other batches.
-        """
-        epoch, position = int(state_dict["epoch"]), int(state_dict["position"])
-        if position >= state_dict["batches"]:
-            epoch, position = epoch + 1, 0
-        here = self.state_dict()
-        if position and any(state_dict[name] != here[name] for name in self._shape):
-            told = (
-                "{pairs} pairs on {ranks} ranks with batch_tokens {batch_tokens}, max_sentences {max_sentences},"
-                " seed {seed}"
-            )
-            raise InputError(
-                f"the checkpoint was taken in the middle of an epoch over {told.format(**state_dict)}; this run has"
-                f" {told.format(**here)}: resume with the same data settings and number of devices"
-            )
-        self._epoch, self._position, self._resume_at = epoch, position, position
 
     def _batch(self, reader: "_Reader", places: Indices, seed: str) -> ParallelBatch:
         if self._segmenters is None:

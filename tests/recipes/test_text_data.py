@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rnn_blocks.modules.text_batch import TextBatch
 from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.text import data as data_file
+from rnn_blocks.recipes.text import corpus_module
 from rnn_blocks.recipes.text.corpus import SPLITS
 from rnn_blocks.recipes.text.data import TextDataModule
 from rnn_blocks.recipes.text.stdlib import StandardLibrary
@@ -63,7 +63,7 @@ def test_the_default_corpus_is_the_standard_library(tmp_path: Path, monkeypatch:
     folder.mkdir()
     for i in range(200):
         (folder / f"module_{i}.py").write_text(f"def function_{i}(argument):\n    return argument + {i}\n" * 5)
-    monkeypatch.setattr(data_file, "StandardLibrary", lambda: StandardLibrary(folder))
+    monkeypatch.setattr(corpus_module, "StandardLibrary", lambda: StandardLibrary(folder))
     data = TextDataModule(vocab_size=300, batch_size=4, bptt=10, cache_dir=str(tmp_path))
     data.prepare()
     assert data.vocabulary_size == 300
