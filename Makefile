@@ -1,7 +1,8 @@
 # make demo   trains the default language model from nothing, tests it, and lets it write
-# make test   the default tests, in the same environment
+# make test   the default tests, in the same environment, in two processes (JOBS=4: in four)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+JOBS ?= 2
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow lint types docs wheel check clean
@@ -14,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/rnn-blocks language-model generate --prompt "def " --max_tokens 150 --seed 1
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
