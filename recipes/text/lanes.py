@@ -1,6 +1,6 @@
 """Batches of a contiguous stream of tokens, read as lanes side by side."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from rnn_blocks.modules.text_batch import TextBatch
 from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes.text.chunk_lengths import DrawnLengths, FixedLengths
 from rnn_blocks.recipes.text.store import TokenFile
 
 IGNORED = -100
@@ -22,18 +23,23 @@ class Lanes:
     steps on, so that a state can be carried from batch to batch. Rank ``r`` reads the lanes from ``r * batch_size`` on:
     one process with all lanes sees in its rows just what the ranks see, in order.
 
-    The position within a pass is its state: a Trainer saves it in its checkpoints and, resumed in mid-epoch, goes on
-    with the first batch that was not seen.
+    The position within a pass and the number of the epoch are its state: a Trainer saves it in its checkpoints and,
+    resumed in mid-epoch, goes on with the first batch that was not seen.
 
     Args:
         tokens: the token ids.
         batch_size: lanes of this rank.
         bptt: steps of a chunk; the last one of a pass may be shorter.
+        variable: whether lengths of chunks are drawn around ``bptt``, others each epoch: see
+            :class:`~rnn_blocks.recipes.text.chunk_lengths.DrawnLengths`.
+        seed: of these lengths.
         complete: whether every token after the first is predicted exactly once, the last lanes filled up with targets
             of -100 (for evaluation). Otherwise all lanes have one length and up to a lane's count of tokens at the end
             is left out (for training).
         rank: this process's place among those that share the lanes.
         world_size: how many they are.
+        current_epoch: tells the number of the epoch that begins; None counts finished passes. A Trainer that goes on
+            after an epoch's end does not restore a loader's state, but knows its epoch.
 
     Raises:
         InputError: there are too few tokens for one batch.
@@ -55,12 +61,14 @@ class Lanes:
         batch_size: int,
         bptt: int,
         *,
+        variable: bool = False,
+        seed: int = 0,
         complete: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        current_epoch: Callable[[], int] | None = None,
     ) -> None:
         self._tokens = tokens
-        self._bptt = bptt
         self._lanes = batch_size * world_size
         needed = 2 if complete else self._lanes * bptt + 1
         if tokens.num_tokens < needed:
@@ -69,60 +77,61 @@ class Lanes:
         self._steps = -(-predictions // self._lanes) if complete else predictions // self._lanes
         lanes = np.arange(rank * batch_size, (rank + 1) * batch_size)
         self._origins = lanes[:, None] * self._steps  # (lanes, 1)
-        self._batches = -(-self._steps // bptt)
-        self._pass = self._batches
-        self._position = 0
-        self._resume_at = 0
+        self._lengths = DrawnLengths(self._steps, bptt, seed=seed) if variable else FixedLengths(self._steps, bptt)
+        self._current_epoch = current_epoch
+        self._shape = {
+            "lanes": self._lanes,
+            "bptt": bptt,
+            "tokens": tokens.num_tokens,
+            "variable_bptt": variable,
+            "seed": seed if variable else 0,
+        }
+        self._pass = len(self)
+        self._epoch = self._position = self._resume_at = 0
 
     def __len__(self) -> int:
-        return self._batches
+        return len(self._lengths)
 
     def __iter__(self) -> Iterator[TextBatch]:
-        self._position, self._resume_at = self._resume_at, 0
-        return self._read(self._position)
+        # All of this waits for the first batch: a Trainer makes iterators that it does not use, and makes the one that
+        # it uses before it knows its epoch.
+        first, self._resume_at = self._resume_at, 0
+        if first == 0:
+            finished = self._position >= self._pass
+            self._epoch = self._current_epoch() if self._current_epoch else self._epoch + finished
+        ends = self._lengths.epoch(self._epoch).cumsum().tolist()
+        with self._tokens.path.open("rb", buffering=0) as file:
+            for index in range(first, len(ends)):
+                self._position = index + 1
+                yield self._batch(file, ends[index - 1] if index else 0, ends[index])
 
     def end_pass_after(self, batches: int) -> None:
         """Says that the reader will end its passes early: a state taken there is one of a pass's end."""
-        self._pass = min(batches, self._batches)
+        self._pass = min(batches, len(self))
 
     def state_dict(self) -> dict[str, int]:
-        """The number of batches handed out in this pass, and the shape that gives the number its meaning."""
-        return {
-            "position": self._position,
-            "batches": self._pass,
-            "lanes": self._lanes,
-            "bptt": self._bptt,
-            "tokens": self._tokens.num_tokens,
-        }
+        """The epoch, the number of batches handed out in it, and the shape that gives the number its meaning."""
+        return {"epoch": self._epoch, "position": self._position, "batches": self._pass, **self._shape}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lets the next pass go on where the state was taken; at a pass's end, from the beginning.
+        """Lets the next pass go on where the state was taken; at a pass's end, from the beginning of the next.
 
         Raises:
             InputError: the state is of the middle of a pass over lanes of another shape.
         """
-        position = int(state_dict["position"])
-        if position >= state_dict["batches"]:
-            position = 0
-        here = self.state_dict()
-        if position and any(state_dict[name] != here[name] for name in ("lanes", "bptt", "tokens")):
+        # checkpoints from before chunks could vary do not say
+        there = {"epoch": 0, "variable_bptt": False, "seed": 0} | state_dict
+        epoch, position = int(there["epoch"]), int(there["position"])
+        if position >= there["batches"]:
+            epoch, position = epoch + 1, 0
+        if position and any(there[name] != self._shape[name] for name in self._shape):
             raise InputError(
-                "the checkpoint was taken in the middle of an epoch over {tokens} tokens in {lanes} lanes (batch size"
-                " times ranks) with bptt {bptt};".format(**state_dict)
-                + " this run has {tokens} tokens in {lanes} lanes with bptt {bptt}:".format(**here)
-                + " resume with the same batch_size, bptt and number of devices"
+                f"the checkpoint was taken in the middle of an epoch over {_described(there)}; this run has "
+                f"{_described(self._shape)}: resume with the same batch_size, bptt and number of devices"
             )
-        self._position = self._resume_at = position
+        self._epoch, self._position, self._resume_at = epoch, position, position
 
-    def _read(self, first: int) -> Iterator[TextBatch]:
-        with self._tokens.path.open("rb", buffering=0) as file:
-            for index in range(first, self._batches):
-                self._position = index + 1
-                yield self._batch(file, index)
-
-    def _batch(self, file: FileIO, index: int) -> TextBatch:
-        start = index * self._bptt
-        stop = min(start + self._bptt, self._steps)
+    def _batch(self, file: FileIO, start: int, stop: int) -> TextBatch:
         last = self._tokens.num_tokens - 1
         places = self._origins + np.arange(start, stop + 1)  # (lanes, time + 1)
         window = torch.from_numpy(self._tokens_at(file, places).astype(np.int64))
@@ -133,7 +142,7 @@ class Lanes:
             targets = targets.masked_fill(beyond, IGNORED)  # a new tensor: those of one lane are views of one memory
             predictions -= int(beyond.sum())
         num_bytes = predictions * self._tokens.num_bytes / self._tokens.num_tokens
-        return TextBatch(inputs, targets, num_bytes, fresh=index == 0)
+        return TextBatch(inputs, targets, num_bytes, fresh=start == 0)
 
     def _tokens_at(self, file: FileIO, places: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
         # Read, not mapped: a mapped file's pages count as the process's memory, and with large pages one fault makes
@@ -143,6 +152,11 @@ class Lanes:
             file.seek(place * ids.itemsize)
             file.readinto(row)
         return ids
+
+
+def _described(shape: dict[str, Any]) -> str:
+    drawn = " drawn with seed {seed}".format(**shape) if shape["variable_bptt"] else ""
+    return "{tokens} tokens in {lanes} lanes (batch size times ranks) with bptt {bptt}".format(**shape) + drawn
 
 
 def _too_short(tokens: TokenFile, needed: int, batch_size: int, bptt: int, world_size: int, complete: bool) -> str:

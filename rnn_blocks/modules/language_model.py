@@ -1,13 +1,15 @@
 """A recurrent language model: predict the next token."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from rnn_blocks.engine import State, detach_state, dropout, dropout_mask, map_state, state_tensors
 from rnn_blocks.layers import (
@@ -16,6 +18,7 @@ from rnn_blocks.layers import (
     embedding_dropout,
     temporal_activation_regularisation,
 )
+from rnn_blocks.modules.chunk_rate import ChunkRate
 from rnn_blocks.modules.generation import check_sampling, sample_token, stream_tokens
 from rnn_blocks.modules.output_layer import OutputLayer, adaptive_softmax, word_logits, word_loss
 from rnn_blocks.modules.text_batch import TextBatch
@@ -64,6 +67,9 @@ class LanguageModel(TokenModule):
         optimizer: makes the optimizer from the parameters.
         lr_scheduler: makes the learning-rate schedule from the optimizer.
         lr_interval: whether the schedule steps each ``"epoch"`` or each ``"step"``.
+        lr_for_bptt: steps of a chunk that the learning rate is meant for: each update is made at the rate times its
+            chunk's steps over these (Merity et al. 2018, section 5), for chunks whose lengths are drawn. With gradient
+            accumulation it is the chunks' mean. Schedules, monitors and callbacks see the rate without that factor.
 
     Raises:
         ValueError: for a layer that looks ahead, tied weights where its sizes differ or the softmax is adaptive,
@@ -97,6 +103,7 @@ class LanguageModel(TokenModule):
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
+        lr_for_bptt: int | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, lr_interval)
         # A command line's checkpoints hold all arguments as it was given them and so load by themselves; objects made
@@ -147,6 +154,7 @@ class LanguageModel(TokenModule):
         self.activation_regularisation = activation_regularisation
         self.temporal_activation_regularisation = temporal_activation_regularisation
         self.sum_over_time = sum_over_time
+        self._chunk_rate = None if lr_for_bptt is None else ChunkRate(lr_for_bptt)
         self._initialise(init_range)
         self._carried: dict[str, State | None] = dict.fromkeys(STAGES)
 
@@ -261,7 +269,28 @@ class LanguageModel(TokenModule):
         """Mean cross-entropy of the batch and the penalties (with ``sum_over_time``, times its steps), in nats."""
         loss = self._loss(batch, "train")
         self.log_training()
+        if self._chunk_rate is not None:
+            self._chunk_rate.read(batch[0].shape[1])
         return loss * batch[0].shape[1] if self.sum_over_time else loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """After the callbacks, right before the update: sets the learning rate for the chunk."""
+        if self._chunk_rate is not None:
+            self._chunk_rate.scale(optimizer)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Lightning's, whatever comes of it with the user's learning rate set back."""
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        finally:
+            if self._chunk_rate is not None:
+                self._chunk_rate.done()
 
     def validation_step(self, batch: TextBatch | tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds the batch to the pass's loss."""
