@@ -33,6 +33,10 @@ class TextDataModule(TextCorpusModule):
         vocabulary: Path of a vocabulary (``word``), one word a line, ``<unk>`` and ``<eos>`` among them; else counted.
         batch_size: Lanes read side by side in training, on each device.
         bptt: Tokens of a lane in each training batch (steps of truncated backpropagation through time).
+        variable_bptt: Draw the length of each training batch around ``bptt``, others each epoch (Merity et al. 2018,
+            section 5): normally with a standard deviation of 5, one in twenty around half of it; at least 5 and at
+            most ``bptt`` + 20. The model's ``lr_for_bptt`` makes the learning rate follow.
+        seed: Of the lengths drawn.
         eval_batch_size: Lanes in validation and test; by default as ``batch_size``.
         eval_bptt: Tokens of a lane in each validation or test batch; by default as ``bptt``.
         cache_dir: Folder for tokenized corpora; by default ``$RNN_BLOCKS_CACHE``, else ``~/.cache/rnn-blocks``.
@@ -67,6 +71,8 @@ class TextDataModule(TextCorpusModule):
         vocabulary: str | None = None,
         batch_size: int = 20,
         bptt: int = 35,
+        variable_bptt: bool = False,
+        seed: int = 0,
         eval_batch_size: int | None = None,
         eval_bptt: int | None = None,
         cache_dir: str | None = None,
@@ -80,11 +86,14 @@ class TextDataModule(TextCorpusModule):
             cache_dir=cache_dir,
         )
         self._train_shape = (batch_size, bptt)
+        self._variable_bptt, self._seed = variable_bptt, seed
         self._eval_shape = (eval_batch_size or batch_size, eval_bptt or bptt)
         sizes = {"batch_size": batch_size, "bptt": bptt, "eval_batch_size": eval_batch_size, "eval_bptt": eval_bptt}
         for name, size in sizes.items():
             if size is not None and size < 1:
                 raise InputError(f"{name} {size}: give 1 or more")
+        if seed < 0:
+            raise InputError(f"seed {seed}: give 0 or more")
 
     def _check(self, splits: dict[Split, TokenFile]) -> None:
         Lanes(splits["train"], *self._train_shape)
@@ -104,7 +113,16 @@ class TextDataModule(TextCorpusModule):
     def train_dataloader(self) -> Lanes:
         """The lanes of the train split that are this process's."""
         rank, world_size = place_among_ranks(self.trainer)
-        lanes = Lanes(self.splits["train"], *self._train_shape, rank=rank, world_size=world_size)
+        trainer = self.trainer
+        lanes = Lanes(
+            self.splits["train"],
+            *self._train_shape,
+            variable=self._variable_bptt,
+            seed=self._seed,
+            rank=rank,
+            world_size=world_size,
+            current_epoch=None if trainer is None else lambda: trainer.current_epoch,
+        )
         # A checkpoint of the moment where Lightning ends an epoch is one of an epoch's end.
         lanes.end_pass_after(batches_of_an_epoch(len(lanes), self.trainer))
         return lanes

@@ -34,7 +34,7 @@ def words(path: Path, cache: Path, **options: Any) -> TextDataModule:
 
 
 def attached(data: TextDataModule, **trainer: Any) -> TextDataModule:
-    settings = {"limit_train_batches": 1.0, "state": SimpleNamespace(fn=TrainerFn.FITTING)}
+    settings = {"limit_train_batches": 1.0, "current_epoch": 0, "state": SimpleNamespace(fn=TrainerFn.FITTING)}
     data.trainer = SimpleNamespace(**settings, **trainer)  # type: ignore[assignment]
     return data
 
