@@ -1,5 +1,12 @@
 """LightningModules built on the layers."""
 
+from rnn_blocks.modules.adaptation import (
+    CachedText,
+    DynamicEvaluation,
+    NeuralCache,
+    evaluate_adaptively,
+    mean_squared_gradients,
+)
 from rnn_blocks.modules.generation import sample_token
 from rnn_blocks.modules.language_model import LanguageModel
 from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy, smoothing_term
@@ -11,14 +18,19 @@ from rnn_blocks.modules.token_loss import TokenLoss
 from rnn_blocks.modules.translation_scores import TranslationScores
 
 __all__ = [
+    "CachedText",
+    "DynamicEvaluation",
     "LanguageModel",
+    "NeuralCache",
     "ParallelBatch",
     "ScheduledSampling",
     "Seq2Seq",
     "TextBatch",
     "TokenLoss",
     "TranslationScores",
+    "evaluate_adaptively",
     "linear_cross_entropy",
+    "mean_squared_gradients",
     "sample_token",
     "smoothing_term",
 ]

@@ -1,0 +1,207 @@
+"""Dynamic evaluation: a model that goes on learning from the text it has just been tested on."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rnn_blocks.engine import State, detach_state
+from rnn_blocks.modules.adaptation.segments import IGNORED
+from rnn_blocks.modules.language_model import LanguageModel
+from rnn_blocks.modules.text_batch import TextBatch
+
+METHODS = ("rms", "sgd")
+
+
+@dataclass(frozen=True)
+class DynamicEvaluation:
+    """How the weights move while a text is tested.
+
+    Krause, Kahembwe, Murray & Renals (2018), "Dynamic evaluation of neural sequence models". Each segment of the text
+    is scored first, by weights that have not seen it; then the weights ``θ`` take a step against the gradient of its
+    loss ``L`` (its mean over the segment's tokens), and back towards the trained ones, ``θ_g``::
+
+        sgd:  θ ← θ - η ∇L             + λ (θ_g - θ)
+        rms:  θ ← θ - η ∇L / (√MS + ε) + min(λ √MS / mean(√MS), 1) (θ_g - θ)
+
+    ``MS`` is the mean square of each weight's gradient over the training text, by :func:`mean_squared_gradients`:
+    weights that training moves much take shorter steps and return sooner. The mean of ``√MS`` is that of all weights.
+
+    The best rates depend on the model and are chosen on validation text. The default ones of ``"rms"`` are those that
+    Krause et al. published for the AWD-LSTM on the Penn Treebank, with 5 steps; they are for segments of one lane.
+
+    Args:
+        method: ``"rms"`` or ``"sgd"``.
+        lr: the learning rate η; by default 5e-5 for ``"rms"``, 0.1 for ``"sgd"``.
+        decay: λ, how much of the way back to the trained weights each step goes, 0 to 1.
+        epsilon: ε, which bounds the steps of weights that training hardly moves (``"rms"``).
+        steps: of time in a segment.
+
+    Raises:
+        ValueError: for another method, or a number out of its range.
+
+    >>> DynamicEvaluation("sgd", decay=0.001)
+    DynamicEvaluation(method='sgd', lr=0.1, decay=0.001, epsilon=2e-05, steps=5)
+    """
+
+    method: Literal["rms", "sgd"] = "rms"
+    lr: float | None = None
+    decay: float = 0.002
+    epsilon: float = 2e-5
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.lr is None:
+            object.__setattr__(self, "lr", 5e-5 if self.method == "rms" else 0.1)
+        if not 0 <= self.rate < math.inf:
+            raise ValueError(f"lr must be at least 0, got {self.lr}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be at least 0 and at most 1, got {self.decay}")
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate η."""
+        assert self.lr is not None
+        return self.lr
+
+    @contextmanager
+    def adapting(self, model: nn.Module, mean_squares: dict[str, Tensor] | None = None) -> Iterator["AdaptedWeights"]:
+        """The model's weights, free to move; on leaving they are the trained ones again, bit for bit.
+
+        Args:
+            model: whose weights move; those that need no gradient stay.
+            mean_squares: of the gradients, by parameter names, for ``"rms"``.
+
+        Raises:
+            ValueError: for ``"rms"`` without the mean squares, or with those of another model.
+        """
+        named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        rates: list[Tensor] | float = self.rate
+        decays: list[Tensor] | float = self.decay
+        if self.method == "rms":
+            if mean_squares is None or mean_squares.keys() != named.keys():
+                raise ValueError(
+                    "method 'rms' needs the mean squares of all of the model's gradients on training text: "
+                    "give what mean_squared_gradients(model, batches) returns"
+                )
+            roots = [mean_squares[name].to(weight).sqrt() for name, weight in named.items()]
+            total = torch.stack([root.sum(dtype=torch.float64) for root in roots]).sum()
+            mean = (total / sum(root.numel() for root in roots)).clamp_(min=torch.finfo(torch.float32).tiny)
+            rates = [self.rate / (root + self.epsilon) for root in roots]
+            decays = [(self.decay * root / mean).to(root).clamp_(max=1) for root in roots]
+        adapted = AdaptedWeights(list(named.values()), rates, decays)
+        try:
+            yield adapted
+        finally:
+            adapted.restore()
+
+
+class AdaptedWeights:
+    """Weights on their way, and where they came from.
+
+    Args:
+        weights: the parameters.
+        rates: what gradients are multiplied by, one for all or one for each number of each weight.
+        decays: what part of the way back each step goes, likewise.
+
+    >>> weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    >>> adapted = AdaptedWeights([weight], rates=0.5, decays=0.0)
+    >>> adapted.descend((weight**2).sum()); weight.tolist()
+    [0.0, 0.0]
+    >>> adapted.restore(); weight.tolist()
+    [1.0, 2.0]
+    """
+
+    def __init__(self, weights: Sequence[Tensor], rates: list[Tensor] | float, decays: list[Tensor] | float) -> None:
+        self._weights = list(weights)
+        self._rates, self._decays = rates, decays
+        self._trained = [weight.detach().clone() for weight in weights]
+
+    def descend(self, loss: Tensor) -> None:
+        """One step against the gradient of a loss, and back towards the trained weights."""
+        gradients = torch.autograd.grad(loss, self._weights, materialize_grads=True)
+        with torch.no_grad():
+            lerp: Callable[..., None] = torch._foreach_lerp_  # by one number, or by tensors
+            lerp(self._weights, self._trained, self._decays)
+            if isinstance(self._rates, float):
+                torch._foreach_add_(self._weights, gradients, alpha=-self._rates)
+            else:
+                torch._foreach_addcmul_(self._weights, gradients, self._rates, value=-1)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """The trained weights again."""
+        torch._foreach_copy_(self._weights, self._trained)
+
+
+def mean_squared_gradients(model: LanguageModel, batches: Iterable[TextBatch]) -> dict[str, Tensor]:
+    """The mean square of each weight's gradient over chunks of training text, the model in evaluation mode.
+
+    Krause et al. (2018) take the training text in 100 lanes and chunks of as many steps as a segment has; what matters
+    is the same for all: the learning rate of :class:`DynamicEvaluation` is relative to it.
+
+    Args:
+        model: whose gradients; it is left as it was.
+        batches: chunks in order; the state is carried from one to the next but where one is ``fresh``.
+
+    Returns:
+        By parameter name, in the parameter's shape; of those that need a gradient.
+
+    Raises:
+        ValueError: where there is no batch.
+
+    >>> import rnn_blocks
+    >>> model = LanguageModel(rnn_blocks.LSTM(4, 4), vocab_size=9)
+    >>> text = torch.randint(9, (2, 6))
+    >>> squares = mean_squared_gradients(model, [TextBatch(text[:, :-1], text[:, 1:])])
+    >>> squares["output.bias"].shape
+    torch.Size([9])
+    """
+    named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    sums = [torch.zeros_like(weight, requires_grad=False) for weight in named.values()]
+    state: State | None = None
+    count = 0
+    with differentiable_evaluation(model):
+        for batch in batches:
+            if not bool((batch.targets != IGNORED).any()):
+                continue
+            targets = batch.targets.to(model.device).t().flatten()
+            hidden, state = model.hidden(batch.inputs.to(model.device), None if batch.fresh else state)
+            state = detach_state(state)
+            loss = model.next_token_loss(hidden.flatten(0, 1), targets)
+            gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
+            torch._foreach_addcmul_(sums, gradients, gradients)
+            count += 1
+    if count == 0:
+        raise ValueError("there is no training text to take gradients on: batches is empty")
+    torch._foreach_div_(sums, count)
+    return dict(zip(named, sums, strict=True))
+
+
+@contextmanager
+def differentiable_evaluation(model: LanguageModel) -> Iterator[None]:
+    """In evaluation mode, where gradients can be taken on GPU as well; then as before.
+
+    The blocks' own layers tell cuDNN to prepare for a backward pass wherever gradients are recorded. Torch's modules
+    tell it to in training mode alone, so those that a user's layer may hold are put into it, without their dropout.
+    """
+    foreign = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+    dropouts = [module.dropout for module in foreign]
+    with model.evaluating(), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for module in foreign:
+                module.training, module.dropout = True, 0.0
+            yield
+        finally:
+            for module, dropout in zip(foreign, dropouts, strict=True):
+                module.dropout = dropout
