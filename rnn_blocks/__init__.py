@@ -78,7 +78,10 @@ from rnn_blocks.layers import (
 )
 from rnn_blocks.modules import (
     CachedText,
+    ClozeBatch,
+    ClozeModel,
     DynamicEvaluation,
+    Filled,
     LanguageModel,
     NeuralCache,
     ParallelBatch,
@@ -135,6 +138,8 @@ __all__ = [
     "Cell",
     "CellWrapper",
     "Clockwork",
+    "ClozeBatch",
+    "ClozeModel",
     "ConcatAttention",
     "Decoder",
     "DecoderCell",
@@ -150,6 +155,7 @@ __all__ = [
     "EmbeddingDropout",
     "Encoded",
     "Encoder",
+    "Filled",
     "GRUCell",
     "GeneralAttention",
     "Hypothesis",

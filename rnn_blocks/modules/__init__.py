@@ -7,6 +7,8 @@ from rnn_blocks.modules.adaptation import (
     evaluate_adaptively,
     mean_squared_gradients,
 )
+from rnn_blocks.modules.cloze import ClozeModel, Filled
+from rnn_blocks.modules.cloze_batch import ClozeBatch
 from rnn_blocks.modules.generation import sample_token
 from rnn_blocks.modules.language_model import LanguageModel
 from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy, smoothing_term
@@ -19,7 +21,10 @@ from rnn_blocks.modules.translation_scores import TranslationScores
 
 __all__ = [
     "CachedText",
+    "ClozeBatch",
+    "ClozeModel",
     "DynamicEvaluation",
+    "Filled",
     "LanguageModel",
     "NeuralCache",
     "ParallelBatch",
