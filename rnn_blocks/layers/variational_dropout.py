@@ -26,6 +26,8 @@ class VariationalDropout(Layer):
     Args:
         size: features of the inputs and of the outputs.
         p: the part of the features that is zeroed.
+        each_call: draw new noise at each call in training, so at each chunk of a truncated BPTT, as Merity et al. do:
+            a mask that goes with a stream for a whole epoch would train each lane on one part of the features.
         batch_first: see :class:`~rnn_blocks.Layer`.
 
     Raises:
@@ -39,13 +41,14 @@ class VariationalDropout(Layer):
     True
     """
 
-    def __init__(self, size: int, p: float, *, batch_first: bool = True) -> None:
+    def __init__(self, size: int, p: float, *, each_call: bool = False, batch_first: bool = True) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         if not 0 <= p < 1:
             raise ValueError(f"p must be at least 0 and below 1, got {p}")
         super().__init__(size, size, batch_first=batch_first)
         self.p = p
+        self.each_call = each_call
 
     def initial_state(self, batch_size: int, like: Tensor) -> Tensor:
         """Noise, of the dtype and on the device of ``like``."""
@@ -54,6 +57,8 @@ class VariationalDropout(Layer):
     def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         """All steps at once; time first."""
         assert isinstance(state, Tensor)
+        if self.each_call and self.training:
+            state = self.initial_state(state.shape[0], state)
         noise = state  # (batch, size)
         active = None
         if lengths is not None:
@@ -76,4 +81,4 @@ class VariationalDropout(Layer):
 
     def extra_repr(self) -> str:
         """The size and the probability."""
-        return f"{self.input_size}, p={self.p}"
+        return f"{self.input_size}, p={self.p}" + (", each_call=True" if self.each_call else "")
