@@ -14,6 +14,7 @@ EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tq
 RECIPES = {
     "language-model": "train a recurrent language model on text, and let it write",
     "translation": "train an encoder and a decoder with attention on pairs of lines, and let them translate",
+    "long-range": "put cells to the test on tasks that only a long memory solves",
 }
 TOOLS = {  # for every recipe; a tool's module has a FUNCTION, whose required parameters are given without a name
     "export": "write a checkpoint's model for use without training: safetensors, torch.export or ONNX",
@@ -24,6 +25,7 @@ TOOL_MODULES = {
 MODULES = {  # each has a CLI for fit, validate and test, and a function for every other command
     "language-model": "rnn_blocks.recipes.language_model",
     "translation": "rnn_blocks.recipes.translation",
+    "long-range": "rnn_blocks.recipes.long_range.recipe",
 }
 AVERAGE = "one checkpoint of the mean weights of several"
 COMMANDS = {
@@ -40,6 +42,14 @@ COMMANDS = {
         "test": "the same on the test split, by beam search",
         "translate": "translate a file or standard input, line by line",
         "interactive": "translate what is typed",
+        "average": AVERAGE,
+    },
+    "long-range": {
+        "fit": "train one cell on the adding problem or the copy memory; resumes by --ckpt_path last",
+        "validate": "loss, as a multiple of a guess's too, on the validation set",
+        "test": "the same on the test set",
+        "compare": "train many cells over many lengths, into one table and one picture; goes on where it stopped",
+        "cells": "list the cells by name",
         "average": AVERAGE,
     },
 }
@@ -110,6 +120,7 @@ def usage() -> str:
         '  rnn-blocks language-model generate --prompt "def main("',
         "  rnn-blocks translation fit --config multi30k --data.train TRAIN --data.val VAL --data.test TEST",
         "  rnn-blocks translation translate --input FILE.en --output FILE.de --beam-size 5",
+        "  rnn-blocks long-range compare --task copy --cells gru,lstm,dilated --lengths 50,100,200 --processes 2",
         "  rnn-blocks export best --format onnx --output FOLDER",
     ]
     return "\n".join(lines) + "\n"
