@@ -84,6 +84,8 @@ class LanguageModel(TokenModule):
     torch.Size([1, 8])
     """
 
+    hub_task = "text-generation"
+
     def __init__(
         self,
         layer: Layer,

@@ -1,6 +1,7 @@
 """Sequence to sequence: an encoder, what it hands over, and a decoder that writes."""
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -96,6 +97,11 @@ class Seq2Seq(Translating):
     >>> len(best.tokens) <= 5
     True
     """
+
+    hub_parts = MappingProxyType(
+        {"encoder": "encoder.layer", "decoder": "decoder.layer", "attention": "decoder.attention"}
+    )
+    hub_task = "translation"
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 
+from rnn_blocks.modules.hub import Pretrained
 from rnn_blocks.modules.token_loss import TokenLoss
 
 LOSS_SINCE_LOG = "loss_since_log"  # the checkpoint's key
@@ -25,7 +26,7 @@ def adam(params: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=1e-3)
 
 
-class TokenModule(pl.LightningModule):
+class TokenModule(pl.LightningModule, Pretrained):
     """A training on tokens: a module adds its batches to :meth:`statistics` and calls :meth:`log_training`.
 
     Logged: ``train/`` and ``val/`` (``test/``) ``loss``, ``perplexity`` and, where bytes are known,
