@@ -1,6 +1,7 @@
 """What data modules of text share: a corpus, tokenized once, and what tells it from others."""
 
 import os
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from rnn_blocks.recipes.text.stdlib import StandardLibrary
 from rnn_blocks.recipes.text.store import PreparedText, TokenFile, default_cache_dir, prepare_text
 
 _HUB = "hub:"
+RHYMES = Path(str(files("rnn_blocks.recipes"))) / "text" / "rhymes.txt"
+"""Nursery rhymes, small enough to be learnt by heart: training, validation and test are all of them."""
 
 
 class TextCorpusModule(LightningDataModule):
     """A tokenized corpus of text; a data module adds its batches.
 
     Args:
-        source: ``stdlib``, the path of a text file, or ``hub:NAME``.
+        source: ``stdlib``, ``rhymes``, the path of a text file, or ``hub:NAME``.
         paths: of the training, validation and test text, in place of ``source``; None each where not given.
         hub_config: the Hub dataset's configuration.
         text_column: the Hub dataset's column of text.
@@ -61,10 +64,10 @@ class TextCorpusModule(LightningDataModule):
         if self._prepared is not None:
             return
         prepared = prepare_text(self._corpus, self._settings, self._cache_dir)
-        self._check(prepared.splits)
+        self._check(prepared)
         self._prepared = prepared
 
-    def _check(self, splits: dict[Split, TokenFile]) -> None:
+    def _check(self, prepared: PreparedText) -> None:
         """Refuses splits that are too short."""
 
     @property
@@ -144,9 +147,11 @@ def _corpus(source: str, paths: list[str | None], hub_config: str | None, text_c
         raise InputError(f"hub_config {hub_config!r}: source {source!r} is no dataset of the Hub (hub:NAME)")
     if source == "stdlib":
         return StandardLibrary()
+    if source == "rhymes":
+        return FileCorpus(RHYMES, RHYMES, RHYMES)
     path = Path(source).expanduser()
     if not path.exists() and os.sep not in source:
-        raise InputError(f"source {source!r}: no such file; give a text file's path, stdlib, or hub:NAME")
+        raise InputError(f"source {source!r}: no such file; give a text file's path, stdlib, rhymes, or hub:NAME")
     return FileCorpus(path, memory=memory)
 
 

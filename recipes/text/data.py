@@ -8,7 +8,7 @@ from rnn_blocks.recipes.text.corpus import Split
 from rnn_blocks.recipes.text.corpus_module import TextCorpusModule, as_path
 from rnn_blocks.recipes.text.lanes import Lanes
 from rnn_blocks.recipes.text.settings import TokenizerSettings
-from rnn_blocks.recipes.text.store import TokenFile
+from rnn_blocks.recipes.text.store import PreparedText
 from rnn_blocks.recipes.text.tokenizer import TokenizerKind
 
 
@@ -95,7 +95,8 @@ class TextDataModule(TextCorpusModule):
         if seed < 0:
             raise InputError(f"seed {seed}: give 0 or more")
 
-    def _check(self, splits: dict[Split, TokenFile]) -> None:
+    def _check(self, prepared: PreparedText) -> None:
+        splits = prepared.splits
         Lanes(splits["train"], *self._train_shape)
         for split in ("val", "test"):
             Lanes(splits[split], *self._eval_shape, complete=True)

@@ -87,7 +87,7 @@ def test_two_ranks_share_the_lanes_by_their_place_in_the_trainer(text_file: Path
     [
         (
             {"source": "nowhere.txt"},
-            r"source 'nowhere\.txt': no such file; give a text file's path, stdlib, or hub:NAME",
+            r"source 'nowhere\.txt': no such file; give a text file's path, stdlib, rhymes, or hub:NAME",
         ),
         ({"train": "a", "val": "b"}, "train, val and test go together; missing: test"),
         ({"source": "x.txt", "train": "a", "val": "b", "test": "c"}, r"source 'x\.txt': train, val and test take its"),
