@@ -48,7 +48,8 @@ def word_logits(output: OutputLayer, hidden: Tensor) -> Tensor:
         logits: Tensor = output(hidden)
         return logits
     rows = hidden.reshape(-1, hidden.shape[-1]).to(output.head.weight.dtype)
-    log_probs: Tensor = output.log_prob(rows)
+    with torch.autocast(hidden.device.type, enabled=False):
+        log_probs: Tensor = output.log_prob(rows)
     return log_probs.view(*hidden.shape[:-1], -1)
 
 
@@ -67,6 +68,7 @@ def word_loss(output: OutputLayer, hidden: Tensor, targets: Tensor, *, ignore_in
     hidden, targets = hidden[counted], targets[counted]
     if len(targets) == 0:
         return hidden.sum() * torch.nan
-    # torch's module gathers the log-probabilities, float32 under autocast, in a tensor of its input's dtype
-    loss: Tensor = output(hidden.to(output.head.weight.dtype), targets).loss
+    # torch's module puts results of several dtypes into one tensor under autocast, and fails
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss: Tensor = output(hidden.to(output.head.weight.dtype), targets).loss
     return loss
