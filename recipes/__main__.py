@@ -14,6 +14,7 @@ EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tq
 RECIPES = {
     "language-model": "train a recurrent language model on text, and let it write",
     "translation": "train an encoder and a decoder with attention on pairs of lines, and let them translate",
+    "cloze": "train a model that fills in blanks from both sides, and let it fill them in",
     "long-range": "put cells to the test on tasks that only a long memory solves",
 }
 TOOLS = {  # for every recipe; a tool's module has a FUNCTION, whose required parameters are given without a name
@@ -25,6 +26,7 @@ TOOL_MODULES = {
 MODULES = {  # each has a CLI for fit, validate and test, and a function for every other command
     "language-model": "rnn_blocks.recipes.language_model",
     "translation": "rnn_blocks.recipes.translation",
+    "cloze": "rnn_blocks.recipes.cloze",
     "long-range": "rnn_blocks.recipes.long_range.recipe",
 }
 AVERAGE = "one checkpoint of the mean weights of several"
@@ -42,6 +44,13 @@ COMMANDS = {
         "test": "the same on the test split, by beam search",
         "translate": "translate a file or standard input, line by line",
         "interactive": "translate what is typed",
+        "average": AVERAGE,
+    },
+    "cloze": {
+        "fit": "train; resumes by --ckpt_path last",
+        "validate": "loss, perplexity and accuracy of the blanks of the validation split",
+        "test": "the same on the test split",
+        "predict": 'fill in the blanks of a text: "the clouds are in the ___"',
         "average": AVERAGE,
     },
     "long-range": {
@@ -121,6 +130,7 @@ def usage() -> str:
         "  rnn-blocks translation fit --config multi30k --data.train TRAIN --data.val VAL --data.test TEST",
         "  rnn-blocks translation translate --input FILE.en --output FILE.de --beam-size 5",
         "  rnn-blocks long-range compare --task copy --cells gru,lstm,dilated --lengths 50,100,200 --processes 2",
+        '  rnn-blocks cloze predict "the clouds are in the ___"',
         "  rnn-blocks export best --format onnx --output FOLDER",
     ]
     return "\n".join(lines) + "\n"
@@ -145,7 +155,8 @@ def _run(recipe: str, args: list[str]) -> int:
     else:
         from rnn_blocks.recipes.parser import run_function
 
-        run_function(function, args[1:], prog=f"rnn-blocks {recipe} {args[0]}")
+        positional = args[0] in getattr(module, "POSITIONAL", ())
+        run_function(function, args[1:], prog=f"rnn-blocks {recipe} {args[0]}", positional=positional)
     return 0
 
 
