@@ -1,6 +1,7 @@
-"""Callbacks for any Lightning project: gradient norms, and a clipping threshold that nobody has to set."""
+"""Callbacks for any Lightning project: gradient norms, a clipping threshold that nobody sets, averaged weights."""
 
 from rnn_blocks.callbacks.advisor import ClippingAdvisor
+from rnn_blocks.callbacks.averaging import NonMonotonicAveraging
 from rnn_blocks.callbacks.clipping import AdaptiveGradientClipping
 from rnn_blocks.callbacks.clipping_advice import ClippingAdvice
 from rnn_blocks.callbacks.gradient_flow import GradientFlowMonitor
@@ -30,6 +31,7 @@ __all__ = [
     "GradientFlowMonitor",
     "GradientNormMonitor",
     "NonFiniteGradientError",
+    "NonMonotonicAveraging",
     "Percentile",
     "Step",
     "Unitwise",

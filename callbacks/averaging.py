@@ -1,0 +1,261 @@
+"""Weights averaged over the last part of a training, from where validation no longer improves (NT-ASGD)."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from rnn_blocks.callbacks.support import log_metrics
+
+
+def stopped_improving(history: list[float], value: float, n: int, mode: Literal["min", "max"] = "min") -> bool:
+    """Whether ``value`` is worse than the best of ``history`` without its last ``n``: algorithm 1's condition.
+
+    With t values before it, that is t > n and value > min(history[0 … t-n-1]). The first ``n`` + 1 never are.
+
+    >>> stopped_improving([5.0, 4.0, 3.0], 4.5, n=1), stopped_improving([5.0, 4.0, 3.0], 4.5, n=2)
+    (True, False)
+    """
+    older = history[: max(0, len(history) - n)]
+    if not older:
+        return False
+    return value > min(older) if mode == "min" else value < max(older)
+
+
+class NonMonotonicAveraging(Callback):
+    r"""Averages the weights of all steps since validation stopped improving: NT-ASGD, with any optimizer.
+
+    SGD with a constant learning rate ends up jumping about a minimum; the mean of where it has been is closer to it
+    than where it is. Averaging begins after validation number t where
+
+    .. math:: t > n \quad\text{and}\quad v_t > \min(v_0, …, v_{t-n-1})
+
+    and from then on the average is :math:`\frac{1}{k-T+1} \sum_{i=T}^{k} w_i` over the weights after step i, T being
+    the step of that validation and k the last. (Merity, Keskar and Socher 2018, "Regularizing and optimizing LSTM
+    language models", section 3 and algorithm 1, whose logging interval L is one validation here; the condition in the
+    form in which their code has it.) It begins once and never stops. ``torch.optim.ASGD(t0=0, lambd=0)``, which they
+    switch to, leaves the first two of these weights out.
+
+    Training itself does not change: it goes on from the last weights, with the same optimizer and schedule. Put to use
+    are the averages: by each validation, in each checkpoint's ``"state_dict"`` (so that a `ModelCheckpoint` keeps those
+    of the best validation, and whoever loads it needs nothing of this), and in the module when the fit has ended. The
+    last weights lie in the checkpoint beside them, and a resumed training is the undisturbed one bit for bit.
+
+    Only parameters are averaged; buffers (running statistics of batch normalisation) are those of the last step.
+    Weights of 16 bits are averaged in 32. Logged once, as it begins: ``averaging/started_at_step``, the optimizer step.
+
+    *Cost.* From the beginning of averaging, one pass over the parameters a step and a copy of them; another copy during
+    validation.
+
+    Args:
+        monitor: the logged metric that tells how good a validation was. A value that is not finite does not count.
+        n: how many of the last validations to leave out of the comparison.
+        mode: whether a good value is low (``"min"``) or high (``"max"``).
+
+    Raises:
+        ValueError: a setting is out of its range, or a checkpoint's history is of another metric.
+        MisconfigurationException: at the start of a fit, with a strategy that shards the parameters, or beside another
+            callback that averages weights; at a validation's end, if the metric was not logged.
+
+    >>> from lightning.pytorch import Trainer
+    >>> averaging = NonMonotonicAveraging(monitor="val/loss", n=5)
+    >>> trainer = Trainer(callbacks=[averaging], logger=False, enable_checkpointing=False, accelerator="cpu")
+    >>> averaging.started_at_step is None
+    True
+    """
+
+    def __init__(self, monitor: str = "val/loss", n: int = 5, *, mode: Literal["min", "max"] = "min") -> None:
+        if n < 0:
+            raise ValueError(f"NonMonotonicAveraging: n is {n!r}; it must be at least 0")
+        if mode not in ("min", "max"):
+            raise ValueError(f"NonMonotonicAveraging: mode is {mode!r}; it must be 'min' or 'max'")
+        self.monitor = monitor
+        self.n = n
+        self.mode = mode
+        self._forget()
+
+    def _forget(self) -> None:
+        self._history: list[float] = []
+        self._started_at_step: int | None = None
+        self._updated_at_step = 0
+        self._count = 0
+        self._averages: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] | None = None  # the last step's weights, while the module holds the averages
+
+    @property
+    def started_at_step(self) -> int | None:
+        """The optimizer step T after which averaging began; None before."""
+        return self._started_at_step
+
+    @property
+    def history(self) -> list[float]:
+        """What the validations before it gave."""
+        return list(self._history)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, the step at which averaging began, and the averages; tensors, lists and numbers."""
+        return {
+            "monitor": self.monitor,
+            "history": list(self._history),
+            "started_at_step": self._started_at_step,
+            "updated_at_step": self._updated_at_step,
+            "count": self._count,
+            "averages": {name: average.clone() for name, average in self._averages.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue a checkpoint's history and averages."""
+        if state_dict["monitor"] != self.monitor:
+            raise ValueError(
+                f"NonMonotonicAveraging: the checkpoint's history is of {state_dict['monitor']!r}, and this instance "
+                f"monitors {self.monitor!r}"
+            )
+        self._history = list(state_dict["history"])
+        self._started_at_step = state_dict["started_at_step"]
+        self._updated_at_step = state_dict["updated_at_step"]
+        self._count = state_dict["count"]
+        self._averages = {name: average.clone() for name, average in state_dict["averages"].items()}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what averaging cannot work with; begin afresh in a new training."""
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+            raise MisconfigurationException(
+                f"NonMonotonicAveraging cannot be used with {type(trainer.strategy).__name__}, which shards the "
+                "parameters. Use DDP or one device."
+            )
+        kinds = (NonMonotonicAveraging, WeightAveraging, StochasticWeightAveraging)
+        others = [c for c in trainer.callbacks if isinstance(c, kinds) and c is not self]  # type: ignore[attr-defined]
+        if others:
+            raise MisconfigurationException(
+                f"NonMonotonicAveraging and {type(others[0]).__name__} would both average the weights: remove one"
+            )
+        if trainer.global_step == 0:
+            self._forget()
+        # after the checkpoints of a validation, some of which (`save_weights_only`) hold what is in the module
+        kept = [c for c in trainer.callbacks if not isinstance(c, _GoOnFromLast)]  # type: ignore[attr-defined]
+        trainer.callbacks = [*kept, _GoOnFromLast(self)]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on from the last weights where an earlier fit has left the averages."""
+        self.use_last(pl_module)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the weights into the average, if the batch ended with an optimizer step."""
+        if self._started_at_step is None or trainer.global_step == self._updated_at_step:
+            return
+        self._updated_at_step = trainer.global_step
+        self._count += 1
+        parameters = _averaged_parameters(pl_module)
+        self._put_on_devices(parameters)
+        averages = [self._averages[name] for name in parameters]
+        weights = [
+            parameter.to(average.dtype) for parameter, average in zip(parameters.values(), averages, strict=True)
+        ]
+        torch._foreach_lerp_(averages, weights, 1 / self._count)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the averages be validated."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._use_averages(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to average, if validation has stopped improving."""
+        if self._started_at_step is not None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        known = trainer.callback_metrics
+        if self.monitor not in known:
+            raise MisconfigurationException(
+                f"NonMonotonicAveraging(monitor={self.monitor!r}): the validation did not log it; it logged "
+                f"{', '.join(sorted(known)) or 'nothing'}"
+            )
+        value = float(trainer.strategy.broadcast(known[self.monitor].item()))  # all ranks begin at once
+        if not math.isfinite(value):
+            return
+        if stopped_improving(self._history, value, self.n, self.mode):
+            self._started_at_step = self._updated_at_step = trainer.global_step
+            self._count = 1
+            self._averages = {
+                name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+                for name, parameter in _averaged_parameters(pl_module).items()
+            }
+            rank_zero_info(
+                f"NonMonotonicAveraging: averages the weights from step {trainer.global_step} on: {self.monitor} is "
+                f"{value:.5g}, and was better {self.n + 1} or more validations ago"
+            )
+            log_metrics(trainer, {"averaging/started_at_step": float(trainer.global_step)})
+        self._history.append(value)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the averages in the module."""
+        self._use_averages(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Make the checkpoint's weights the averages, and keep the last weights beside them."""
+        if self._started_at_step is None:
+            return
+        parameters = _averaged_parameters(pl_module)
+        last = self._last or {name: parameter.detach() for name, parameter in parameters.items()}
+        checkpoint["callbacks"][self.state_key]["last_weights"] = last
+        names = {parameter: name for name, parameter in parameters.items()}
+        averages = checkpoint["callbacks"][self.state_key]["averages"]  # the same tensors, which are written once
+        for alias, parameter in pl_module.named_parameters(remove_duplicate=False):  # tied weights have several names
+            if parameter in names and alias in checkpoint["state_dict"]:
+                checkpoint["state_dict"][alias] = averages[names[parameter]].to(parameter.dtype)
+
+    @torch.no_grad()
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a training go on from the last weights; all else takes the averages."""
+        last = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("last_weights")
+        self._last = None if last is None else {name: weight.clone() for name, weight in last.items()}
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.use_last(pl_module)
+
+    @torch.no_grad()
+    def _use_averages(self, module: LightningModule) -> None:
+        if self._started_at_step is None or self._last is not None:
+            return
+        parameters = _averaged_parameters(module)
+        self._put_on_devices(parameters)
+        self._last = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.copy_(self._averages[name])
+
+    @torch.no_grad()
+    def use_last(self, module: LightningModule) -> None:
+        """Put the last step's weights back into the module, if it holds the averages."""
+        if self._last is None:
+            return
+        for name, parameter in _averaged_parameters(module).items():
+            parameter.copy_(self._last[name])
+        self._last = None
+
+    def _put_on_devices(self, parameters: dict[str, nn.Parameter]) -> None:
+        # a checkpoint is loaded before the module goes to its device
+        self._averages = {name: self._averages[name].to(parameter.device) for name, parameter in parameters.items()}
+
+
+class _GoOnFromLast(Callback):
+    """Puts the last weights back when every other callback is done with a validation."""
+
+    def __init__(self, averaging: NonMonotonicAveraging) -> None:
+        self._averaging = averaging
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._averaging.use_last(pl_module)
+
+
+def _averaged_parameters(module: LightningModule) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.is_floating_point() or p.is_complex()}
