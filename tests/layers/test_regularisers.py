@@ -83,6 +83,21 @@ def test_each_sequence_gets_a_new_mask():
     assert not torch.equal(first, second)
 
 
+def test_variational_noise_of_each_call_lasts_for_one_call():
+    layer = VariationalDropout(50, 0.5, each_call=True)
+    inputs = torch.ones(2, 6, 50)
+    state, masks = None, []
+    for chunk in inputs.split(3, dim=1):
+        outputs, state = layer(chunk, state)
+        assert torch.equal(outputs, outputs[:, :1].expand_as(outputs))
+        masks.append(outputs[:, 0])
+    assert not torch.equal(*masks)
+    assert torch.equal(masks[1] != 0, state >= 0.5), "the noise of the last call goes on in its state"
+    outputs, after = layer.eval()(inputs, state)
+    assert torch.equal(outputs, inputs)
+    assert torch.equal(after, state)
+
+
 def test_without_a_probability_nothing_is_dropped():
     inputs = torch.randn(2, 3, 4)
     assert torch.equal(VariationalDropout(4, 0.0)(inputs)[0], inputs)
@@ -145,6 +160,7 @@ def test_the_mask_survives_evaluation_copies_and_checkpoints():
 def test_variational_dropout_has_neither_parameters_nor_buffers():
     assert not VariationalDropout(3, 0.5).state_dict()
     assert repr(VariationalDropout(3, 0.5)) == "VariationalDropout(3, p=0.5)"
+    assert repr(VariationalDropout(3, 0.5, each_call=True)) == "VariationalDropout(3, p=0.5, each_call=True)"
 
 
 # Weight drop

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rnn_blocks.modules.text_batch import TextBatch
 from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes.text.chunk_lengths import DrawnLengths
 from rnn_blocks.recipes.text.lanes import Lanes
 from rnn_blocks.recipes.text.store import TokenFile
 
@@ -110,6 +111,99 @@ def test_a_state_of_another_shape_is_refused_in_mid_pass_only(text_folder: Path)
     assert next(iter(other)).fresh
 
 
+def seen(batches: list[TextBatch]) -> list[list[list[int]]]:
+    return [batch.inputs.tolist() for batch in batches]
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 30), st.integers(0, 2000), st.integers(0, 9), st.integers(1, 3), st.integers(0, 3)
+)
+def test_chunks_of_drawn_lengths_cover_each_token_once_on_every_rank_and_in_every_epoch(
+    text_folder: Path, batch_size: int, bptt: int, more: int, seed: int, world_size: int, epoch: int
+) -> None:
+    num_tokens = batch_size * world_size * bptt + 1 + more
+    tokens = numbered(text_folder, num_tokens)
+    steps = (num_tokens - 1) // (batch_size * world_size)
+    options: dict[str, Any] = {"variable": True, "seed": seed, "current_epoch": lambda: epoch}
+    ranks = [
+        list(Lanes(tokens, batch_size, bptt, rank=rank, world_size=world_size, **options)) for rank in range(world_size)
+    ]
+    whole = list(loader := Lanes(tokens, batch_size * world_size, bptt, **options))
+    assert len(whole) == len(loader)
+    lengths = [batch.inputs.shape[1] for batch in whole]
+    assert sum(lengths) == steps
+    assert max(lengths) <= bptt + 20
+    assert sum(length < 5 for length in lengths) <= 1
+    assert [batch.fresh for batch in whole] == [True] + [False] * (len(whole) - 1)
+    inputs = torch.cat([batch.inputs for batch in whole], dim=1)
+    assert inputs.flatten().tolist() == list(range(batch_size * world_size * steps))
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        assert torch.equal(batch.inputs, torch.cat([part.inputs for part in parts]))
+        assert torch.equal(batch.targets, batch.inputs + 1)
+        assert batch.num_bytes == pytest.approx(sum(part.num_bytes for part in parts))
+
+
+@given(st.integers(0, 9), st.integers(0, 60), st.booleans())
+def test_a_pass_over_drawn_lengths_is_resumed_at_any_position(
+    text_folder: Path, seed: int, position: int, second: bool
+) -> None:
+    tokens = numbered(text_folder, 801)
+
+    def make() -> Lanes:
+        return Lanes(tokens, 2, 11, variable=True, seed=seed)
+
+    loader, undisturbed = make(), make()
+    epochs = [seen(list(undisturbed)) for _ in range(3)]
+    if second:
+        assert seen(list(loader)) == epochs[0]
+    epoch = int(second)
+    position = min(position, len(loader))
+    reader = iter(loader)
+    for _ in range(position):
+        next(reader)
+    resumed = make()
+    resumed.load_state_dict(loader.state_dict())
+    # of a pass that is not begun, the state is the end of the one before
+    rest = epochs[epoch][position:] if position < len(loader) else epochs[epoch + 1]
+    assert seen(list(resumed)) == rest
+    following = epoch + 1 + (position == len(loader))
+    assert following > 2 or seen(list(resumed)) == epochs[following]
+
+
+def test_lengths_are_drawn_around_bptt_and_ever_anew(text_folder: Path) -> None:
+    steps, bptt = 200_000, 70
+    lengths = DrawnLengths(steps, bptt, seed=3)
+    first, second = lengths.epoch(0), lengths.epoch(1)
+    assert sorted(first) == sorted(second) != list(first) != list(second)
+    assert list(first) == list(DrawnLengths(steps, bptt, seed=3).epoch(0))
+    assert list(first) != list(DrawnLengths(steps, bptt, seed=4).epoch(0))
+    halved = first < 52
+    assert halved.mean() == pytest.approx(0.05, abs=0.015)
+    assert first[halved].mean() == pytest.approx(34.5, abs=1)  # whole numbers, cut off behind the point
+    assert first[~halved].mean() == pytest.approx(69.5, abs=0.5)
+    assert first[~halved].std() == pytest.approx(5, abs=0.3)
+    assert (second == np.sort(second)).mean() < 0.2
+
+
+def test_a_state_of_other_lengths_is_refused_in_mid_pass(text_folder: Path) -> None:
+    tokens = numbered(text_folder, 1000)
+    loader = Lanes(tokens, 4, 7, variable=True, seed=5)
+    next(iter(loader))
+    for other in (Lanes(tokens, 4, 7), Lanes(tokens, 4, 7, variable=True, seed=6)):
+        with pytest.raises(InputError, match="bptt 7 drawn with seed 5; this run has 1000 tokens in 4 lanes"):
+            other.load_state_dict(loader.state_dict())
+
+
+def test_a_state_from_before_lengths_could_vary_is_still_read(text_folder: Path) -> None:
+    tokens = numbered(text_folder, 1000)
+    loader = Lanes(tokens, 4, 7)
+    old = {"position": 3, "batches": len(loader), "lanes": 4, "bptt": 7, "tokens": 1000}
+    loader.load_state_dict(old)
+    assert seen(list(loader)) == seen(list(Lanes(tokens, 4, 7)))[3:]
+    with pytest.raises(InputError, match=r"with bptt 7; this run has .* bptt 7 drawn with seed 0"):
+        Lanes(tokens, 4, 7, variable=True).load_state_dict(old)
+
+
 def resident_bytes() -> int:
     # The peak that getrusage knows would be that of the tests before.
     statm = Path("/proc/self/statm")
@@ -157,7 +251,12 @@ class Recorder(LightningModule):
 
 
 def fit(
-    folder: Path, tokens: TokenFile, *callbacks: Callback, ckpt_path: Path | None = None, **options: Any
+    folder: Path,
+    tokens: TokenFile,
+    *callbacks: Callback,
+    ckpt_path: Path | None = None,
+    variable: bool = False,
+    **options: Any,
 ) -> Recorder:
     model = Recorder()
     trainer = Trainer(
@@ -170,7 +269,8 @@ def fit(
         callbacks=list(callbacks),
         **options,
     )
-    trainer.fit(model, Lanes(tokens, 2, 5), Lanes(tokens, 2, 5, complete=True), ckpt_path=ckpt_path, weights_only=True)
+    loader = Lanes(tokens, 2, 5, variable=variable, current_epoch=lambda: trainer.current_epoch)
+    trainer.fit(model, loader, Lanes(tokens, 2, 5, complete=True), ckpt_path=ckpt_path, weights_only=True)
     return model
 
 
@@ -208,6 +308,18 @@ def test_a_training_resumed_after_a_validation_in_mid_epoch_goes_on_there(tmp_pa
     fit(tmp_path, tokens, saving, val_check_interval=3)
     resumed = fit(tmp_path, tokens, ckpt_path=tmp_path / "saved" / "step=6.ckpt", val_check_interval=3)
     assert resumed.seen == THREE_EPOCHS[6:]
+
+
+def test_a_resumed_training_on_drawn_lengths_sees_just_the_batches_not_seen_yet(tmp_path: Path) -> None:
+    tokens = numbered(tmp_path, 101)
+    saving = ModelCheckpoint(tmp_path / "saved", "{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fit(tmp_path, tokens, saving, variable=True).seen
+    epochs = [[start for epoch, start, _ in whole if epoch == number] for number in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    batches = len(epochs[0])
+    for step in (1, batches - 1, batches, batches + 1, 2 * batches):
+        (path,) = (tmp_path / "saved").glob(f"step={step}.ckpt")
+        assert fit(tmp_path / str(step), tokens, ckpt_path=path, variable=True).seen == whole[step:]
 
 
 class Kill(Callback):
