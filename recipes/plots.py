@@ -96,7 +96,8 @@ def _draw_loss(rows: list[dict[str, str]]) -> Any | None:
     val_steps, val_loss = _series(rows, "val/loss")
     if not len(steps) and not len(val_steps):
         return None
-    figure, axes = _axes("Loss", "cross-entropy, nats a token")
+    tokens = any(row.get("val/perplexity") for row in rows) or not len(val_steps)
+    figure, axes = _axes("Loss", "cross-entropy, nats a token" if tokens else "loss")
     axes.plot(steps, loss, color=BLUE, alpha=0.25 if len(loss) > 50 else 0.9, linewidth=1)
     if len(loss) > 50:
         window = max(5, len(loss) // 50)
@@ -109,7 +110,7 @@ def _draw_loss(rows: list[dict[str, str]]) -> Any | None:
         with np.errstate(over="ignore"):  # of a run that diverged: inf
             perplexity = np.exp(val_loss[-1])
         axes.annotate(
-            f"perplexity {perplexity:.4g}",
+            f"perplexity {perplexity:.4g}" if tokens else f"{val_loss[-1]:.3g}",
             (val_steps[-1], val_loss[-1]),
             textcoords="offset points",
             xytext=(-4, 10),

@@ -9,6 +9,7 @@ SHOWN = {
     "train/loss": ("loss", "{:.3f}"),
     "train/perplexity": ("ppl", "{:.4g}"),
     "val/perplexity": ("val_ppl", "{:.4g}"),
+    "val/relative_loss": ("val_loss/guess", "{:.3g}"),
     "val/bleu": ("val_bleu", "{:.2f}"),
     "throughput/tokens_per_second": ("tok/s", "{:,.0f}"),
 }

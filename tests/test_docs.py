@@ -16,6 +16,7 @@ import yaml
 import rnn_blocks
 from rnn_blocks import Cell, ElmanCell, Recurrent
 from rnn_blocks.recipes.__main__ import RECIPES, main
+from rnn_blocks.recipes.long_range.tasks import make_task
 from rnn_blocks.recipes.metrics_csv import read_metrics
 from rnn_blocks.recipes.parallel.settings import ParallelTokenizerSettings
 from rnn_blocks.recipes.run_folder import RunFolder, runs
@@ -189,7 +190,7 @@ def test_commands_of_the_pages_are_understood(
     for other in PAGES:  # the configurations that pages show, under the name in their first line
         for _, block in blocks(other, "yaml"):
             (tmp_path / block.split("\n", 1)[0].removeprefix("# ")).write_text(block)
-    if "--help" not in args and args[1] in ("fit", "validate", "test"):
+    if "--help" not in args and args[1] in ("fit", "validate", "test", "compare"):
         args = [*args, "--print_config"]  # all is read and checked, and nothing is trained
     with pytest.raises(SystemExit) as ended:
         sys.exit(main(args))
@@ -197,8 +198,12 @@ def test_commands_of_the_pages_are_understood(
     assert ended.value.code in (0, None), streams.err
     assert streams.out or "--output" in args
     if "--print_config" in args:
-        data = yaml.safe_load(streams.out)["data"]
-        if args[0] == "translation":
+        given = yaml.safe_load(streams.out)
+        data = given.get("data")
+        if args[0] == "long-range":
+            lengths = given["lengths"].split(",") if args[1] == "compare" else [given["length"]]
+            assert all(make_task(given["task"], int(length)) for length in lengths)
+        elif args[0] == "translation":
             ParallelTokenizerSettings(data["tokenizer"], data["joint"], data["vocab_size"], data["lowercase"])
         else:
             TokenizerSettings(data["tokenizer"], data["vocab_size"], data["min_count"], data["vocabulary"])

@@ -136,9 +136,9 @@ CELLS: dict[str, Choice] = {
         "the same, recurrent weights orthogonal at first", _wrapped(_skip(cells.ElmanCell), "orthogonal")
     ),
     "skip-gru": Choice("a GRU with a skip through time of a tenth of T", _wrapped(_skip(cells.GRUCell))),
-    "dilated": Choice("dilated Elman layers, dilations 1, 2, 4, … up to T", _dilated(cells.ElmanCell)),
-    "dilated-gru": Choice("dilated GRU layers", _dilated(cells.GRUCell)),
-    "dilated-lstm": Choice("dilated LSTM layers", _dilated(cells.LSTMCell)),
+    "dilated": Choice("dilated Elman layers, dilations 1, 2, 4, … up to T", _dilated(cells.ElmanCell, "orthogonal")),
+    "dilated-gru": Choice("dilated GRU layers", _dilated(cells.GRUCell, "orthogonal")),
+    "dilated-lstm": Choice("dilated LSTM layers", _dilated(cells.LSTMCell, "orthogonal+unit-forget-bias")),
     "clockwork": Choice(
         "Elman units that update at periods of 1, 2, 4, … up to T",
         _wrapped(_clockwork),

@@ -23,7 +23,7 @@ INK, PALE, MISSING = "#222222", "#ffffff", "#eeeeee"
 
 def comparison_figure(results: Sequence[Result]) -> "Figure":
     """Rows are cells (and clippings, where there are several). On the left a tile for each length, whose colour is the
-    loss as a multiple of a guess's; solved ones are framed, and say after how many steps. On the right, at the longest
+    loss as a multiple of a guess's; solved ones have a tick, and say after how many steps. On the right, at the longest
     length, a strip for each cell: ``‖∂L/∂h_t‖`` over ``t`` relative to the last step's, before and after training.
 
     With several seeds a tile is their median, and a strip that of the first.
@@ -58,7 +58,7 @@ def comparison_figure(results: Sequence[Result]) -> "Figure":
     task = results[0].settings.task
     what = {"adding": "Adding problem", "copy": "Copy memory"}[task]
     figure.suptitle(
-        f"{what}: what is learnt over T steps, and how far back "
+        f"{what}: what is learnt over $T$ steps, and how far back "
         r"$\Vert\partial L/\partial h_t\Vert$ reaches at $T$ = "
         f"{lengths[-1]}",
         x=0.01,
@@ -103,7 +103,6 @@ def tile(results: Sequence[Result]) -> tuple[float, str, bool]:
 def _draw_tiles(axes: "Axes", results: Sequence[Result], found: list[Row], lengths: list[int]) -> Any:
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
-    from matplotlib.patches import Rectangle
 
     values = np.full((len(found), len(lengths)), np.nan)
     norm, colours = LogNorm(LEAST_LOSS, 1.0, clip=True), colormaps["YlGnBu_r"].with_extremes(bad=MISSING)
@@ -125,13 +124,10 @@ def _draw_tiles(axes: "Axes", results: Sequence[Result], found: list[Row], lengt
                 color=PALE if dark else INK,
                 fontweight="bold" if solved else "normal",
             )
-            if solved:
-                frame = Rectangle((column - 0.44, row - 0.42), 0.88, 0.84, fill=False, edgecolor=INK, linewidth=1.4)
-                axes.add_patch(frame)
     edges = np.arange(len(lengths) + 1) - 0.5, np.arange(len(found) + 1) - 0.5
     mesh = axes.pcolormesh(*edges, values, cmap=colours, norm=norm, edgecolors="white", linewidth=2)
     axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
-    axes.set_xlabel("T, steps to remember over")
+    axes.set_xlabel("$T$, steps to remember over")
     axes.set_title("✓ solved, after so many training steps", loc="left", fontsize=10, color=INK)
     _bare(axes)
     return mesh
@@ -158,7 +154,7 @@ def _draw_strips(axes: "Axes", results: Sequence[Result], found: list[Row], leng
             rasterized=True,
         )
     axes.set_xlim(0, steps)
-    axes.set_xlabel("t, step of the sequence")
+    axes.set_xlabel("$t$, step of the sequence")
     _bare(axes)
     return mesh
 
