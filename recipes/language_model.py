@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from rnn_blocks.modules import LanguageModel
 from rnn_blocks.modules.generation import check_sampling
+from rnn_blocks.recipes.adaptation import Adaptation, adaptation_of, add_adaptation_options, measure_adaptively
 from rnn_blocks.recipes.average import average
 from rnn_blocks.recipes.cli import OUTPUT_DIR, RecipeCLI
 from rnn_blocks.recipes.errors import InputError
@@ -30,7 +31,30 @@ class LanguageModelCLI(RecipeCLI):
     recipe = NAME
 
     def __init__(self, args: list[str]) -> None:
+        self._adaptation: Adaptation | None = None
         super().__init__(LanguageModel, TextDataModule, args)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            add_adaptation_options(parser)
+        return parser
+
+    def before_instantiate_classes(self) -> None:
+        """Look at the options before any long work."""
+        super().before_instantiate_classes()
+        if self.config["subcommand"] != "fit":
+            self._adaptation = adaptation_of(self.config[self.config["subcommand"]])
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The recipes' own; a model that adapts reads its text in order, in one process."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if self._adaptation is not None and trainer.world_size > 1:
+            raise InputError(
+                f"--cache and --dynamic read the text in one process, not in {trainer.world_size}: "
+                "give --trainer.devices 1"
+            )
+        return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The samples, and the size of the vocabulary, which the data know."""
@@ -72,6 +96,14 @@ class LanguageModelCLI(RecipeCLI):
                 f"{split}: perplexity {metrics[f'{split}/perplexity']:.2f}, "
                 f"bits per byte {metrics[f'{split}/bits_per_byte']:.3f} (gzip -9 of the same text: {gzip:.3f})\n"
             )
+            sys.stdout.flush()
+        if self._adaptation is not None:
+            adapted = measure_adaptively(self.model, self.datamodule, self.trainer, split, self._adaptation)
+            for way, found in adapted.items():
+                sys.stdout.write(
+                    f"{split}: perplexity {found['perplexity']:.2f}, bits per byte {found['bits_per_byte']:.3f} with "
+                    f"{way}\n"
+                )
 
 
 def _vocabulary_size(data: TextDataModule) -> int:

@@ -95,6 +95,8 @@ from rnn_blocks.modules import (
     mean_squared_gradients,
     sample_token,
     smoothing_term,
+    tune_cache,
+    tune_dynamic_evaluation,
 )
 from rnn_blocks.seq2seq import (
     AdditiveAttention,
@@ -229,5 +231,7 @@ __all__ = [
     "sample_token",
     "smoothing_term",
     "temporal_activation_regularisation",
+    "tune_cache",
+    "tune_dynamic_evaluation",
     "vanishing_gradient_penalty",
 ]

@@ -6,6 +6,8 @@ from rnn_blocks.modules.adaptation import (
     NeuralCache,
     evaluate_adaptively,
     mean_squared_gradients,
+    tune_cache,
+    tune_dynamic_evaluation,
 )
 from rnn_blocks.modules.cloze import ClozeModel, Filled
 from rnn_blocks.modules.cloze_batch import ClozeBatch
@@ -38,4 +40,6 @@ __all__ = [
     "mean_squared_gradients",
     "sample_token",
     "smoothing_term",
+    "tune_cache",
+    "tune_dynamic_evaluation",
 ]

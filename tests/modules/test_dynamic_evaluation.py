@@ -243,7 +243,7 @@ def test_it_learns_a_text_that_repeats_itself() -> None:
     text = [TextBatch(line[:, :-1], line[:, 1:])]
     plain = evaluate_adaptively(model, text)["model"].compute()["perplexity"]
     squares = mean_squared_gradients(model, text)
-    for dynamic in (DynamicEvaluation("sgd", lr=2.0), DynamicEvaluation("rms", lr=0.02)):
+    for dynamic in (DynamicEvaluation("sgd", lr=2), DynamicEvaluation("rms", lr=0.02)):
         learnt = evaluate_adaptively(model, text, dynamic=dynamic, mean_squares=squares)["model"].compute()
         assert learnt["perplexity"] < 0.7 * plain
 

@@ -72,7 +72,7 @@ class DynamicEvaluation:
     def rate(self) -> float:
         """The learning rate η."""
         assert self.lr is not None
-        return self.lr
+        return float(self.lr)
 
     @contextmanager
     def adapting(self, model: nn.Module, mean_squares: dict[str, Tensor] | None = None) -> Iterator["AdaptedWeights"]:
@@ -87,7 +87,7 @@ class DynamicEvaluation:
         """
         named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         rates: list[Tensor] | float = self.rate
-        decays: list[Tensor] | float = self.decay
+        decays: list[Tensor] | float = float(self.decay)
         if self.method == "rms":
             if mean_squares is None or mean_squares.keys() != named.keys():
                 raise ValueError(

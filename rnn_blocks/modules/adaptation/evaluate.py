@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from rnn_blocks.modules.adaptation.dynamic_evaluation import (
     DynamicEvaluation,
     differentiable_evaluation,
 )
-from rnn_blocks.modules.adaptation.neural_cache import CachedText, NeuralCache
+from rnn_blocks.modules.adaptation.neural_cache import CachedText
 from rnn_blocks.modules.adaptation.segments import IGNORED, segments
 from rnn_blocks.modules.language_model import LanguageModel
 from rnn_blocks.modules.text_batch import TextBatch
@@ -22,11 +23,21 @@ LOGITS = 2**24  # numbers held at once where every word's probability is made
 LOOK_EVERY = 100  # segments: whether the loss is finite is known on the host
 
 
+class Mixer(Protocol):
+    """What a :class:`NeuralCache` is to a pass over a text."""
+
+    def mix(
+        self, hidden: Tensor, targets: Tensor, log_probs: Tensor, text: CachedText | None = None
+    ) -> tuple[Tensor, CachedText]:
+        """As :meth:`NeuralCache.mix`."""
+        ...
+
+
 def evaluate_adaptively(
     model: LanguageModel,
     batches: Iterable[TextBatch],
     *,
-    cache: NeuralCache | None = None,
+    cache: Mixer | None = None,
     dynamic: DynamicEvaluation | None = None,
     mean_squares: dict[str, Tensor] | None = None,
 ) -> dict[str, TokenLoss]:
@@ -38,7 +49,7 @@ def evaluate_adaptively(
     Args:
         model: a trained model.
         batches: chunks of the text in order, a text beginning where one is ``fresh``; on any device.
-        cache: the neural cache.
+        cache: a :class:`NeuralCache`, or what has its ``mix``.
         dynamic: dynamic evaluation. It cuts the text into its own segments.
         mean_squares: of the gradients on training text, by :func:`mean_squared_gradients`, for the method ``"rms"``.
 
@@ -51,7 +62,8 @@ def evaluate_adaptively(
         FloatingPointError: where dynamic evaluation diverges.
 
     >>> import rnn_blocks
-    >>> model = LanguageModel(rnn_blocks.GRU(8, 8), vocab_size=20)
+    >>> from rnn_blocks import NeuralCache
+    >>> model = LanguageModel(rnn_blocks.LSTM(8, 8), vocab_size=20)
     >>> text = torch.arange(5).repeat(1, 9)
     >>> batch = TextBatch(text[:, :-1], text[:, 1:])
     >>> learnt = evaluate_adaptively(model, [batch], cache=NeuralCache(), dynamic=DynamicEvaluation("sgd", lr=1.0))
