@@ -31,6 +31,7 @@ def export(
     ckpt: str,
     format: Format = "safetensors",
     output: str | None = None,
+    graphs: list[str] = [],  # noqa: B006
     overwrite: bool = False,
     push_to_hub: str | None = None,
     private: bool = False,
@@ -43,6 +44,7 @@ def export(
         format: safetensors: weights and configuration, for from_pretrained and the Hugging Face Hub; torch-export or
             onnx: graphs for the whole sequence and for one step, which need nothing of this library.
         output: The folder to write; by default export/FORMAT in the run's folder, or here.
+        graphs: Which graphs, such as step alone; by default all that the model has.
         overwrite: Replace the files of an earlier export.
         push_to_hub: Also upload the folder to the Hugging Face Hub under this name, USER/NAME (safetensors).
         private: Whether what is uploaded is for you alone.
@@ -54,7 +56,9 @@ def export(
     model, tokenizers = load_any(path)
     run = run_of_checkpoint(path)
     folder = Path(output) if output else (run.path if run else Path()) / "export" / format
-    results = export_model(model, folder, format, tokenizers=tokenizers, metrics=_metrics(path), overwrite=overwrite)
+    results = export_model(
+        model, folder, format, tokenizers=tokenizers, metrics=_metrics(path), graphs=graphs, overwrite=overwrite
+    )
     for name, result in results.items():
         told = result if isinstance(result, str) else f"as the model's, greatest deviation {result:.2g}"
         sys.stdout.write(f"{name:10} {'left out: ' if isinstance(result, str) else ''}{told}\n")

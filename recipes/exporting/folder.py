@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ def export_model(
     *,
     tokenizers: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
+    graphs: Sequence[str] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a model for use elsewhere, each part of it run again from its file and compared with the model.
@@ -42,6 +43,7 @@ def export_model(
             graphs that need nothing of this library, see :func:`~rnn_blocks.recipes.exporting.graphs.graphs_of`.
         tokenizers: files of tokenizers, by name.
         metrics: what the model reached, for its card.
+        graphs: which of the model's graphs, by name; by default all.
         overwrite: whether files of an earlier export may be replaced.
 
     Returns:
@@ -60,11 +62,14 @@ def export_model(
     """
     if format not in FORMATS:
         raise InputError(f"--format {format}: choose one of {', '.join(FORMATS)}")
+    if graphs and format == "safetensors":
+        raise InputError(f"--graphs {' '.join(graphs)}: safetensors holds weights, no graphs")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
         raise InputError(f"{folder}: there is something already; give another --output, or --overwrite")
     assert isinstance(model, nn.Module)
     model.eval()
     check_exportable(model, format)
+    chosen = [] if format == "safetensors" else _chosen(graphs_of(model), graphs)
     with _filled(folder) as inside:
         about: dict[str, Any] = {"model": type(model).__name__, "format": format}
         for name, content in (tokenizers or {}).items():
@@ -72,7 +77,7 @@ def export_model(
         if format == "safetensors":
             results: dict[str, Any] = {"weights": _write_weights(model, inside, metrics)}
         else:
-            results = _write_graphs(model, inside, format, about)
+            results = _write_graphs(model, chosen, inside, format, about)
         (inside / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return results
 
@@ -91,15 +96,25 @@ def _write_weights(model: Pretrained, inside: Path, metrics: Mapping[str, float]
     return 0.0
 
 
-def _write_graphs(model: nn.Module, inside: Path, format: str, about: dict[str, Any]) -> dict[str, Any]:
+def _chosen(graphs: Sequence[Graph], names: Sequence[str]) -> list[Graph]:
+    for name in names:
+        if name not in [graph.name for graph in graphs]:
+            valid = ", ".join(graph.name for graph in graphs)
+            raise InputError(f"--graphs {name}: this model has {valid}")
+    return [graph for graph in graphs if graph.name in names or not names]
+
+
+def _write_graphs(
+    model: nn.Module, graphs: Sequence[Graph], inside: Path, format: str, about: dict[str, Any]
+) -> dict[str, Any]:
     results: dict[str, Any] = {}
     about["graphs"] = {}
-    for graph in graphs_of(model):
+    for graph in graphs:
         path = inside / f"{graph.name}{ENDINGS[format]}"
         try:
             results[graph.name] = write_program(graph, path, format)
         except InputError as error:
-            if graph.needed:
+            if graph.needed or len(graphs) == 1:
                 raise
             for part in inside.glob(f"{path.name}*"):
                 part.unlink()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rnn_blocks.engine.state import state_tensors
-from rnn_blocks.layers import Layer
+from rnn_blocks.layers import Layer, Recurrent
 from rnn_blocks.recipes.errors import InputError
 from rnn_blocks.recipes.exporting.graphs import OTHERS, SMALLEST, TRACED, Graph
 
@@ -176,7 +176,8 @@ def _culprit(graph: Graph, format: str) -> str:
         try:
             torch.export.export(_Alone(part, step=graph.name == "step"), (inputs,), dynamic_shapes=shapes)
         except Exception:  # as above
-            found = f"{name.removeprefix('model.')} ({type(part).__name__})"
+            kind = type(part).__name__ + (f" of {type(part.cell).__name__}" if isinstance(part, Recurrent) else "")
+            found = f"{name.removeprefix('model.')} ({kind})"
     return found
 
 
