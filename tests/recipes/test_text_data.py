@@ -51,6 +51,22 @@ def test_the_module_gives_the_three_splits_as_batches(text_file: Path, tmp_path:
     assert [data.splits[split].num_tokens for split in SPLITS] == [13_500, 750, 750]
 
 
+def test_variable_bptt_draws_the_lengths_of_training_alone_by_seed_and_epoch(text_file: Path, tmp_path: Path) -> None:
+    def lengths(epoch: int, seed: int) -> list[int]:
+        data = attached(words(text_file, tmp_path, variable_bptt=True, seed=seed), distributed_sampler_kwargs=None)
+        data.trainer.current_epoch = epoch  # type: ignore[misc, union-attr]
+        assert [batch.inputs.shape[1] for batch in data.val_dataloader()][:-1] == [10] * 18
+        return [batch.inputs.shape[1] for batch in data.train_dataloader()]
+
+    first = lengths(0, 0)
+    assert sum(first) == (13_500 - 1) // 4
+    assert first == lengths(0, 0)
+    assert first != lengths(1, 0)
+    assert first != lengths(0, 1)
+    with pytest.raises(InputError, match="seed -1: give 0 or more"):
+        words(text_file, tmp_path, seed=-1)
+
+
 def test_evaluation_counts_every_byte_but_those_of_the_first_token(text_file: Path, tmp_path: Path) -> None:
     data = words(text_file, tmp_path)
     split = data.splits["test"]
