@@ -19,9 +19,11 @@ RECIPES = {
 }
 TOOLS = {  # for every recipe; a tool's module has a FUNCTION, whose required parameters are given without a name
     "export": "write a checkpoint's model for use without training: safetensors, torch.export or ONNX",
+    "sweep": "run a grid or a random search over a recipe's options; --list names the shipped ones",
 }
 TOOL_MODULES = {
     "export": "rnn_blocks.recipes.export",
+    "sweep": "rnn_blocks.recipes.sweep",
 }
 MODULES = {  # each has a CLI for fit, validate and test, and a function for every other command
     "language-model": "rnn_blocks.recipes.language_model",
@@ -164,7 +166,12 @@ def _run_tool(tool: str, args: list[str]) -> int:
     _prepare()
     from rnn_blocks.recipes.parser import run_function
 
-    run_function(import_module(TOOL_MODULES[tool]).FUNCTION, args, prog=f"rnn-blocks {tool}", positional=True)
+    module = import_module(TOOL_MODULES[tool])
+    switches = getattr(module, "SWITCHES", {})  # options that need no other argument
+    if args and args[0] in switches:
+        switches[args[0]]()
+    else:
+        run_function(module.FUNCTION, args, prog=f"rnn-blocks {tool}", positional=True)
     return 0
 
 
