@@ -1,7 +1,7 @@
 """A recurrent language model: predict the next token."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -19,15 +19,15 @@ from rnn_blocks.layers import (
     temporal_activation_regularisation,
 )
 from rnn_blocks.modules.chunk_rate import ChunkRate
-from rnn_blocks.modules.generation import check_sampling, sample_token, stream_tokens
-from rnn_blocks.modules.output_layer import OutputLayer, adaptive_softmax, word_logits, word_loss
+from rnn_blocks.modules.output_layer import adaptive_softmax, word_logits, word_loss
 from rnn_blocks.modules.text_batch import TextBatch
-from rnn_blocks.modules.token_module import STAGES, TokenModule, adam, evaluating
+from rnn_blocks.modules.token_module import STAGES, adam
+from rnn_blocks.modules.writing import Writing
 
 CARRIED_STATE = "carried_state"  # the checkpoint's key
 
 
-class LanguageModel(TokenModule):
+class LanguageModel(Writing):
     """Predict the next token of a stream: embedding, any recurrent layer, softmax.
 
     Batches are :class:`~rnn_blocks.TextBatch`: chunks of streams read side by side. The state is carried from a batch
@@ -142,7 +142,6 @@ class LanguageModel(TokenModule):
             raise ValueError("tie_weights needs a full softmax: leave out the cutoffs, or do not tie")
         self.layer = layer
         self.embedding = nn.Embedding(vocab_size, layer.input_size)
-        self.output: OutputLayer
         if cutoffs is None:
             self.output = nn.Linear(layer.output_size, vocab_size)
         else:
@@ -314,81 +313,3 @@ class LanguageModel(TokenModule):
         """Takes them back, to carry on from."""
         super().on_load_checkpoint(checkpoint)
         self._carried["train"] = checkpoint.get(CARRIED_STATE)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt: Tensor | Sequence[int],
-        max_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> Tensor:
-        """Continue a prompt.
-
-        The prompt runs through the layer once; from there on each token is one step of the state.
-
-        Args:
-            prompt: ids, ``(batch, time)``, or one list of ids; at least one.
-            max_tokens: how many tokens are drawn.
-            temperature: divides the logits; 0 takes the most probable token.
-            top_k: only the k most probable tokens are drawn from.
-            top_p: only the most probable tokens that together reach this probability are drawn from.
-            seed: makes the draw repeatable.
-
-        Returns:
-            Prompt and continuation, ``(batch, time + max_tokens)``.
-
-        Raises:
-            ValueError: for an empty prompt, an id outside the vocabulary, or an option out of its range.
-        """
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-        prompt = torch.as_tensor(prompt, dtype=torch.int64, device=self.device)
-        prompt = prompt if prompt.dim() == 2 else prompt.view(1, -1)
-        stream = self.stream(prompt, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        return torch.cat([prompt, *(next(stream)[:, None] for _ in range(max_tokens))], dim=1)
-
-    @torch.no_grad()  # as a decorator: a `with` around a yield would switch the caller's gradients off, too
-    def stream(
-        self,
-        prompt: Tensor,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> Iterator[Tensor]:
-        """The tokens that :meth:`generate` would append, one by one without end, ``(batch,)`` each.
-
-        Its arguments are those of :meth:`generate`; ``prompt`` is ``(batch, time)``.
-        """
-        check_sampling(temperature, top_k, top_p)
-        if prompt.shape[1] == 0:
-            raise ValueError("the prompt is empty: give at least one token to start from")
-        low, high = int(prompt.min()), int(prompt.max())
-        if low < 0 or high >= self.embedding.num_embeddings:
-            bad = low if low < 0 else high
-            raise ValueError(f"the prompt holds token {bad}, the vocabulary has {self.embedding.num_embeddings}")
-        generator = torch.Generator(self.device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-
-        parts = list(self.modules())  # found once: to look for them takes as long as a small model's step
-
-        def step(ids: Tensor, state: State) -> tuple[Tensor, State]:
-            with evaluating(parts):
-                hidden, state = self.layer.step(self.embedding(ids), state)
-                return word_logits(self.output, hidden), state
-
-        def draw(logits: Tensor) -> Tensor:
-            return sample_token(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-
-        with self.evaluating():
-            hidden, state = self.hidden(prompt)
-            logits = word_logits(self.output, hidden[-1])
-        yield from stream_tokens(step, logits, state, draw)
