@@ -120,6 +120,8 @@ def _clockwork(i: int, h: int, length: int) -> Cell:
     return cells.Clockwork(cells.ElmanCell(i, h), powers_of_two(length))
 
 
+GATED_LR = 4e-3
+
 CELLS: dict[str, Choice] = {
     "elman": Choice("Elman's simple recurrent network", _stack(layers.Elman)),
     "elman-orthogonal": Choice("the same, recurrent weights orthogonal at first", _stack(layers.Elman, "orthogonal")),
@@ -135,7 +137,7 @@ CELLS: dict[str, Choice] = {
     "skip-orthogonal": Choice(
         "the same, recurrent weights orthogonal at first", _wrapped(_skip(cells.ElmanCell), "orthogonal")
     ),
-    "skip-gru": Choice("a GRU with a skip through time of a tenth of T", _wrapped(_skip(cells.GRUCell))),
+    "skip-gru": Choice("a GRU with a skip through time of a tenth of T", _wrapped(_skip(cells.GRUCell)), lr=GATED_LR),
     "dilated": Choice("dilated Elman layers, dilations 1, 2, 4, … up to T", _dilated(cells.ElmanCell, "orthogonal")),
     "dilated-gru": Choice("dilated GRU layers", _dilated(cells.GRUCell, "orthogonal")),
     "dilated-lstm": Choice("dilated LSTM layers", _dilated(cells.LSTMCell, "orthogonal+unit-forget-bias")),
@@ -144,21 +146,25 @@ CELLS: dict[str, Choice] = {
         _wrapped(_clockwork),
         multiple=lambda length: len(powers_of_two(length)),
     ),
-    "gru": Choice("gated recurrent unit", _stack(layers.GRU)),
-    "gru-chrono": Choice("the same, update gates spread up to T (chrono)", _stack(layers.GRU, "chrono(T)")),
-    "lstm": Choice("long short-term memory, forget bias 1", _stack(layers.LSTM, "unit-forget-bias")),
-    "lstm-chrono": Choice("the same, forget gates spread up to T (chrono)", _stack(layers.LSTM, "chrono(T)")),
+    "gru": Choice("gated recurrent unit", _stack(layers.GRU), lr=GATED_LR),
+    "gru-chrono": Choice(
+        "the same, update gates spread up to T (chrono)", _stack(layers.GRU, "chrono(T)"), lr=GATED_LR
+    ),
+    "lstm": Choice("long short-term memory, forget bias 1", _stack(layers.LSTM, "unit-forget-bias"), lr=GATED_LR),
+    "lstm-chrono": Choice(
+        "the same, forget gates spread up to T (chrono)", _stack(layers.LSTM, "chrono(T)"), lr=GATED_LR
+    ),
     "peephole-lstm": Choice(
-        "long short-term memory whose gates see the cell", _stack(layers.PeepholeLSTM, "unit-forget-bias")
+        "long short-term memory whose gates see the cell", _stack(layers.PeepholeLSTM, "unit-forget-bias"), lr=GATED_LR
     ),
     "slstm": Choice("scalar LSTM of xLSTM, exponential gates", _stack(layers.SLSTM)),
     "rhn": Choice("recurrent highway network of depth 3", _stack(partial(layers.RHN, depth=3))),
     "indrnn": Choice("two layers of independently recurrent units", _stack(layers.IndRNN, num_layers=2)),
-    "mingru": Choice("two layers of minimal GRUs", _stack(layers.MinGRU, num_layers=2)),
-    "minlstm": Choice("two layers of minimal LSTMs", _stack(layers.MinLSTM, num_layers=2)),
-    "sru": Choice("two layers of simple recurrent units", _stack(layers.SRU, num_layers=2)),
-    "rglru": Choice("two layers of real-gated linear recurrent units", _stack(layers.RGLRU, num_layers=2)),
-    "lru": Choice("two linear recurrent units with a nonlinear layer before each", _lru),
+    "mingru": Choice("two layers of minimal GRUs", _stack(layers.MinGRU, num_layers=2), lr=GATED_LR),
+    "minlstm": Choice("two layers of minimal LSTMs", _stack(layers.MinLSTM, num_layers=2), lr=GATED_LR),
+    "sru": Choice("two layers of simple recurrent units", _stack(layers.SRU, num_layers=2), lr=GATED_LR),
+    "rglru": Choice("two layers of real-gated linear recurrent units", _stack(layers.RGLRU, num_layers=2), lr=GATED_LR),
+    "lru": Choice("two linear recurrent units with a nonlinear layer before each", _lru, lr=GATED_LR),
 }
 
 

@@ -91,7 +91,11 @@ def compare(
         settings.check()
     folder = Path(output_dir) / "long-range" / (name or f"compare-{task}")
     with _own(folder):
-        results, failures = train_all(grid, folder / "trainings", processes=processes, accelerator=accelerator)
+        try:
+            results, failures = train_all(grid, folder / "trainings", processes=processes, accelerator=accelerator)
+        except KeyboardInterrupt:
+            sys.stderr.write("Interrupted. The same command goes on from here.\n")
+            raise
         if results:
             write_report(results, folder)
             sys.stdout.write(text_table(results) + "\n\n")
