@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from rnn_blocks.modules import ClozeModel
 from rnn_blocks.recipes.errors import InputError
@@ -58,7 +58,7 @@ class Filler:
         self.model = model
         self.tokenizer = tokenizer
         self.unit = unit
-        self._spaces = _brings_spaces(tokenizer)
+        self._spaces = isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)  # they are part of words
 
     @classmethod
     def load(cls, path: Path) -> "Filler":
@@ -144,9 +144,3 @@ def table(candidates: Sequence[Candidates]) -> str:
         head = [f"blank {number} of {len(candidates)}"] if len(candidates) > 1 else []
         blocks.append("\n".join([*head, *(f"  {text:{width}}  {100 * p:6.2f} %" for text, p in blank)]))
     return "\n\n".join(blocks)
-
-
-def _brings_spaces(tokenizer: Tokenizer) -> bool:
-    """Whether the space before a word is part of its token."""
-    (first, *_) = tokenizer.encode("a a", add_special_tokens=False).ids[1:] or [0]
-    return tokenizer.decode([first], skip_special_tokens=False) == " a"
