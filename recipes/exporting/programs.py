@@ -47,6 +47,7 @@ def write_program(graph: Graph, path: Path, format: str) -> float:
         InputError: where the graph cannot be exported, naming the layer that cannot, or the numbers are not the same.
     """
     with torch.no_grad(), _quiet():
+        torch.compiler.reset()  # what was traced or failed before can spoil an export
         try:
             program = torch.export.export(graph.module, graph.draw(TRACED), dynamic_shapes=(_open_sizes(graph),))
             run = _write_torch(program, path) if format == "torch-export" else _write_onnx(program, graph, path)
@@ -173,6 +174,7 @@ def _culprit(graph: Graph, format: str) -> str:
         inputs = inputs if part.batch_first else inputs.transpose(0, 1)
         time = torch.export.Dim("time", min=1)
         shapes = {"inputs": {1 if part.batch_first else 0: time}}
+        torch.compiler.reset()
         try:
             torch.export.export(_Alone(part, step=graph.name == "step"), (inputs,), dynamic_shapes=shapes)
         except Exception:  # as above
@@ -199,7 +201,10 @@ class _Alone(nn.Module):
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the exporters say to themselves: of packages that this needs not, and of their own deprecations."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.onnx", "torch.export", "torch._export", "torch._dynamo", "onnxscript")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

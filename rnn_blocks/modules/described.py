@@ -149,14 +149,24 @@ def _described(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple | nn.ModuleList):
         return [_described(part) for part in value]
-    if isinstance(value, partial) and isinstance(value.func, type) and not value.args:
+    if isinstance(value, partial):
         keywords = {name: _described(part) for name, part in value.keywords.items()}
-        return {CLASS: _path(value.func), ARGUMENTS: keywords}
+        return {CLASS: _path(_made_by(value)), ARGUMENTS: keywords}
     if isinstance(value, type):
         return {CLASS: _path(value), ARGUMENTS: {}}
     if isinstance(value, nn.Module | ScheduledSampling):
         return {CLASS: _path(type(value)), ARGUMENTS: _arguments(value)}
     raise NotDescribableError(f"{value!r} cannot be written as plain data")
+
+
+def _made_by(factory: partial[Any]) -> type:
+    """The class of a partial, also of one that jsonargparse made of a command line's options."""
+    made: Any = factory.func
+    by_parser = getattr(made, "__module__", "").startswith("jsonargparse") and factory.args
+    made = factory.args[-1] if by_parser else made
+    if not isinstance(made, type) or (factory.args and not by_parser):
+        raise NotDescribableError(f"{factory!r} cannot be written as plain data")
+    return made
 
 
 def _path(kind: type) -> str:
