@@ -41,9 +41,10 @@ def comparison_figure(results: Sequence[Result]) -> "Figure":
 
     lengths = sorted({result.settings.length for result in results})
     found: list[Row] = list(dict.fromkeys((result.settings.cell, result.settings.clipping) for result in results))
-    figure = Figure(figsize=(5.2 + 0.85 * len(lengths) + 3.2, 1.9 + 0.42 * len(found)), layout="constrained")
+    width = 0.85 * max(3, len(lengths))  # inches; room for the title over few tiles
+    figure = Figure(figsize=(8.4 + width, 1.9 + 0.42 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
-    tiles, start, end = figure.subplots(1, 3, sharey=True, width_ratios=(0.85 * len(lengths), 2.6, 2.6))
+    tiles, start, end = figure.subplots(1, 3, sharey=True, width_ratios=(width, 2.6, 2.6))
     loss_colours = _draw_tiles(tiles, results, found, lengths)
     flow_colours: Any = None
     for axes, name, title in (
@@ -128,7 +129,7 @@ def _draw_tiles(axes: "Axes", results: Sequence[Result], found: list[Row], lengt
     mesh = axes.pcolormesh(*edges, values, cmap=colours, norm=norm, edgecolors="white", linewidth=2)
     axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
     axes.set_xlabel("$T$, steps to remember over")
-    axes.set_title("✓ solved, after so many training steps", loc="left", fontsize=10, color=INK)
+    axes.set_title("✓ training steps to solve it", loc="left", fontsize=10, color=INK)
     _bare(axes)
     return mesh
 
