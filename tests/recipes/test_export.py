@@ -218,6 +218,7 @@ def test_a_cell_that_looks_at_its_numbers_is_named(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_dilated_layer_has_its_step_alone_and_says_why(tmp_path: Path) -> None:
     model = LanguageModel(Dilated([GRUCell(4, 4), GRUCell(4, 4)], [1, 2]), 9)
     found = export_model(model, tmp_path / "mine", "torch-export")
