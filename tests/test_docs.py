@@ -134,6 +134,22 @@ def tiny_translation(tiny_run: RunFolder, tmp_path_factory: pytest.TempPathFacto
     return runs(tiny_run.path.parent.parent / "translation")[-1]
 
 
+@pytest.fixture(scope="module")
+def tiny_cloze(tiny_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of the cloze recipe on a few kilobytes, beside the others."""
+    home = tmp_path_factory.mktemp("blanks")
+    text = home / "sea.txt"
+    text.write_text("the sea, the open sea\nthe blue, the fresh, the ever free\n" * 40)
+    layer = "{class_path: rnn_blocks.LSTM, init_args: {input_size: 8, hidden_size: 4, bidirectional: true}}"
+    data = ["--data.source", str(text), "--data.tokenizer", "char", "--data.cache_dir", str(home / "cache")]
+    length = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
+    run = ["--output_dir", str(tiny_run.path.parent.parent), "--logger", "csv"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["cloze", "fit", "--model.layer", layer, *data, *length, *run]) == 0
+    return runs(tiny_run.path.parent.parent / "cloze")[-1]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_examples_of_a_page_give_what_the_page_says(page: Path) -> None:
     examples = []
@@ -159,7 +175,7 @@ def test_python_of_the_readme_runs_as_it_stands(capsys: pytest.CaptureFixture[st
     assert re.search(r"""b['"]def """, printed)  # double quotes where a single one was generated
 
 
-@pytest.mark.usefixtures("tiny_translation")
+@pytest.mark.usefixtures("tiny_translation", "tiny_cloze")
 def test_python_of_the_pages_runs_beside_a_run(
     tiny_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +188,7 @@ def test_python_of_the_pages_runs_beside_a_run(
     assert "the " in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("tiny_cloze")
 @pytest.mark.parametrize(("page", "args"), commands(), ids=lambda value: value if isinstance(value, str) else None)
 def test_commands_of_the_pages_are_understood(
     page: str,
@@ -209,11 +226,14 @@ def test_commands_of_the_pages_are_understood(
             TokenizerSettings(data["tokenizer"], data["vocab_size"], data["min_count"], data["vocabulary"])
 
 
-def test_every_metric_of_a_run_is_in_the_table(tiny_run: RunFolder, tiny_translation: RunFolder) -> None:
+def test_every_metric_of_a_run_is_in_the_table(
+    tiny_run: RunFolder, tiny_translation: RunFolder, tiny_cloze: RunFolder
+) -> None:
     rows = [line for line in (ROOT / "docs" / "metrics.md").read_text().splitlines() if line.startswith("| `")]
     documented = [CODE.search(row)[1] for row in rows]
     patterns = [re.sub(r"<\w+>", "[^/]+", name) for name in documented]
-    logged = {name for run in (tiny_run, tiny_translation) for name in read_metrics(run.metrics)[0]} - {"step"}
+    tiny = (tiny_run, tiny_translation, tiny_cloze)
+    logged = {name for run in tiny for name in read_metrics(run.metrics)[0]} - {"step"}
     assert {"train/loss", "val/perplexity", "val/bleu", "grad_norm/layer", "grad_clip/threshold"} <= logged
     unknown = [name for name in logged if not any(re.fullmatch(pattern, name) for pattern in patterns)]
     assert not unknown
