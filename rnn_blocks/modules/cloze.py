@@ -74,6 +74,8 @@ class ClozeModel(TokenModule):
     ([[0, 2]], torch.Size([1, 3]))
     """
 
+    hub_task = "fill-mask"
+
     def __init__(
         self,
         layer: Layer,

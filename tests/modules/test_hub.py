@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from rnn_blocks import (
     LSTM,
     RHN,
     Bidirectional,
+    ClozeModel,
     Elman,
     GRUCell,
     LanguageModel,
@@ -68,6 +70,7 @@ MODELS = {
         embedding_dropout=0.1,
         locked_dropout=True,
     ),
+    "cloze": lambda: ClozeModel(LSTM(6, 6, bidirectional=True), 20, 19, tie_weights=True),
     "translation": lambda: Seq2Seq(
         GRU(4, 6, bidirectional=True),
         LSTM(3 + 5, 5),
@@ -106,7 +109,9 @@ def outcome(model):
     torch.manual_seed(3)
     source = torch.randint(4, 9, (3, 5))
     with torch.no_grad():
-        return model(source, torch.tensor([5, 2, 4]), source) if isinstance(model, Seq2Seq) else model(source)[0]
+        if isinstance(model, Seq2Seq):
+            return model(source, torch.tensor([5, 2, 4]), source)
+        return model(source) if isinstance(model, ClozeModel) else model(source)[0]
 
 
 # Layers as plain data
@@ -191,7 +196,7 @@ def test_a_model_comes_back_from_its_folder_bit_for_bit(name, tmp_path: Path):
     assert again.configuration() == model.configuration()
     if isinstance(model, LanguageModel):
         assert torch.equal(again.generate([3, 1], 5, seed=0), model.generate([3, 1], 5, seed=0))
-    else:
+    elif isinstance(model, Seq2Seq):
         assert again.translate(torch.tensor([[4, 2]])) == model.translate(torch.tensor([[4, 2]]))
 
 
@@ -248,6 +253,29 @@ def test_what_is_no_folder_of_such_a_model_is_refused(tmp_path: Path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"holds no config.json"):
         LanguageModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.slow
+def test_without_huggingface_hub_models_are_made_all_the_same_and_say_what_to_install():
+    script = """
+import sys
+for name in ("huggingface_hub", "safetensors"):
+    sys.modules[name] = None
+import importlib.util
+find_spec = importlib.util.find_spec
+gone = ("huggingface_hub", "safetensors")
+importlib.util.find_spec = lambda name, *rest: None if name in gone else find_spec(name, *rest)
+import rnn_blocks
+model = rnn_blocks.LanguageModel(rnn_blocks.GRU(4, 4), 9)
+for call in (model.save_pretrained, model.push_to_hub, rnn_blocks.LanguageModel.from_pretrained):
+    try:
+        call("mine")
+    except ImportError as error:
+        print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=200)
+    said = "huggingface_hub, safetensors: not installed; this needs pip install 'rnn-blocks[export]'"
+    assert ended.stdout.splitlines() == [said] * 3
 
 
 def test_push_to_hub_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
