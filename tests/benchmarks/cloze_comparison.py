@@ -37,18 +37,18 @@ CLIP = 1.0
 TEST_PASSES = 20  # draws of blanks: 96 of 100 words are blank in one of them
 
 
-def one_way(embedding: int, width: int, layers: int) -> list[Layer]:
-    return [LSTM(embedding if k == 0 else width, width) for k in range(layers)]
-
-
 def make_model(name: str, data: ClozeDataModule, options: argparse.Namespace, width: int | None = None) -> ClozeModel:
     """The model that reads both ways with `hidden` units each way, or the one-way model as wide as it takes."""
     hidden, layers = options.hidden, options.layers
-    if name == "both":
-        parts: list[Layer] = [Bidirectional(LSTM(hidden if k == 0 else 2 * hidden, hidden)) for k in range(layers)]
-    else:
-        parts = one_way(hidden, width or width_of_equal_size(data, options), layers)
+    if name == "left" and width is None:
+        width = width_of_equal_size(data, options)
     torch.manual_seed(options.seed)
+    parts: list[Layer]
+    if name == "both":
+        parts = [Bidirectional(LSTM(hidden if k == 0 else 2 * hidden, hidden)) for k in range(layers)]
+    else:
+        assert width is not None
+        parts = [LSTM(hidden if k == 0 else width, width) for k in range(layers)]
     stack = Stack(parts, dropout=options.dropout)
     return ClozeModel(stack, data.vocabulary_size, data.mask_id, tie_weights=True, dropout=options.dropout)
 
