@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from rnn_blocks.recipes.errors import InputError
@@ -148,6 +149,11 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._path = folder.checkpoint(LAST)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write again what was written before the step's validation: a run resumed from that would leave it out."""
+        if trainer.state.fn == TrainerFn.FITTING and 0 < trainer.global_step == self._last_global_step_saved:
+            trainer.save_checkpoint(self._path)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write once more."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rnn_blocks.recipes.plots import BLUE, ORANGE
+from rnn_blocks.recipes.plots import BLUE, ORANGE, RED
 from rnn_blocks.recipes.sweeping.outcome import Outcome
 from rnn_blocks.recipes.sweeping.points import Point
 from rnn_blocks.recipes.sweeping.spec import SweepSpec
@@ -147,10 +147,38 @@ def _scatter(axes: Any, name: str, label: str, known: dict[Point, float], spec: 
     if numbers and len(distinct) <= 8:
         axes.set_xticks(distinct, [f"{value:g}" for value in distinct])
         axes.minorticks_off()
+    elif axes.get_xscale() == "log":
+        marks = np.geomspace(distinct[0], distinct[-1], 4)
+        axes.set_xticks(marks, [f"{value:.2g}" for value in marks])
+        axes.minorticks_off()
+    low, high = _limits(np.array(metric), spec.goal)
+    margin = 0.06 * (high - low) or 0.01
+    axes.set_ylim(low - margin, high + margin)
+    beyond = [(p, m) for p, m in zip(places, metric, strict=True) if not low <= m <= high]
+    for place, value in beyond:  # at the edge, with its value
+        up = value > high
+        edge = high + margin if up else low - margin
+        axes.annotate(
+            f"{value:.3g} {'↑' if up else '↓'}",
+            (place, edge),
+            xytext=(0, -12 if up else 4),
+            color=RED,
+            ha="center",
+            textcoords="offset points",
+            fontsize=8,
+        )
     axes.set_xlabel(label)
     axes.set_ylabel(spec.metric)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _limits(metric: np.ndarray[Any, Any], goal: str) -> tuple[float, float]:
+    """The range that is shown: a run that diverged would press all others flat."""
+    low, middle, high = np.quantile(metric, [0, 0.5, 1])
+    if goal == "minimize":
+        return float(low), float(max(metric[metric <= middle + 4 * (middle - low)], default=high))
+    return float(min(metric[metric >= middle - 4 * (high - middle)], default=low)), float(high)
 
 
 def _grid(outcomes: Outcomes, names: list[str]) -> tuple[list[Any], list[Any], np.ndarray[Any, Any]] | None:
@@ -171,7 +199,7 @@ def _heat_map(
     figure: Any, axes: Any, grid: tuple[list[Any], list[Any], np.ndarray[Any, Any]], labels: list[str], spec: SweepSpec
 ) -> None:
     first, second, cells = grid
-    low, high = np.nanquantile(cells, [0, 0.9] if spec.goal == "minimize" else [0.1, 1])  # a run that diverged apart
+    low, high = _limits(cells[~np.isnan(cells)], spec.goal)
     colours = "viridis_r" if spec.goal == "minimize" else "viridis"
     image = axes.imshow(cells, cmap=colours, aspect="auto", vmin=low, vmax=max(high, low + 1e-12))
     axes.set_xticks(range(len(second)), [f"{value}" for value in second])
