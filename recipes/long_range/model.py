@@ -12,7 +12,7 @@ from rnn_blocks.recipes.long_range.tasks import Batch, make_task
 
 
 class LongRangeModel(pl.LightningModule):
-    """A recurrent layer and a linear readout, on a task of :mod:`rnn_blocks.recipes.long_range.tasks`.
+    """A recurrent layer and a linear readout, on a task of ``rnn_blocks.recipes.long_range.tasks``.
 
     Trained by Adam with a learning rate that does not change.
 

@@ -131,7 +131,7 @@ class Result:
         accuracy: the share of recalled symbols that are right, in the last evaluation; None for the adding problem.
         seconds: of training and evaluating.
         curve: step and loss of each evaluation.
-        flow_at_start: ``‖∂L/∂h_t‖`` at every step of time before the training, see :func:`gradient_flow`.
+        flow_at_start: ``‖∂L/∂h_t‖`` at every step of time before the training, see ``gradient_flow``.
         flow_at_end: the same after it.
     """
 

@@ -102,7 +102,7 @@ class TrainingBlanks(EpochBatches[ClozeBatch]):
 
     Each epoch every sequence comes once, over all ranks. What an epoch holds follows from the seed and its number
     alone, and a Trainer that resumes in mid-epoch goes on with the first batch that was not seen; see
-    :class:`EpochBatches`.
+    ``EpochBatches``.
 
     Args:
         text: the split.

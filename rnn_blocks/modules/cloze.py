@@ -45,7 +45,7 @@ class ClozeModel(TokenModule):
     from whichever side it reads, can hand a token to itself. Of several blanks in one sequence each is predicted with
     the others blank too. The loss is the mean over the blanks alone.
 
-    A layer that reads both ways (``Bidirectional``, ``Stack``s of them) sees all of the sentence around a blank; a
+    A layer that reads both ways (``Bidirectional``, a ``Stack`` of them) sees all of the sentence around a blank; a
     causal one predicts it from what stands before.
 
     Logged: ``train/`` and ``val/`` (``test/``) ``loss`` and ``perplexity`` of the blanks, ``val/accuracy``
