@@ -35,6 +35,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_process_group_left() -> Iterator[None]:
+    """Lightning leaves the one of a strategy with ranks; in the tests after it, a training would believe in them."""
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(
     params=[
         "cpu",

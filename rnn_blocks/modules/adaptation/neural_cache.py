@@ -17,6 +17,11 @@ class CachedText(NamedTuple):
     Attributes:
         hidden: what the output layer read at those steps, ``(lanes, steps, features)``.
         words: the token that came after each, ``(lanes, steps)``; -100 where there was none.
+
+    >>> words = torch.tensor([[0], [1], [2], [3], [0]])  # (time, lanes)
+    >>> _, text = NeuralCache(window=3).mix(torch.randn(5, 1, 2), words, torch.full((5, 1), math.log(0.25)))
+    >>> text.words.tolist(), text.hidden.shape
+    ([[2, 3, 0]], torch.Size([1, 3, 2]))
     """
 
     hidden: Tensor
