@@ -14,7 +14,7 @@ from rnn_blocks.engine import dropout
 from rnn_blocks.layers import Layer
 from rnn_blocks.modules.cloze_batch import ClozeBatch
 from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy
-from rnn_blocks.modules.token_module import TokenModule, adam
+from rnn_blocks.modules.token_module import TokenModule, adam, init_tokens
 
 IGNORED = -100
 
@@ -111,17 +111,8 @@ class ClozeModel(TokenModule):
         self.output = nn.Linear(width, vocab_size)
         if tie_weights:
             self.output.weight = self.embedding.weight
-        self._initialise(init_range)
+        init_tokens(self, [self.embedding], self.output, init_range)
         self._accuracy = nn.ModuleDict({f"{stage}_accuracy": MeanMetric() for stage in ("val", "test")})
-
-    def _initialise(self, init_range: float | None) -> None:
-        if init_range is not None:
-            for parameter in self.parameters():
-                nn.init.uniform_(parameter, -init_range, init_range)
-            return
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.uniform_(self.output.weight, -0.1, 0.1)
-        nn.init.zeros_(self.output.bias)
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits at every place, blank or not; a token that is not blank sees itself.

@@ -21,7 +21,7 @@ from rnn_blocks.layers import (
 from rnn_blocks.modules.chunk_rate import ChunkRate
 from rnn_blocks.modules.output_layer import adaptive_softmax, word_logits, word_loss
 from rnn_blocks.modules.text_batch import TextBatch
-from rnn_blocks.modules.token_module import STAGES, adam
+from rnn_blocks.modules.token_module import STAGES, adam, init_tokens
 from rnn_blocks.modules.writing import Writing
 
 CARRIED_STATE = "carried_state"  # the checkpoint's key
@@ -156,18 +156,8 @@ class LanguageModel(Writing):
         self.temporal_activation_regularisation = temporal_activation_regularisation
         self.sum_over_time = sum_over_time
         self._chunk_rate = None if lr_for_bptt is None else ChunkRate(lr_for_bptt)
-        self._initialise(init_range)
+        init_tokens(self, [self.embedding], self.output, init_range)
         self._carried: dict[str, State | None] = dict.fromkeys(STAGES)
-
-    def _initialise(self, init_range: float | None) -> None:
-        if init_range is not None:
-            for parameter in self.parameters():
-                nn.init.uniform_(parameter, -init_range, init_range)
-            return
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        if isinstance(self.output, nn.Linear):
-            nn.init.uniform_(self.output.weight, -0.1, 0.1)
-            nn.init.zeros_(self.output.bias)
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits of the token after each input; with an adaptive softmax, log-probabilities.

@@ -14,7 +14,7 @@ from rnn_blocks.layers import Layer
 from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy, smoothing_term
 from rnn_blocks.modules.parallel_batch import ParallelBatch
 from rnn_blocks.modules.scheduled_sampling import ScheduledSampling
-from rnn_blocks.modules.token_module import adam
+from rnn_blocks.modules.token_module import adam, init_tokens
 from rnn_blocks.modules.translating import Translating
 from rnn_blocks.modules.translation_scores import TranslationScores
 from rnn_blocks.seq2seq import (
@@ -181,7 +181,7 @@ class Seq2Seq(Translating):
         )
         if tie_weights == "three-way":
             self._tie_source()
-        self._initialise(init_range)
+        init_tokens(self, [self.encoder.embedding, self.decoder.embedding], self.decoder.output, init_range)
         self.label_smoothing = label_smoothing
         self.coverage_loss = coverage_loss
         self.scheduled_sampling = scheduled_sampling
@@ -202,15 +202,6 @@ class Seq2Seq(Translating):
                 f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
             )
         self.encoder.embedding.weight = theirs
-
-    def _initialise(self, init_range: float | None) -> None:
-        if init_range is not None:
-            for parameter in self.parameters():
-                nn.init.uniform_(parameter, -init_range, init_range)
-            return
-        for weight in (self.encoder.embedding.weight, self.decoder.embedding.weight, self.decoder.output.weight):
-            nn.init.uniform_(weight, -0.1, 0.1)
-        nn.init.zeros_(self.decoder.output.bias)
 
     def encode(self, source: Tensor, lengths: Tensor | None = None) -> tuple[State, Any]:
         """Read the source: the decoder's first state, and the memory that its steps read.

@@ -136,6 +136,33 @@ class TokenModule(pl.LightningModule, Pretrained):
         return evaluating(self.modules())
 
 
+def init_tokens(
+    module: nn.Module, embeddings: Iterable[nn.Embedding], output: nn.Module, init_range: float | None
+) -> None:
+    """How a model over tokens starts.
+
+    Args:
+        module: the whole model; with ``init_range`` all its weights start uniform within ± that.
+        embeddings: without one these start within ±0.1, as the output does, whose bias starts at zero; the rest stays.
+        output: the output layer; one that is not linear stays as it is.
+        init_range: see ``module``.
+
+    >>> words, output = nn.Embedding(9, 4), nn.Linear(4, 9)
+    >>> init_tokens(nn.ModuleList([words, output]), [words], output, None)
+    >>> words.weight.abs().max().item() <= 0.1, output.bias.abs().max().item()
+    (True, 0.0)
+    """
+    if init_range is not None:
+        for parameter in module.parameters():
+            nn.init.uniform_(parameter, -init_range, init_range)
+        return
+    for embedding in embeddings:
+        nn.init.uniform_(embedding.weight, -0.1, 0.1)
+    if isinstance(output, nn.Linear):
+        nn.init.uniform_(output.weight, -0.1, 0.1)
+        nn.init.zeros_(output.bias)
+
+
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Those modules in evaluation mode, and each back to its mode before.
