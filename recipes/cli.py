@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 from filelock import FileLock
@@ -277,6 +277,17 @@ class RecipeCLI(LightningCLI):
             callbacks = [*callbacks, RecipeProgressBar(refresh_rate=10)]
         config["enable_checkpointing"] = False  # Lightning's default one: the run's own are added
         return super()._instantiate_trainer(config, callbacks)
+
+    def after_validate(self) -> None:
+        """Say the result."""
+        self._say("val")
+
+    def after_test(self) -> None:
+        """Say the result."""
+        self._say("test")
+
+    def _say(self, split: Literal["val", "test"]) -> None:
+        """Write a pass's result to standard output: each recipe its own."""
 
     def after_fit(self) -> None:
         """Average, where that was asked for, and say where things lie."""

@@ -53,14 +53,6 @@ class ClozeCLI(RecipeCLI):
         assert self.folder is not None
         return [ClozeSamples(self.folder, texts, top_k=top_k)] if texts else []
 
-    def after_validate(self) -> None:
-        """Say the result."""
-        self._say("val")
-
-    def after_test(self) -> None:
-        """Say the result."""
-        self._say("test")
-
     def _say(self, split: str) -> None:
         metrics = self.trainer.callback_metrics
         if self.trainer.is_global_zero:

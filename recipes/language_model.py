@@ -80,15 +80,8 @@ class LanguageModelCLI(RecipeCLI):
             )
         ]
 
-    def after_test(self) -> None:
-        """Say the result, beside what a compressor makes of the same text."""
-        self._say("test")
-
-    def after_validate(self) -> None:
-        """Say the result, beside what a compressor makes of the same text."""
-        self._say("val")
-
     def _say(self, split: Literal["val", "test"]) -> None:
+        # beside what a compressor makes of the same text
         metrics = self.trainer.callback_metrics
         if self.trainer.is_global_zero:
             gzip = self.datamodule.gzip_bits_per_byte(split)

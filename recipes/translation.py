@@ -56,14 +56,6 @@ class TranslationCLI(RecipeCLI):
             TranslationSamples(self.folder, sentences=samples["sentences"], attention=samples["attention"]),
         ]
 
-    def after_validate(self) -> None:
-        """Say the result."""
-        self._say("val")
-
-    def after_test(self) -> None:
-        """Say the result."""
-        self._say("test")
-
     def _say(self, split: str) -> None:
         metrics = self.trainer.callback_metrics
         if self.trainer.is_global_zero:

@@ -57,14 +57,6 @@ class LongRangeCLI(RecipeCLI):
             self._say("val")
         super().after_fit()
 
-    def after_validate(self) -> None:
-        """Say the result."""
-        self._say("val")
-
-    def after_test(self) -> None:
-        """Say the result."""
-        self._say("test")
-
     def _say(self, split: str) -> None:
         metrics: Any = self.trainer.callback_metrics
         if not self.trainer.is_global_zero:
