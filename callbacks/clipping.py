@@ -44,8 +44,9 @@ class AdaptiveGradientClipping(Callback):
                                     a bias or other vector as a whole (as in NFNets)
     ==============================  ==============================================================================
 
-    *Learning rate.* With `Auto` and an optimizer other than SGD, updates that would be longer than 1 % of the initial
-    weights are shortened through the learning rate, for the time of the step alone; all else sees the rate you set.
+    *Learning rate.* With `Auto` and an optimizer other than SGD, updates that would be longer than 5 % of the initial
+    weights, in the middle one of the weight matrices, are shortened through the learning rate, for the time of the step
+    alone; all else sees the rate you set.
 
     What has no gradient in a step is neither observed nor clipped, as are rows that a sparse gradient does not store.
     Parameter groups that are added during a training begin a history of their own.
@@ -97,7 +98,7 @@ class AdaptiveGradientClipping(Callback):
     >>> clipping = AdaptiveGradientClipping()
     >>> trainer = Trainer(callbacks=[clipping], logger=False, enable_checkpointing=False, accelerator="cpu")
     >>> clipping.policy
-    Auto(longest_step=0.08, longest_update=0.01, deviations=2.5, window=64)
+    Auto(longest_step=0.08, longest_update=0.05, deviations=2.5, window=64)
     """
 
     def __init__(

@@ -10,39 +10,46 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import ASGD, SGD, Optimizer, RMSprop
 from torch.utils.hooks import RemovableHandle
 
-from rnn_blocks.callbacks.gradient_norms import stored_values
-from rnn_blocks.callbacks.update_length import weight_norms
+from rnn_blocks.callbacks.gradient_norms import stored_values, tensor_norms
 
 SAMPLE = 4096  # elements of each parameter that are looked at
 EVERY = 16  # steps between two measurements, once a training is under way
 
 
 class UpdateBound:
-    r"""Keeps an optimizer's updates from growing longer than a share of the initial weights' norm.
+    r"""Keeps an optimizer's updates from growing longer than a share of the initial weights.
 
     Adam and its kin divide the gradient by its own size: their update is about as long at any gradient norm, and no
-    clipping shortens it. It is lr·u, where ‖u‖ =: U changes slowly, for it is made of moving averages. With lr₊ the
-    highest learning rate so far, the rate of each step is multiplied by
+    clipping shortens it. It is lr·u, where u changes slowly, for it is made of moving averages. Of each weight matrix i
+    let Uᵢ := ‖uᵢ‖ and W₀ᵢ be its values before the first step, and
 
-        min(1, longest·‖W₀‖ / (lr₊·U)),
+        r = median of Uᵢ / ‖W₀ᵢ‖ over the matrices (of an even number, the larger of the middle two).
 
-    so that an update at lr₊ is at most longest·‖W₀‖ long, and one at a scheduled share of lr₊ at most that share of it.
+    With lr₊ the highest learning rate so far, the rate of each step is multiplied by
 
-    U is measured after steps 1, 2, 4, 8 and every 16th, from at most 4,096 evenly spaced elements of each parameter
-    before and after the step, and counts from the next measuring step on, so that nothing waits for a device. Until
-    then it is √(number of weights), as in the first update of Adam, Adagrad and Lion (RMSprop: over √(1−α)).
+        min(1, longest / (lr₊·r)),
+
+    so that an update at lr₊ moves the middle matrix by at most the share `longest` of what it was, and one at a
+    scheduled share of lr₊ at most by that share of it. It is the middle one because scales differ by more than an order
+    of magnitude in one model: embeddings that start at N(0, 1) beside matrices that start at 1/√width, of which neither
+    is to set the bound of the other. Vectors (biases, gains) and what starts at zero count only where there is nothing
+    else, and what is all zero never.
+
+    r is measured after steps 1, 2, 4, 8 and every 16th, from at most 4,096 evenly spaced elements of each matrix before
+    and after the step, and counts from the next measuring step on, so that nothing waits for a device. Until then u is
+    ±1 everywhere, as in the first update of Adam, Adagrad and Lion (RMSprop: over √(1−α)).
 
     Related: Tang et al. 2023, "Improving Training Stability for Multitask Ranking Models in Recommender Systems"
     (Clippy: bounds each relative update of an adaptive optimizer); You et al. 2020 (LAMB).
 
     Args:
         optimizer: not yet stepped, or to be continued by `load_state_dict`.
-        longest: length of the longest update over ‖W₀‖.
+        longest: of the middle matrix, length of the longest update over ‖W₀ᵢ‖.
 
     Attributes:
         coefficient: what the last step's learning rate was multiplied by.
 
-    >>> weight = torch.nn.Parameter(torch.ones(100))
+    >>> weight = torch.nn.Parameter(torch.ones(10, 10))
     >>> optimizer = torch.optim.Adam([weight], lr=0.5)
     >>> bound = UpdateBound(optimizer, longest=0.01)
     >>> bound.attach()
@@ -57,10 +64,11 @@ class UpdateBound:
         self.coefficient = 1.0
         self._steps = 0
         self._highest_rate = 0.0
-        self._weight_norms: list[float] = []
-        self._length: float | None = None  # U, as it counts now
-        self._measured: Tensor | None = None  # U, as it will count from the next measuring step on
+        self._initial_norms: dict[int, float] = {}  # by the weight's place in the optimizer
+        self._ratio: float | None = None  # r, as it counts now
+        self._measured: Tensor | None = None  # r, as it will count from the next measuring step on
         self._arrived: torch.cuda.Event | None = None
+        self._trained: list[bool] = []
         self._sample: Sample | None = None
         self._before: Tensor | None = None
         self._rates: list[float | Tensor] | None = None
@@ -86,15 +94,15 @@ class UpdateBound:
         return {
             "steps": self._steps,
             "highest_rate": self._highest_rate,
-            "weight_norms": list(self._weight_norms),
-            "length": self._length,
+            "initial_norms": dict(self._initial_norms),
+            "ratio": self._ratio,
             "measured": measured,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue."""
-        self._steps, self._highest_rate, self._length = state["steps"], state["highest_rate"], state["length"]
-        self._weight_norms = list(state["weight_norms"])
+        self._steps, self._highest_rate, self._ratio = state["steps"], state["highest_rate"], state["ratio"]
+        self._initial_norms = dict(state["initial_norms"])
         self._measured = None if state["measured"] is None else torch.tensor(state["measured"], dtype=torch.float64)
         self._arrived = None
 
@@ -123,23 +131,24 @@ class UpdateBound:
         rate = max(float(rate) for rate in rates)
         self._highest_rate = max(self._highest_rate, rate)
         self._steps += 1
-        self._weight_norms += [norm.item() for norm in weight_norms(self.optimizer, len(self._weight_norms))]
         measures = self._steps & (self._steps - 1) == 0 if self._steps < EVERY else self._steps % EVERY == 0
         if measures and self._measured is not None:
-            length = self._receive()
-            if 0 < length < math.inf:  # else nothing was updated, or weights are not finite
-                self._length = length
-        length = self._first_length() if self._length is None else self._length
-        unbounded, bound = self._highest_rate * length, self.longest * math.hypot(*self._weight_norms)
-        self.coefficient = min(1.0, bound / unbounded) if unbounded and bound else 1.0
+            ratio = self._receive()
+            if 0 < ratio < math.inf:  # else nothing was updated, or weights are not finite
+                self._ratio = ratio
+        trained = [weight.requires_grad for group in self.optimizer.param_groups for weight in group["params"]]
+        if trained != self._trained:  # before a weight that joins has moved
+            self._trained, self._sample = trained, self._current_sample()
+        if self._sample is None:
+            self.coefficient = 1.0  # nothing to measure an update against
+            return
+        ratio = self._sample.first_ratio(self._first_update()) if self._ratio is None else self._ratio
+        self.coefficient = min(1.0, self.longest / (self._highest_rate * ratio)) if self._highest_rate else 1.0
         if self.coefficient < 1:
             self._rates = rates
             for group in self.optimizer.param_groups:
                 group["lr"] = group["lr"] * self.coefficient
         if measures and rate:
-            weights = self._weights()
-            if self._sample is None or list(map(id, weights)) != list(map(id, self._sample.weights)):
-                self._sample = Sample(weights)
             self._before = self._sample.take()
 
     def _after_step(self) -> None:
@@ -148,7 +157,7 @@ class UpdateBound:
         if before is None or self._sample is None:
             return
         rate = max(float(group["lr"]) for group in self.optimizer.param_groups) * self.coefficient
-        measured = self._sample.distance(before, self._sample.take()) / rate
+        measured = self._sample.ratio(before, self._sample.take()) / rate
         if measured.is_cuda:
             self._measured = torch.empty((), dtype=measured.dtype, pin_memory=True)
             self._measured.copy_(measured, non_blocking=True)
@@ -157,13 +166,24 @@ class UpdateBound:
         else:
             self._measured, self._arrived = measured, None
 
-    def _weights(self) -> list[Tensor]:
-        return [weight for group in self.optimizer.param_groups for weight in group["params"] if weight.requires_grad]
+    def _current_sample(self) -> "Sample | None":
+        """Of the weights that tell how long an update is; None: there are none."""
+        every = enumerate(weight for group in self.optimizer.param_groups for weight in group["params"])
+        trained = {place: weight for place, weight in every if weight.requires_grad}
+        new = [place for place in trained if place not in self._initial_norms]
+        if new:
+            norms = tensor_norms([trained[place] for place in new]).tolist()
+            self._initial_norms |= dict(zip(new, norms, strict=True))
+        scaled = [place for place in trained if 0 < self._initial_norms[place] < math.inf]
+        places = [place for place in scaled if trained[place].ndim > 1] or scaled
+        if not places:
+            return None
+        return Sample([trained[place] for place in places], [self._initial_norms[place] for place in places])
 
-    def _first_length(self) -> float:
+    def _first_update(self) -> float:
         # Adam's first update is ±lr everywhere; RMSprop, which does not correct its average, divides by less.
         decay = self.optimizer.param_groups[0].get("alpha", 0.0) if isinstance(self.optimizer, RMSprop) else 0.0
-        return math.sqrt(sum(weight.numel() for weight in self._weights()) / (1 - decay))
+        return float((1 - decay) ** -0.5)
 
     def _receive(self) -> float:
         if self._arrived is not None:
@@ -179,19 +199,31 @@ class UpdateBound:
 
 
 class Sample:
-    """Up to `SAMPLE` evenly spaced elements of the values that this process holds of each weight."""
+    """Up to `SAMPLE` evenly spaced elements of the values that this process holds of each weight.
 
-    def __init__(self, weights: list[Tensor]) -> None:
+    Args:
+        weights: one or more.
+        norms: what an update of each is measured against.
+    """
+
+    def __init__(self, weights: list[Tensor], norms: list[float]) -> None:
         self.weights = weights
+        self._norms = norms
         sizes = [stored_values(weight).numel() for weight in weights]
         # Odd strides, so that they do not stay in one column of a matrix whose width is a power of two.
         self._strides = [-(-size // SAMPLE) | 1 if size > SAMPLE else 1 for size in sizes]
         self._counts = [-(-size // stride) for size, stride in zip(sizes, self._strides, strict=True)]
-        self._factors = [
+        # Of each weight's elements, a sampled one stands for so many.
+        self._shares = [
             size / max(count, 1) / _copies(weight)
             for size, count, weight in zip(sizes, self._counts, weights, strict=True)
         ]
-        self._shares: tuple[Tensor, Tensor] | None = None
+        self._on_device: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def first_ratio(self, size: float) -> float:
+        """What `ratio` is of an update of which each element is ±`size`."""
+        lengths = [size * math.sqrt(weight.numel()) for weight in self.weights]
+        return sorted(length / norm for length, norm in zip(lengths, self._norms, strict=True))[len(lengths) // 2]
 
     @torch.no_grad()
     def take(self) -> Tensor:
@@ -206,18 +238,20 @@ class Sample:
         return torch.cat(values).float()
 
     @torch.no_grad()
-    def distance(self, before: Tensor, after: Tensor) -> Tensor:
-        """Estimate of how far all weights have moved, over all ranks, ``()``."""
-        if self._shares is None:  # of all the weight's elements, each sampled one stands for so many; sharded and not
-            counts = torch.tensor(self._counts)
-            shares = torch.tensor(self._factors).repeat_interleave(counts)
-            sharded = torch.tensor([isinstance(weight, DTensor) for weight in self.weights]).repeat_interleave(counts)
-            self._shares = ((shares * ~sharded).to(after.device), (shares * sharded).to(after.device))
-        squares = (after - before).square()
-        whole, sharded_part = (squares.dot(share) for share in self._shares)
+    def ratio(self, before: Tensor, after: Tensor) -> Tensor:
+        """Estimate of how far the middle one of the weights has moved, over its norm: ``()``."""
+        squares = tensor_norms((after - before).split(self._counts)).square()
+        if self._on_device is None:
+            sharded = [isinstance(weight, DTensor) for weight in self.weights]
+            shares, norms = (squares.new_tensor(values) for values in (self._shares, self._norms))
+            self._on_device = shares, norms, torch.tensor(sharded, device=squares.device)
+        shares, norms, is_sharded = self._on_device
+        squares = squares * shares
         if any(isinstance(weight, DTensor) for weight in self.weights):
-            dist.all_reduce(sharded_part)
-        return (whole + sharded_part).sqrt()
+            parts = squares * is_sharded
+            dist.all_reduce(parts)
+            squares = torch.where(is_sharded, parts, squares)
+        return (squares.sqrt() / norms).sort().values[len(self._norms) // 2]
 
 
 def _copies(weight: Tensor) -> int:

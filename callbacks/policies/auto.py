@@ -39,8 +39,9 @@ class Auto(ClippingPolicy):
     lower of this and the outlier rule's threshold holds.
 
     *Length of adaptive optimizers' updates.* Adam and its kin divide by the size of the gradients, so that no threshold
-    bounds their updates. There `AdaptiveGradientClipping` measures the update itself and, where it is longer than
-    `longest_update`·‖W₀‖·lr/lr₊, multiplies the step's learning rate (see `UpdateBound`).
+    bounds their updates. There `AdaptiveGradientClipping` measures the updates of the weight matrices themselves and,
+    where that of the middle one is longer than `longest_update`·‖W₀ᵢ‖·lr/lr₊, multiplies the step's learning rate (see
+    `UpdateBound`).
 
     With a learning rate of 0, or weights that all start at 0 and so have no scale, neither length is bounded, and the
     outlier rule is left.
@@ -51,7 +52,8 @@ class Auto(ClippingPolicy):
 
     Args:
         longest_step: ρ, the longest step of SGD as a share of the initial weights' norm.
-        longest_update: the longest update of any other optimizer as such a share; None: not bounded.
+        longest_update: the longest update of any other optimizer as a share of the initial weights, in the middle one
+            of the weight matrices; None: not bounded.
         deviations: k, how many robust deviations above the median an outlier begins.
         window: how many norms are remembered.
 
@@ -70,7 +72,7 @@ class Auto(ClippingPolicy):
     """
 
     longest_step: float = 0.08
-    longest_update: float | None = 0.01
+    longest_update: float | None = 0.05
     deviations: float = 2.5
     window: int = 64
 

@@ -70,8 +70,8 @@ class ClippingPolicy(ABC):
     Attributes:
         default_scope: the scope that the rule was made for.
         uses_weights: whether the rule needs `Step.weight_norm`, which costs a pass over the weights at every step.
-        longest_update: how long the updates of an optimizer other than SGD may be, as a share of the initial weights'
-            norm (see `Auto`); None: they are not bounded.
+        longest_update: how long the updates of an optimizer other than SGD may be, as a share of the initial weights
+            (see `Auto`); None: they are not bounded.
 
     >>> import torch
     >>> class HalfTheLast(ClippingPolicy):

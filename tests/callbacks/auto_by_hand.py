@@ -12,19 +12,26 @@ import torch
 class AutoByHand:
     """Makes the steps of one optimizer (SGD, or Adam and its kin) as `Auto` at its defaults would.
 
+    Args:
+        longest_update: `Auto`'s.
+
     Attributes:
         clipped: number of steps that were clipped.
         bounded: number of steps whose learning rate was shortened.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, longest_update: float = 0.05) -> None:
         self.optimizer = optimizer
+        self.longest_update = longest_update
         self.parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         self.weight_norm = norm_of([p.detach() for p in self.parameters])
         self.log_norms: list[float] = []
         self.quartile = math.inf
         self.highest_rate = 0.0
-        self.length = math.sqrt(sum(p.numel() for p in self.parameters))
+        matrices = [p for p in self.parameters if p.ndim > 1 and norm_of([p.detach()])]
+        self.matrices = matrices or self.parameters
+        self.matrix_norms = [norm_of([p.detach()]) for p in self.matrices]
+        self.ratio = self.middle([math.sqrt(p.numel()) for p in self.matrices])
         self.measured = 0.0
         self.steps = self.clipped = self.bounded = 0
 
@@ -44,6 +51,10 @@ class AutoByHand:
             self.optimizer.step()
         else:
             self.bounded_update()
+
+    def middle(self, lengths: list[float]) -> float:
+        """The median over the matrices of a length over the matrix's first norm."""
+        return statistics.median_high(length / norm for length, norm in zip(lengths, self.matrix_norms, strict=True))
 
     def threshold(self, norm: float) -> tuple[float, float]:
         threshold = target = math.inf
@@ -73,21 +84,21 @@ class AutoByHand:
             self.quartile += gain * (0.25 if counted > self.quartile else -0.75)
 
     def bounded_update(self) -> None:
-        """Adam's update at a learning rate at which it is at most 1 % of the initial weights."""
+        """Adam's update at a learning rate at which it is not too long a share of the middle matrix as it was."""
         self.steps += 1
         measures = self.steps in (1, 2, 4, 8) or self.steps % 16 == 0
         if measures and self.measured:
-            self.length = self.measured
+            self.ratio = self.measured
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        coefficient = min(1.0, 0.01 * self.weight_norm / (self.highest_rate * self.length))
+        coefficient = min(1.0, self.longest_update / (self.highest_rate * self.ratio))
         self.bounded += coefficient < 1
-        before = [p.detach().clone() for p in self.parameters]
+        before = [p.detach().clone() for p in self.matrices]
         for group in self.optimizer.param_groups:
             group["lr"] *= coefficient
         self.optimizer.step()
         if measures:
-            moved = norm_of([p.detach() - old for p, old in zip(self.parameters, before, strict=True)])
-            self.measured = moved / (rates[0] * coefficient)
+            moved = [norm_of([p.detach() - old]) for p, old in zip(self.matrices, before, strict=True)]
+            self.measured = self.middle(moved) / (rates[0] * coefficient)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 

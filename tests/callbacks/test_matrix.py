@@ -197,9 +197,10 @@ def test_a_gan_of_adam_and_sgd_by_manual_optimisation(precision):
     batches = list(torch.randn(24, 2, 5, 3, generator=torch.Generator().manual_seed(1)))
     batches[20][1] *= 30
     module, expected, logger = Gan(fused), Gan(), Remember()
-    fit_module(module, batches, AdaptiveGradientClipping(), GradientNormMonitor(), logger=logger, **options)
+    clipping = AdaptiveGradientClipping(Auto(longest_update=0.01))  # short steps keep float16's roundings small
+    fit_module(module, batches, clipping, GradientNormMonitor(), logger=logger, **options)
     optimizers = expected.configure_optimizers()
-    by_hand = [AutoByHand(optimizer) for optimizer in optimizers]
+    by_hand = [AutoByHand(optimizer, longest_update=0.01) for optimizer in optimizers]
     for batch in batches:
         with autocast():
             for index, loss in expected.losses(*batch):
@@ -268,7 +269,7 @@ def test_a_learning_rate_set_in_training_step_holds_for_this_step_and_stays():
         expected.weight.grad = torch.ones(4)
         optimizer.step()
     # The bound is that of the highest rate, so that all of Adam's steps are shortened alike.
-    assert_close(module.weight - before, 0.01 * (expected.weight - before), rtol=1e-3, atol=0)
+    assert_close(module.weight - before, 0.05 * (expected.weight - before), rtol=1e-3, atol=0)
     assert module.optimizers().param_groups[0]["lr"] == 1 / 5
 
 
