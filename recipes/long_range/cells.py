@@ -121,24 +121,36 @@ def _clockwork(i: int, h: int, length: int) -> Cell:
 
 
 GATED_LR = 4e-3
+PLAIN_LR = 1e-3  # of units whose whole state is made anew at every step
+LEAKY_LR = 1e-2  # of units of which a small share is
 
 CELLS: dict[str, Choice] = {
-    "elman": Choice("Elman's simple recurrent network", _stack(layers.Elman)),
-    "elman-orthogonal": Choice("the same, recurrent weights orthogonal at first", _stack(layers.Elman, "orthogonal")),
+    "elman": Choice("Elman's simple recurrent network", _stack(layers.Elman), lr=PLAIN_LR),
+    "elman-orthogonal": Choice(
+        "the same, recurrent weights orthogonal at first", _stack(layers.Elman, "orthogonal"), lr=PLAIN_LR
+    ),
     "irnn": Choice(
         "rectified Elman, recurrent weights the identity at first (Le et al. 2015)",
         _stack(partial(layers.Elman, nonlinearity="relu"), "identity"),
     ),
-    "leaky": Choice("leaky Elman units, time constants spread from 1 to T", _wrapped(_leaky(cells.ElmanCell))),
-    "leaky-orthogonal": Choice(
-        "the same, recurrent weights orthogonal at first", _wrapped(_leaky(cells.ElmanCell), "orthogonal")
+    "leaky": Choice(
+        "leaky Elman units, time constants spread from 1 to T", _wrapped(_leaky(cells.ElmanCell)), lr=LEAKY_LR
     ),
-    "skip": Choice("Elman with a skip through time of a tenth of T", _wrapped(_skip(cells.ElmanCell))),
+    "leaky-orthogonal": Choice(
+        "the same, recurrent weights orthogonal at first",
+        _wrapped(_leaky(cells.ElmanCell), "orthogonal"),
+        lr=LEAKY_LR,
+    ),
+    "skip": Choice("Elman with a skip through time of a tenth of T", _wrapped(_skip(cells.ElmanCell)), lr=PLAIN_LR),
     "skip-orthogonal": Choice(
-        "the same, recurrent weights orthogonal at first", _wrapped(_skip(cells.ElmanCell), "orthogonal")
+        "the same, recurrent weights orthogonal at first",
+        _wrapped(_skip(cells.ElmanCell), "orthogonal"),
+        lr=PLAIN_LR,
     ),
     "skip-gru": Choice("a GRU with a skip through time of a tenth of T", _wrapped(_skip(cells.GRUCell)), lr=GATED_LR),
-    "dilated": Choice("dilated Elman layers, dilations 1, 2, 4, … up to T", _dilated(cells.ElmanCell, "orthogonal")),
+    "dilated": Choice(
+        "dilated Elman layers, dilations 1, 2, 4, … up to T", _dilated(cells.ElmanCell, "orthogonal"), lr=PLAIN_LR
+    ),
     "dilated-gru": Choice("dilated GRU layers", _dilated(cells.GRUCell, "orthogonal")),
     "dilated-lstm": Choice("dilated LSTM layers", _dilated(cells.LSTMCell, "orthogonal+unit-forget-bias")),
     "clockwork": Choice(
