@@ -140,6 +140,16 @@ class Splitter:
         fitting = all(piece in self.backward and meta(piece)[1] == meta(node)[1] for piece in pieces)
         return pieces if fitting and len(set(pieces)) == len(pieces) else []
 
+    def _gather(self, writer: Writer, given: Sequence[str]) -> Callable[..., Any]:
+        gather: Callable[..., Any] = writer.function(
+            "gather",
+            ["take", *(writer.names[node] for node in self.totals), *given],
+            self.gather,
+            writer.listing(self.constant_grads),
+            taken=self.leaves,
+        )
+        return gather
+
     def compile(
         self, program: Program, varying: Sequence[Tensor], state: Sequence[Tensor], constants: Sequence[Tensor]
     ) -> Program:
@@ -158,6 +168,7 @@ class Splitter:
             {self.output: ["out"], **{node: [name] for node, name in stacks.items()}},
             copied=True,
         )
+        program = replace(program, gather=self._gather(writer, given), compiled=True, packed=())
         gradients = [node for node in (*self.state_grads, *self.totals) if node is not None]
         before = "before" if self.carried is None else names[self.state[self.carried]]
         now = "now" if self.carried is None else names[self.output]
@@ -187,7 +198,7 @@ class Splitter:
         forward = compile_flat(forward, arguments)
         results = forward(*arguments)
         if not gradients and not self.slots:
-            return replace(program, forward=_nested(forward, len(self.state_after)), compiled=True, packed=())
+            return replace(program, forward=_nested(forward, len(self.state_after)))
         after, saved = results[: len(start)], results[len(start) :]
         around = [] if self.carried is None else [torch.zeros_like(out), torch.zeros_like(out)]
         tangents = [torch.zeros_like(tensor) for tensor in (out, *after)]
@@ -199,8 +210,6 @@ class Splitter:
             backward=_with_gaps(
                 backward, len(self.saved), self.carried is not None, [g is not None for g in self.state_grads]
             ),
-            compiled=True,
-            packed=(),
         )
 
     def program(self) -> Program:
@@ -223,13 +232,7 @@ class Splitter:
             f"{writer.listing(self.state_after)}, {writer.listing(self.saved)}",
             {self.output: ["out"], **{node: [name] for node, name in stacks.items()}},
         )
-        gather = writer.function(
-            "gather",
-            ["take", *(names[node] for node in self.totals), *given],
-            self.gather,
-            writer.listing(self.constant_grads),
-            taken=self.leaves,
-        )
+        gather = self._gather(writer, given)
         slots: list[Slot] = []
         arguments: list[str] = []
         targets: dict[fx.Node, list[str]] = {}

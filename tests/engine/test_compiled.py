@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from rnn_blocks import Recurrent
 from rnn_blocks.engine import fused, split, state_tensors
 from rnn_blocks.engine.compile import CompilerError
+from rnn_blocks.engine.products import can_pack
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own import
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here")
@@ -42,6 +43,13 @@ def check(name, device):
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_compiled_step_computes_what_the_recorded_one_does(name, device):
     check(name, device)
+
+
+@needs_compiler
+@pytest.mark.parametrize("packing", [True, False])
+def test_it_does_so_where_the_recorded_steps_pack_their_factors_and_where_not(packing, device, monkeypatch):
+    monkeypatch.setattr(split, "packing_pays", lambda weight: packing and can_pack(weight))
+    check("gru", device)
 
 
 @pytest.mark.slow
