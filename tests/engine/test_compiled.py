@@ -36,6 +36,9 @@ def check(name, device):
         found = outcome(cell, "compiled", transposed, state, **options)
         for got, expected in zip(found, outcome(cell, "fused", inputs, state, **options), strict=True):
             assert got.shape == expected.shape
+            if expected.dtype == torch.int64:  # a clock
+                assert torch.equal(got, expected)
+                continue
             assert float((got - expected).norm()) <= 2e-5 * max(float(expected.norm()), 1e-2)
 
 
