@@ -91,7 +91,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         FileCorpus(tmp_path).fingerprint()
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"")], ids=["plain", "packed"])  # a pack holds the time
 def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "none.txt"
     path.write_bytes(content)
