@@ -1,13 +1,22 @@
-"""Callbacks for any Lightning project: gradient norms, a clipping threshold that nobody sets, averaged weights."""
+"""Callbacks for any Lightning project: gradient norms, a clipping threshold that nobody sets, averaged weights.
 
-from rnn_blocks.callbacks.advisor import ClippingAdvisor
+Each subject has a room:
+
+- ``clipping``: the threshold and its policies, non-finite gradients, the bound on updates, advice on a threshold;
+- ``norm_monitor``: norms by module, gate and parameter, their histograms, updates;
+- ``gradient_flow``: how far back in time gradients reach;
+- ``averaging``: weights averaged from where validation stops to improve.
+
+They stand on ``measuring``, what is measured of a step's gradients and weights with torch alone, on ``figures``, and on
+``trainer``, the one place that knows Lightning.
+"""
+
 from rnn_blocks.callbacks.averaging import NonMonotonicAveraging
-from rnn_blocks.callbacks.clipping import AdaptiveGradientClipping
-from rnn_blocks.callbacks.clipping_advice import ClippingAdvice
-from rnn_blocks.callbacks.gradient_flow import GradientFlowMonitor
-from rnn_blocks.callbacks.monitor import GradientNormMonitor
-from rnn_blocks.callbacks.nonfinite import NonFiniteGradientError
-from rnn_blocks.callbacks.policies import (
+from rnn_blocks.callbacks.clipping.advice import ClippingAdvice
+from rnn_blocks.callbacks.clipping.advisor import ClippingAdvisor
+from rnn_blocks.callbacks.clipping.callback import AdaptiveGradientClipping
+from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradientError
+from rnn_blocks.callbacks.clipping.policies import (
     Auto,
     Clip,
     ClippingPolicy,
@@ -18,6 +27,8 @@ from rnn_blocks.callbacks.policies import (
     Unitwise,
     ZScore,
 )
+from rnn_blocks.callbacks.gradient_flow.callback import GradientFlowMonitor
+from rnn_blocks.callbacks.norm_monitor.callback import GradientNormMonitor
 
 __all__ = [
     "AdaptiveGradientClipping",

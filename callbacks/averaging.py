@@ -4,15 +4,21 @@ import math
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from rnn_blocks.callbacks.support import log_metrics
+from rnn_blocks.callbacks.trainer import (
+    AVERAGING,
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    TrainerFn,
+    callbacks_of,
+    go_last,
+    log_metrics,
+    rank_zero_info,
+    refuse_sharded_parameters,
+)
 
 
 def stopped_improving(history: list[float], value: float, n: int, mode: Literal["min", "max"] = "min") -> bool:
@@ -127,13 +133,9 @@ class NonMonotonicAveraging(Callback):
         """Refuse what averaging cannot work with; begin afresh in a new training."""
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
-            raise MisconfigurationException(
-                f"NonMonotonicAveraging cannot be used with {type(trainer.strategy).__name__}, which shards the "
-                "parameters. Use DDP or one device."
-            )
-        kinds = (NonMonotonicAveraging, WeightAveraging, StochasticWeightAveraging)
-        others = [c for c in trainer.callbacks if isinstance(c, kinds) and c is not self]  # type: ignore[attr-defined]
+        refuse_sharded_parameters(trainer, "NonMonotonicAveraging")
+        kinds = (NonMonotonicAveraging, *AVERAGING)
+        others = [other for other in callbacks_of(trainer, self) if isinstance(other, kinds)]
         if others:
             raise MisconfigurationException(
                 f"NonMonotonicAveraging and {type(others[0]).__name__} would both average the weights: remove one"
@@ -141,8 +143,7 @@ class NonMonotonicAveraging(Callback):
         if trainer.global_step == 0:
             self._forget()
         # after the checkpoints of a validation, some of which (`save_weights_only`) hold what is in the module
-        kept = [c for c in trainer.callbacks if not isinstance(c, _GoOnFromLast)]  # type: ignore[attr-defined]
-        trainer.callbacks = [*kept, _GoOnFromLast(self)]  # type: ignore[attr-defined]
+        go_last(trainer, _GoOnFromLast(self))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on from the last weights where an earlier fit has left the averages."""

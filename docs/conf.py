@@ -19,7 +19,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
@@ -37,7 +36,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(pl|nn|Tensor|Path|Tokenizer|Trainer|Optimizer|MisconfigurationException)(\..*)?"),
 ]
 
-PUBLIC_PLACES = ("rnn_blocks", "rnn_blocks.callbacks")
+PUBLIC_PLACES = ("rnn_blocks", "rnn_blocks.callbacks", "rnn_blocks.recipes")
 
 
 def find_public_name(

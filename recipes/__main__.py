@@ -7,63 +7,18 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.shipped_configs import shipped_configs
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.command_line.commands import (
+    COMMANDS,
+    RECIPE_MODULES,
+    RECIPES,
+    SHARED_COMMAND_MODULES,
+    TOOL_MODULES,
+    TOOLS,
+)
+from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
 
 EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tqdm", "wandb", "yaml")
-RECIPES = {
-    "language-model": "train a recurrent language model on text, and let it write",
-    "translation": "train an encoder and a decoder with attention on pairs of lines, and let them translate",
-    "cloze": "train a model that fills in blanks from both sides, and let it fill them in",
-    "long-range": "put cells to the test on tasks that only a long memory solves",
-}
-TOOLS = {  # for every recipe; a tool's module has a FUNCTION, whose required parameters are given without a name
-    "export": "write a checkpoint's model for use without training: safetensors, torch.export or ONNX",
-    "sweep": "run a grid or a random search over a recipe's options; --list names the shipped ones",
-}
-TOOL_MODULES = {
-    "export": "rnn_blocks.recipes.export",
-    "sweep": "rnn_blocks.recipes.sweep",
-}
-MODULES = {  # each has a CLI for fit, validate and test, and a function for every other command
-    "language-model": "rnn_blocks.recipes.language_model",
-    "translation": "rnn_blocks.recipes.translation",
-    "cloze": "rnn_blocks.recipes.cloze",
-    "long-range": "rnn_blocks.recipes.long_range.recipe",
-}
-AVERAGE = "one checkpoint of the mean weights of several"
-COMMANDS = {
-    "language-model": {
-        "fit": "train; resumes by --ckpt_path last",
-        "validate": "loss, perplexity and bits per byte on the validation split",
-        "test": "the same on the test split",
-        "generate": "continue a prompt",
-        "average": AVERAGE,
-    },
-    "translation": {
-        "fit": "train; resumes by --ckpt_path last",
-        "validate": "loss, perplexity, BLEU, chrF and exact matches on the validation split",
-        "test": "the same on the test split, by beam search",
-        "translate": "translate a file or standard input, line by line",
-        "interactive": "translate what is typed",
-        "average": AVERAGE,
-    },
-    "cloze": {
-        "fit": "train; resumes by --ckpt_path last",
-        "validate": "loss, perplexity and accuracy of the blanks of the validation split",
-        "test": "the same on the test split",
-        "predict": 'fill in the blanks of a text: "the clouds are in the ___"',
-        "average": AVERAGE,
-    },
-    "long-range": {
-        "fit": "train one cell on the adding problem or the copy memory; resumes by --ckpt_path last",
-        "validate": "loss, as a multiple of a guess's too, on the validation set",
-        "test": "the same on the test set",
-        "compare": "train many cells over many lengths, into one table and one picture; goes on where it stopped",
-        "cells": "list the cells by name",
-        "average": AVERAGE,
-    },
-}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -150,12 +105,13 @@ def _run(recipe: str, args: list[str]) -> int:
     if args[0] not in commands:
         raise InputError(f"{args[0]!r} is no command of {recipe}; {_hint(args[0], list(commands))}")
     _prepare()
-    module = import_module(MODULES[recipe])
-    function = module.FUNCTIONS.get(args[0])
+    module = import_module(RECIPE_MODULES[recipe])
+    shared = SHARED_COMMAND_MODULES.get(args[0])
+    function = import_module(shared).FUNCTION if shared else module.FUNCTIONS.get(args[0])
     if function is None:
         module.CLI(args)
     else:
-        from rnn_blocks.recipes.parser import run_function
+        from rnn_blocks.recipes.command_line.parser import run_function
 
         positional = args[0] in getattr(module, "POSITIONAL", ())
         run_function(function, args[1:], prog=f"rnn-blocks {recipe} {args[0]}", positional=positional)
@@ -164,7 +120,7 @@ def _run(recipe: str, args: list[str]) -> int:
 
 def _run_tool(tool: str, args: list[str]) -> int:
     _prepare()
-    from rnn_blocks.recipes.parser import run_function
+    from rnn_blocks.recipes.command_line.parser import run_function
 
     module = import_module(TOOL_MODULES[tool])
     switches = getattr(module, "SWITCHES", {})  # options that need no other argument
@@ -179,7 +135,7 @@ def _prepare() -> None:
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
         raise InputError(f"{', '.join(missing)}: not installed; recipes need pip install 'rnn-blocks[recipes]'")
-    from rnn_blocks.recipes.host import quiet, tune_host
+    from rnn_blocks.recipes.run.host import quiet, tune_host
 
     quiet()
     tune_host()

@@ -1,6 +1,7 @@
 """Recurrent blocks for PyTorch Lightning: cells, layers and LightningModules.
 
-A cell is one step of time, a layer a sequence in and a sequence out; wrappers map each kind to itself.
+A cell is one step of time, a layer a sequence in and a sequence out; wrappers map each kind to itself. They need torch
+alone: Lightning is imported with the first of the models.
 
 >>> import torch, rnn_blocks
 >>> layer = rnn_blocks.LSTM(256, 512, num_layers=2)
@@ -8,6 +9,9 @@ A cell is one step of time, a layer a sequence in and a sequence out; wrappers m
 >>> outputs.shape
 torch.Size([8, 35, 512])
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from rnn_blocks.cells import (
     Cell,
@@ -76,28 +80,6 @@ from rnn_blocks.layers import (
     temporal_activation_regularisation,
     vanishing_gradient_penalty,
 )
-from rnn_blocks.modules import (
-    CachedText,
-    ClozeBatch,
-    ClozeModel,
-    DynamicEvaluation,
-    Filled,
-    LanguageModel,
-    NeuralCache,
-    ParallelBatch,
-    ScheduledSampling,
-    Seq2Seq,
-    TextBatch,
-    TokenLoss,
-    TranslationScores,
-    evaluate_adaptively,
-    linear_cross_entropy,
-    mean_squared_gradients,
-    sample_token,
-    smoothing_term,
-    tune_cache,
-    tune_dynamic_evaluation,
-)
 from rnn_blocks.seq2seq import (
     AdditiveAttention,
     Attention,
@@ -123,6 +105,30 @@ from rnn_blocks.seq2seq import (
     make_bridge,
     sample_search,
 )
+
+if TYPE_CHECKING:
+    from rnn_blocks.modules import (
+        CachedText,
+        ClozeBatch,
+        ClozeModel,
+        DynamicEvaluation,
+        Filled,
+        LanguageModel,
+        NeuralCache,
+        ParallelBatch,
+        ScheduledSampling,
+        Seq2Seq,
+        TextBatch,
+        TokenLoss,
+        TranslationScores,
+        evaluate_adaptively,
+        linear_cross_entropy,
+        mean_squared_gradients,
+        sample_token,
+        smoothing_term,
+        tune_cache,
+        tune_dynamic_evaluation,
+    )
 
 __all__ = [
     "GRU",
@@ -235,3 +241,15 @@ __all__ = [
     "tune_dynamic_evaluation",
     "vanishing_gradient_penalty",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The LightningModules and what goes with them, when they are asked for: cells and layers need torch alone."""
+    if name in __all__ or name == "modules":
+        modules = import_module(f"{__name__}.modules")
+        return modules if name == "modules" else getattr(modules, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ assert checkout / ".venv-wheel" in place.parents, f"rnn_blocks comes from {place
 for name in ("callbacks", "recipes", "tests", "docs"):
     assert importlib.util.find_spec(name) is None, f"the wheel puts {name!r} into site-packages"
 assert (files("rnn_blocks") / "py.typed").is_file()
-assert (files("rnn_blocks.recipes") / "configs" / "language-model" / "default.yaml").is_file()
+assert (files("rnn_blocks.recipes") / "language_model" / "configs" / "default.yaml").is_file()
 
 outputs, _ = rnn_blocks.LSTM(3, 4, num_layers=2)(torch.randn(2, 5, 3))
 assert outputs.shape == (2, 5, 4)

@@ -36,7 +36,11 @@ def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
 
 
 def test_the_modules_of_all_three_folders_are_found():
-    assert {"rnn_blocks.layers.stack", "rnn_blocks.callbacks.policies", "rnn_blocks.recipes.text.store"} <= set(MODULES)
+    assert {
+        "rnn_blocks.layers.stack",
+        "rnn_blocks.callbacks.clipping.policies",
+        "rnn_blocks.recipes.data.store",
+    } <= set(MODULES)
 
 
 @pytest.mark.parametrize(("package", "name"), PUBLIC, ids=[f"{p.__name__}.{n}" for p, n in PUBLIC])

@@ -1,7 +1,9 @@
-"""What is shipped, and which floor imports from which."""
+"""What is shipped, and which room imports from which."""
 
 import ast
+import graphlib
 import importlib.resources
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -12,24 +14,87 @@ ROOT = Path(__file__).parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS = {"rnn_blocks": "rnn_blocks", "callbacks": "rnn_blocks.callbacks", "recipes": "rnn_blocks.recipes"}
 
-# What a floor may import of this package: itself, and the floors named.
-MAY_IMPORT = {
-    "rnn_blocks.engine": (),
-    "rnn_blocks.cells": ("rnn_blocks.engine",),
-    "rnn_blocks.layers": ("rnn_blocks.engine", "rnn_blocks.cells"),
-    "rnn_blocks.seq2seq": ("rnn_blocks.engine", "rnn_blocks.cells", "rnn_blocks.layers"),
-    "rnn_blocks.modules": ("rnn_blocks.engine", "rnn_blocks.cells", "rnn_blocks.layers", "rnn_blocks.seq2seq"),
-    "rnn_blocks.callbacks": (),
-    "rnn_blocks.recipes": ("rnn_blocks",),
-    "rnn_blocks": tuple(f"rnn_blocks.{floor}" for floor in ("engine", "cells", "layers", "seq2seq", "modules")),
+# The house: each room, and the rooms that it may import from, from the ground up. Names are those below `rnn_blocks`; a
+# room within a room is one of its own, and `.__init__` is the face that a package shows, apart from what lies in it.
+BLOCKS = ("engine", "cells", "layers", "seq2seq")
+MODELS = ("modules.language_model", "modules.cloze", "modules.seq2seq")
+MEASURED = ("callbacks.measuring", "callbacks.figures", "callbacks.trainer")
+TEXT = ("recipes.__init__", "recipes.data.corpora", "recipes.data")
+OF_A_RUN = ("recipes.run", "recipes.command_line")
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "signatures": (),
+    "engine": (),
+    "cells": ("engine",),
+    "layers": ("signatures", "engine", "cells"),
+    "seq2seq.search": ("signatures", "engine"),
+    "seq2seq.attention": ("engine", "layers"),
+    "seq2seq": ("engine", "cells", "layers", "seq2seq.search", "seq2seq.attention"),
+    "modules": ("engine", "cells", "layers", "seq2seq.search"),
+    "modules.language_model": ("engine", "layers", "modules"),
+    "modules.cloze": ("engine", "layers", "modules"),
+    "modules.seq2seq": ("engine", "layers", "seq2seq", "seq2seq.attention", "modules"),
+    "modules.adaptation": ("engine", "modules", "modules.language_model"),
+    "modules.__init__": ("modules", "modules.adaptation", *MODELS),
+    "__init__": BLOCKS,
+    "callbacks.measuring": (),
+    "callbacks.figures": (),
+    "callbacks.trainer": (),
+    "callbacks.clipping.policies": (),
+    "callbacks.clipping": ("callbacks.clipping.policies", *MEASURED),
+    "callbacks.norm_monitor": MEASURED,
+    "callbacks.gradient_flow": MEASURED,
+    "callbacks.averaging": ("callbacks.trainer",),
+    "callbacks.__init__": (
+        "callbacks.clipping",
+        "callbacks.clipping.policies",
+        "callbacks.norm_monitor",
+        "callbacks.gradient_flow",
+        "callbacks.averaging",
+    ),
+    "recipes.__init__": (),
+    "recipes.data.corpora": ("recipes.__init__",),
+    "recipes.data": ("recipes.__init__", "recipes.data.corpora"),
+    "recipes.run": ("recipes.__init__", "callbacks.figures", "callbacks.trainer"),
+    "recipes.command_line": ("recipes.__init__", "recipes.run"),
+    "recipes.language_model": ("signatures", *TEXT, *OF_A_RUN, "modules.__init__", "modules", "modules.language_model"),
+    "recipes.cloze": ("signatures", *TEXT, *OF_A_RUN, "modules.__init__", "modules.cloze"),
+    "recipes.translation.corpora": ("recipes.__init__", "recipes.data.corpora"),
+    "recipes.translation.pairs": (*TEXT, "recipes.translation.corpora", "modules.seq2seq"),
+    "recipes.translation": (
+        *(*TEXT, *OF_A_RUN, "recipes.translation.pairs"),
+        *("signatures", "seq2seq", "modules.__init__", "modules", "modules.seq2seq"),
+        *("callbacks.figures", "callbacks.trainer"),
+    ),
+    "recipes.long_range.comparison": (
+        *("recipes.__init__", "recipes.run", "recipes.long_range"),
+        *("callbacks.__init__", "callbacks.clipping.policies", "callbacks.gradient_flow"),
+    ),
+    "recipes.long_range": ("engine", "cells", "layers", "recipes.__init__", "recipes.data"),
+    "recipes.long_range.recipe": (
+        *("recipes.__init__", "recipes.command_line"),
+        *("recipes.long_range", "recipes.long_range.comparison"),
+    ),
+    "recipes.tools": ("recipes.__init__", "recipes.run"),
+    "recipes.tools.export": (
+        *("recipes.__init__", "recipes.run", "recipes.language_model", "recipes.cloze", "recipes.translation.pairs"),
+        *("engine", "layers", "modules.__init__", "modules", "modules.language_model"),
+    ),
+    "recipes.tools.sweep": ("recipes.__init__", *OF_A_RUN, "callbacks.figures"),
+    "recipes.__main__": ("recipes.__init__", *OF_A_RUN),
 }
 
-# The gradient-flow monitor runs recurrences again, by this library's loop and for its layers: it asks for them when it
-# meets one, so that the callbacks as such need no block.
-WHEN_IT_RUNS = dict.fromkeys(
-    (f"rnn_blocks.callbacks.{name}" for name in ("flow_recorder", "replay_layer", "replay_torch", "state_replay")),
-    ("rnn_blocks.engine", "rnn_blocks.layers"),
-)
+# What it may import besides when it runs, or for type checkers, but not when it is imported itself. The gradient-flow
+# monitor runs recurrences again, by this library's loop and for its layers: it asks for them when it meets one, so that
+# the callbacks as such need no block. Faces hand out what takes long to import when it is asked for.
+WHEN_IT_RUNS: dict[str, tuple[str, ...]] = {
+    "__init__": ("modules.__init__", "modules"),
+    "callbacks.gradient_flow": ("engine", "layers"),
+    "recipes.__init__": (
+        *("recipes.run", "recipes.language_model", "recipes.translation"),
+        *("recipes.translation.pairs", "recipes.cloze", "recipes.long_range", "recipes.tools.export"),
+    ),
+    "recipes.__main__": ("callbacks.__init__",),
+}
 
 
 def modules() -> dict[str, Path]:
@@ -64,17 +129,16 @@ def imported(path: Path, *, at_import: bool = False) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            names.add(node.module)
-            names.update(full for alias in node.names if (full := f"{node.module}.{alias.name}") in MODULES)
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            names.update(name if name in MODULES else node.module for name in full)
     return names
 
 
-def within(name: str, package: str) -> bool:
-    return name == package or name.startswith(f"{package}.")
-
-
-def floor_of(module: str) -> str:
-    return max((floor for floor in MAY_IMPORT if within(module, floor)), key=len)
+def room_of(module: str) -> str:
+    """The room that a module is in: the longest of the table's names that it lies below."""
+    path = MODULES.get(module)
+    name = (f"{module}.__init__" if path is not None and path.name == "__init__.py" else module).partition(".")[2]
+    return max((room for room in MAY_IMPORT if f"{name}.".startswith(f"{room}.")), key=len)
 
 
 def test_every_folder_with_code_is_shipped_and_nothing_else_is():
@@ -109,7 +173,7 @@ def test_every_file_that_is_not_code_is_package_data():
 
 
 def test_every_shipped_config_is_readable_through_the_package():
-    configs = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+    configs = sorted((ROOT / "recipes").glob("*/configs/**/*.yaml"))
     assert configs
     for path in configs:
         resource = importlib.resources.files("rnn_blocks.recipes").joinpath(*path.relative_to(ROOT / "recipes").parts)
@@ -117,37 +181,86 @@ def test_every_shipped_config_is_readable_through_the_package():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_floor_imports_only_from_floors_below_it(module):
-    floor = floor_of(module)
-    allowed = (floor, *MAY_IMPORT[floor]) if floor != "rnn_blocks" else (*MAY_IMPORT[floor], module)
+def test_a_room_imports_only_from_rooms_below_it(module):
+    room = room_of(module)
     at_import = imported(MODULES[module], at_import=True)
     for name in imported(MODULES[module]):
         assert name.split(".")[0] not in ("callbacks", "recipes"), f"{module} imports {name}: say rnn_blocks.{name}"
-        if within(name, "rnn_blocks"):
-            later = () if name in at_import else WHEN_IT_RUNS.get(module, ())
-            assert any(within(name, package) for package in (*allowed, *later)), f"{module} may not import {name}"
+        if name.partition(".")[0] == "rnn_blocks":
+            later = () if name in at_import else WHEN_IT_RUNS.get(room, ())
+            allowed = (room, *MAY_IMPORT[room], *later)
+            assert room_of(name) in allowed, f"{module} may not import {name}: see MAY_IMPORT[{room!r}]"
 
 
-@pytest.mark.parametrize("floor", ["rnn_blocks.engine", "rnn_blocks.cells", "rnn_blocks.layers", "rnn_blocks.seq2seq"])
+def test_no_room_is_above_itself_and_every_room_is_there():
+    below = {room: set(others) for room, others in MAY_IMPORT.items()}
+    assert set(graphlib.TopologicalSorter(below).static_order()) == set(MAY_IMPORT) == set(map(room_of, MODULES))
+    assert set(WHEN_IT_RUNS) <= set(MAY_IMPORT)
+    assert {other for others in WHEN_IT_RUNS.values() for other in others} <= set(MAY_IMPORT)
+
+
+def test_no_permission_of_the_table_is_left_unused():
+    used = {room: set() for room in MAY_IMPORT}
+    for module, path in MODULES.items():
+        used[room_of(module)] |= {room_of(name) for name in imported(path) if name.partition(".")[0] == "rnn_blocks"}
+    for room, others in MAY_IMPORT.items():
+        assert not {*others, *WHEN_IT_RUNS.get(room, ())} - used[room], room
+
+
+@pytest.mark.parametrize("floor", FOLDERS)
+def test_the_top_of_a_folder_is_its_table_of_contents(floor):
+    entries = [path for path in (ROOT / floor).iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 10
+    for folder in [path for path in (ROOT / floor).rglob("*") if path.is_dir() and path.name != "__pycache__"]:
+        flat = folder.name in ("engine", "cells", "layers")  # one idea a file
+        assert flat or sum(path.is_file() for path in folder.iterdir()) <= 12, folder
+
+
+@pytest.mark.parametrize("floor", BLOCKS)
 def test_the_blocks_need_torch_alone(floor):
     allowed = {"rnn_blocks", "torch", *sys.stdlib_module_names}
     for module, path in MODULES.items():
-        if floor_of(module) == floor:
+        if module.split(".")[1:2] == [floor]:
             others = {name.split(".")[0] for name in imported(path)} - allowed
             optional = {"triton"} if module == "rnn_blocks.engine.scan_triton" else set()  # tried, and done without
             assert others == optional, module
 
 
+def test_importing_the_blocks_imports_no_lightning():
+    code = (
+        "import sys, rnn_blocks; rnn_blocks.GRU(2, 2)\n"
+        "assert not {'lightning', 'pytorch_lightning', 'torchmetrics'} & set(sys.modules)\n"
+        "assert 'LanguageModel' in dir(rnn_blocks) and rnn_blocks.modules.LanguageModel is rnn_blocks.LanguageModel\n"
+        "assert 'lightning' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
+
+
 def test_the_callbacks_need_torch_and_lightning_alone_and_ask_for_what_draws_when_they_draw():
     extra = {"wandb", "torchmetrics", "jsonargparse", "tokenizers", "datasets", "matplotlib"}
     for module, path in MODULES.items():
-        if floor_of(module) == "rnn_blocks.callbacks":
+        if room_of(module).startswith("callbacks."):
             assert not {name.split(".")[0] for name in imported(path, at_import=True)} & extra, module
             assert {name.split(".")[0] for name in imported(path)} & extra <= {"matplotlib", "wandb"}, module
 
 
+def test_one_room_of_the_callbacks_knows_lightning():
+    knowing = {
+        room_of(module)
+        for module, path in MODULES.items()
+        if room_of(module).startswith("callbacks.")
+        and {name.split(".")[0] for name in imported(path)} & {"lightning", "pytorch_lightning"}
+    }
+    assert knowing == {"callbacks.trainer"}
+
+
 def test_the_checks_of_imports_see_every_module():
-    assert {"rnn_blocks", "rnn_blocks.engine.loop", "rnn_blocks.callbacks.monitor", "rnn_blocks.recipes.cli"} <= set(
-        MODULES
-    )
+    assert {
+        "rnn_blocks",
+        "rnn_blocks.engine.loop",
+        "rnn_blocks.callbacks.norm_monitor.callback",
+        "rnn_blocks.recipes.command_line.cli",
+    } <= set(MODULES)
     assert "rnn_blocks.engine" in imported(MODULES["rnn_blocks.cells.lstm"])
+    assert room_of("rnn_blocks.callbacks.clipping.policies.auto") == "callbacks.clipping.policies"
+    assert room_of("rnn_blocks.recipes") == "recipes.__init__"

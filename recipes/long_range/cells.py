@@ -12,7 +12,7 @@ from rnn_blocks import cells, layers
 from rnn_blocks.cells import Cell
 from rnn_blocks.engine import State
 from rnn_blocks.layers import Layer
-from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.long_range.tasks import hint
 
 MakeLayer = Callable[[int, int, int], Layer]

@@ -5,9 +5,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.shares import place_among_ranks
 from rnn_blocks.recipes.long_range.tasks import Batch, Split, Task, make_task
-from rnn_blocks.recipes.shares import place_among_ranks
 
 ENDLESS = 2**31
 EVALUATION_SEED = 0

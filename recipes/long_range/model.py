@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.long_range.cells import check_cell, hidden_size_for, make_layer
 from rnn_blocks.recipes.long_range.tasks import Batch, make_task
 

@@ -8,13 +8,12 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from rnn_blocks.recipes.average import average
-from rnn_blocks.recipes.cli import RecipeCLI
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.long_range.compare import compare, list_cells
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.command_line.cli import RecipeCLI
+from rnn_blocks.recipes.long_range.comparison.compare import compare, list_cells
+from rnn_blocks.recipes.long_range.comparison.training import StopWhenSolved
 from rnn_blocks.recipes.long_range.data import LongRangeData
 from rnn_blocks.recipes.long_range.model import LongRangeModel
-from rnn_blocks.recipes.long_range.training import StopWhenSolved
 
 
 class LongRangeCLI(RecipeCLI):
@@ -70,4 +69,4 @@ class LongRangeCLI(RecipeCLI):
 
 
 CLI = LongRangeCLI
-FUNCTIONS: dict[str, Callable[..., None]] = {"compare": compare, "cells": list_cells, "average": average}
+FUNCTIONS: dict[str, Callable[..., None]] = {"compare": compare, "cells": list_cells}

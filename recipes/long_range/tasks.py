@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes import InputError
 
 Split: TypeAlias = Literal["train", "val", "test"]
 Batch: TypeAlias = tuple[Tensor, Tensor]
@@ -197,7 +197,7 @@ def make_task(name: str, length: int) -> Task:
     >>> make_task("copy", 0)
     Traceback (most recent call last):
     ...
-    rnn_blocks.recipes.errors.InputError: length 0: the copy task needs at least 1
+    rnn_blocks.recipes.InputError: length 0: the copy task needs at least 1
     """
     if name not in TASKS:
         raise InputError(f"task {name!r}: {hint(name, list(TASKS))}")

@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, Unpack
 
 from torch import nn
 
 from rnn_blocks.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_blocks.layers.recurrent import Engine
-from rnn_blocks.layers.recurrent_stack import PlainRecurrentStack, RecurrentStack
-from rnn_blocks.layers.skip_paths import Skip
+from rnn_blocks.layers.recurrent_stack import RecurrentStack, StackOptions
 from rnn_blocks.layers.torch_weights import options_for_torch, options_of_torch, read_weights, write_weights
+from rnn_blocks.signatures import with_options_of
 
 
+@with_options_of(RecurrentStack)
 class Elman(RecurrentStack):
     """Elman (1990) layers on top of each other, see :class:`~rnn_blocks.ElmanCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         nonlinearity: ``"tanh"`` or ``"relu"``.
@@ -32,27 +31,10 @@ class Elman(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         nonlinearity: Literal["tanh", "relu"] = "tanh",
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
-        super().__init__(
-            partial(ElmanCell, nonlinearity=nonlinearity),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
-        )
+        super().__init__(partial(ElmanCell, nonlinearity=nonlinearity), input_size, hidden_size, **options)
         self.nonlinearity = nonlinearity
 
     @classmethod
@@ -84,10 +66,9 @@ class Elman(RecurrentStack):
         return write_weights(self, module, ElmanCell)
 
 
-class LSTM(PlainRecurrentStack):
+@with_options_of(RecurrentStack)
+class LSTM(RecurrentStack):
     """Long short-term memory layers on top of each other, see :class:`~rnn_blocks.LSTMCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`.
 
     >>> import torch
     >>> outputs, ((h1, c1), (h2, c2)) = LSTM(3, 4, num_layers=2)(torch.randn(2, 7, 3))
@@ -95,7 +76,8 @@ class LSTM(PlainRecurrentStack):
     (torch.Size([2, 7, 4]), torch.Size([2, 4]))
     """
 
-    cell_type = LSTMCell
+    def __init__(self, input_size: int, hidden_size: int | Sequence[int], **options: Unpack[StackOptions]) -> None:
+        super().__init__(LSTMCell, input_size, hidden_size, **options)
 
     @classmethod
     def from_torch(cls, module: nn.LSTM, *, engine: Engine = "auto") -> Self:
@@ -124,10 +106,9 @@ class LSTM(PlainRecurrentStack):
         return write_weights(self, nn.LSTM(input_size, hidden_size, **options), LSTMCell)
 
 
+@with_options_of(RecurrentStack)
 class GRU(RecurrentStack):
     """Gated recurrent layers on top of each other, see :class:`~rnn_blocks.GRUCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         reset_after: whether the reset gate acts after the recurrent product of the candidate, as in torch, or before.
@@ -143,27 +124,10 @@ class GRU(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         reset_after: bool = True,
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
-        super().__init__(
-            partial(GRUCell, reset_after=reset_after),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
-        )
+        super().__init__(partial(GRUCell, reset_after=reset_after), input_size, hidden_size, **options)
 
     @classmethod
     def from_torch(cls, module: nn.GRU, *, engine: Engine = "auto") -> Self:

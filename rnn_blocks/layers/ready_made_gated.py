@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, Unpack
 
 from rnn_blocks.cells import IndRNNCell, LayerNormGRUCell, LayerNormLSTMCell, PeepholeLSTMCell, RHNCell, SLSTMCell
-from rnn_blocks.layers.recurrent import Engine
-from rnn_blocks.layers.recurrent_stack import PlainRecurrentStack, RecurrentStack
-from rnn_blocks.layers.skip_paths import Skip
+from rnn_blocks.layers.recurrent_stack import RecurrentStack, StackOptions
+from rnn_blocks.signatures import with_options_of
 
 
-class PeepholeLSTM(PlainRecurrentStack):
+@with_options_of(RecurrentStack)
+class PeepholeLSTM(RecurrentStack):
     """Long short-term memory layers whose gates see the cell, see :class:`~rnn_blocks.PeepholeLSTMCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`.
 
     >>> import torch
     >>> outputs, ((h, c),) = PeepholeLSTM(3, 4)(torch.randn(2, 7, 3))
@@ -21,13 +19,13 @@ class PeepholeLSTM(PlainRecurrentStack):
     torch.Size([2, 7, 4])
     """
 
-    cell_type = PeepholeLSTMCell
+    def __init__(self, input_size: int, hidden_size: int | Sequence[int], **options: Unpack[StackOptions]) -> None:
+        super().__init__(PeepholeLSTMCell, input_size, hidden_size, **options)
 
 
+@with_options_of(RecurrentStack)
 class LayerNormLSTM(RecurrentStack):
     """Long short-term memory layers with layer normalisation, see :class:`~rnn_blocks.LayerNormLSTMCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         eps: added to each variance.
@@ -39,37 +37,14 @@ class LayerNormLSTM(RecurrentStack):
     """
 
     def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
-        eps: float = 1e-5,
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        self, input_size: int, hidden_size: int | Sequence[int], *, eps: float = 1e-5, **options: Unpack[StackOptions]
     ) -> None:
-        super().__init__(
-            partial(LayerNormLSTMCell, eps=eps),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
-        )
+        super().__init__(partial(LayerNormLSTMCell, eps=eps), input_size, hidden_size, **options)
 
 
+@with_options_of(RecurrentStack)
 class LayerNormGRU(RecurrentStack):
     """Gated recurrent layers with layer normalisation, see :class:`~rnn_blocks.LayerNormGRUCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         eps: added to each variance.
@@ -81,37 +56,14 @@ class LayerNormGRU(RecurrentStack):
     """
 
     def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
-        eps: float = 1e-5,
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        self, input_size: int, hidden_size: int | Sequence[int], *, eps: float = 1e-5, **options: Unpack[StackOptions]
     ) -> None:
-        super().__init__(
-            partial(LayerNormGRUCell, eps=eps),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
-        )
+        super().__init__(partial(LayerNormGRUCell, eps=eps), input_size, hidden_size, **options)
 
 
+@with_options_of(RecurrentStack)
 class IndRNN(RecurrentStack):
     """Independently recurrent layers, see :class:`~rnn_blocks.IndRNNCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         nonlinearity: ``"relu"`` or ``"tanh"``.
@@ -127,33 +79,15 @@ class IndRNN(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         nonlinearity: Literal["relu", "tanh"] = "relu",
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
-        super().__init__(
-            partial(IndRNNCell, nonlinearity=nonlinearity),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
-        )
+        super().__init__(partial(IndRNNCell, nonlinearity=nonlinearity), input_size, hidden_size, **options)
 
 
+@with_options_of(RecurrentStack)
 class SLSTM(RecurrentStack):
     """Scalar long short-term memory layers of xLSTM, see :class:`~rnn_blocks.SLSTMCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         forget_gate: ``"sigmoid"`` or ``"exponential"``.
@@ -170,34 +104,18 @@ class SLSTM(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         forget_gate: Literal["sigmoid", "exponential"] = "sigmoid",
         num_heads: int = 1,
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
         super().__init__(
-            partial(SLSTMCell, forget_gate=forget_gate, num_heads=num_heads),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
+            partial(SLSTMCell, forget_gate=forget_gate, num_heads=num_heads), input_size, hidden_size, **options
         )
 
 
+@with_options_of(RecurrentStack)
 class RHN(RecurrentStack):
     """Recurrent highway networks on top of each other, see :class:`~rnn_blocks.RHNCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         depth: how many highway layers a step has.
@@ -214,25 +132,10 @@ class RHN(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         depth: int = 5,
         transform_bias: float = -2.0,
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
         super().__init__(
-            partial(RHNCell, depth=depth, transform_bias=transform_bias),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
+            partial(RHNCell, depth=depth, transform_bias=transform_bias), input_size, hidden_size, **options
         )

@@ -3,19 +3,18 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Unpack
 
 from rnn_blocks.cells import LeakyIntegratorCell, LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell, SRUCell
 from rnn_blocks.cells.min_gru import Candidate
 from rnn_blocks.cells.sru import Activation
-from rnn_blocks.layers.recurrent import Engine
-from rnn_blocks.layers.recurrent_stack import PlainRecurrentStack, RecurrentStack
-from rnn_blocks.layers.skip_paths import Skip
+from rnn_blocks.layers.recurrent_stack import RecurrentStack, StackOptions
+from rnn_blocks.signatures import with_options_of
 
 
+@with_options_of(RecurrentStack)
 class LeakyIntegrator(RecurrentStack):
     """Leaky units with linear self-connections, see :class:`~rnn_blocks.LeakyIntegratorCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         time_constant: in steps, at least 1, or the shortest and the longest of a spectrum over the units.
@@ -32,34 +31,21 @@ class LeakyIntegrator(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         time_constant: float | tuple[float, float] = (1.5, 100.0),
         learned: bool = False,
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
         super().__init__(
             partial(LeakyIntegratorCell, time_constant=time_constant, learned=learned),
             input_size,
             hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
+            **options,
         )
 
 
+@with_options_of(RecurrentStack)
 class MinGRU(RecurrentStack):
     """Minimal gated recurrent units, see :class:`~rnn_blocks.MinGRUCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         candidate: ``"identity"`` or ``"positive"``.
@@ -75,33 +61,15 @@ class MinGRU(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         candidate: Candidate = "identity",
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
-        super().__init__(
-            partial(MinGRUCell, candidate=candidate),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
-        )
+        super().__init__(partial(MinGRUCell, candidate=candidate), input_size, hidden_size, **options)
 
 
+@with_options_of(RecurrentStack)
 class MinLSTM(RecurrentStack):
     """Minimal long short-term memory, see :class:`~rnn_blocks.MinLSTMCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         candidate: ``"identity"`` or ``"positive"``.
@@ -117,33 +85,15 @@ class MinLSTM(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         candidate: Candidate = "identity",
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
-        super().__init__(
-            partial(MinLSTMCell, candidate=candidate),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
-        )
+        super().__init__(partial(MinLSTMCell, candidate=candidate), input_size, hidden_size, **options)
 
 
+@with_options_of(RecurrentStack)
 class SRU(RecurrentStack):
     """Simple recurrent units, see :class:`~rnn_blocks.SRUCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         activation: ``"tanh"``, ``"relu"`` or ``"identity"``.
@@ -159,33 +109,15 @@ class SRU(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         activation: Activation = "tanh",
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
-        super().__init__(
-            partial(SRUCell, activation=activation),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
-        )
+        super().__init__(partial(SRUCell, activation=activation), input_size, hidden_size, **options)
 
 
-class RGLRU(PlainRecurrentStack):
+@with_options_of(RecurrentStack)
+class RGLRU(RecurrentStack):
     """Real-gated linear recurrent units, see :class:`~rnn_blocks.RGLRUCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`.
 
     >>> import torch
     >>> outputs, (h,) = RGLRU(3, 4)(torch.randn(2, 7, 3))
@@ -193,13 +125,13 @@ class RGLRU(PlainRecurrentStack):
     torch.Size([2, 7, 4])
     """
 
-    cell_type = RGLRUCell
+    def __init__(self, input_size: int, hidden_size: int | Sequence[int], **options: Unpack[StackOptions]) -> None:
+        super().__init__(RGLRUCell, input_size, hidden_size, **options)
 
 
+@with_options_of(RecurrentStack)
 class LRU(RecurrentStack):
     """Linear recurrent units with complex states, see :class:`~rnn_blocks.LRUCell`.
-
-    Sizes and options are those of :class:`~rnn_blocks.RecurrentStack`, and:
 
     Args:
         r_min: the least absolute eigenvalue at the start.
@@ -217,26 +149,11 @@ class LRU(RecurrentStack):
         input_size: int,
         hidden_size: int | Sequence[int],
         *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
         r_min: float = 0.0,
         r_max: float = 1.0,
         max_phase: float = 2 * math.pi,
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
+        **options: Unpack[StackOptions],
     ) -> None:
         super().__init__(
-            partial(LRUCell, r_min=r_min, r_max=r_max, max_phase=max_phase),
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
+            partial(LRUCell, r_min=r_min, r_max=r_max, max_phase=max_phase), input_size, hidden_size, **options
         )

@@ -1,7 +1,7 @@
 """Layers of one kind of cell on top of each other."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import TypedDict
 
 from rnn_blocks.cells import Cell
 from rnn_blocks.cells.initialisation import initialise
@@ -10,6 +10,18 @@ from rnn_blocks.layers.layer import Layer
 from rnn_blocks.layers.recurrent import Engine, Recurrent
 from rnn_blocks.layers.skip_paths import Skip
 from rnn_blocks.layers.stack import Stack
+
+
+class StackOptions(TypedDict, total=False):
+    """The options of :class:`RecurrentStack`, to whoever hands them to it."""
+
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    skip: Skip | None
+    init: str
+    engine: Engine
+    batch_first: bool
 
 
 class RecurrentStack(Stack):
@@ -67,46 +79,6 @@ class RecurrentStack(Stack):
             sizes = (Stack.input_sizes(input_size, given, skip=skip)[-1], width)
             layers.append(Bidirectional(one_way(*sizes), one_way(*sizes)) if bidirectional else one_way(*sizes))
         super().__init__(layers, skip=skip, dropout=dropout)
-
-
-class PlainRecurrentStack(RecurrentStack):
-    """A :class:`RecurrentStack` of a cell that has no options of its own.
-
-    >>> import rnn_blocks
-    >>> class Mine(PlainRecurrentStack):
-    ...     cell_type = rnn_blocks.GRUCell
-    >>> Mine(3, 4, num_layers=2).output_size
-    4
-    """
-
-    cell_type: ClassVar[type[Cell]]
-    """The kind of cell, made of an input size and a hidden size."""
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        *,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        skip: Skip | None = None,
-        init: str = "torch",
-        engine: Engine = "auto",
-        batch_first: bool = True,
-    ) -> None:
-        super().__init__(
-            self.cell_type,
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            skip=skip,
-            init=init,
-            engine=engine,
-            batch_first=batch_first,
-        )
 
 
 def _widths(hidden_size: int | Sequence[int], num_layers: int) -> list[int]:

@@ -9,17 +9,13 @@ from rnn_blocks.modules.adaptation import (
     tune_cache,
     tune_dynamic_evaluation,
 )
-from rnn_blocks.modules.cloze import ClozeModel, Filled
-from rnn_blocks.modules.cloze_batch import ClozeBatch
+from rnn_blocks.modules.cloze import ClozeBatch, ClozeModel, Filled
 from rnn_blocks.modules.generation import sample_token
-from rnn_blocks.modules.language_model import LanguageModel
+from rnn_blocks.modules.language_model import LanguageModel, TextBatch
 from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy, smoothing_term
-from rnn_blocks.modules.parallel_batch import ParallelBatch
 from rnn_blocks.modules.scheduled_sampling import ScheduledSampling
-from rnn_blocks.modules.seq2seq import Seq2Seq
-from rnn_blocks.modules.text_batch import TextBatch
+from rnn_blocks.modules.seq2seq import ParallelBatch, Seq2Seq, TranslationScores
 from rnn_blocks.modules.token_loss import TokenLoss
-from rnn_blocks.modules.translation_scores import TranslationScores
 
 __all__ = [
     "CachedText",

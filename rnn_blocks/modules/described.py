@@ -53,10 +53,12 @@ def describe(value: Any) -> Any:
             try:
                 twin = rebuild(described, trust=[type(part).__module__.partition(".")[0] for part in value.modules()])
             except (TypeError, ValueError) as error:
-                raise NotDescribableError(f"{_name(type(value))}: its arguments make none like it: {error}") from error
+                raise NotDescribableError(
+                    f"{class_path(type(value))}: its arguments make none like it: {error}"
+                ) from error
         difference = next(_differences(value, twin), None)
         if difference is not None:
-            raise NotDescribableError(f"{_name(type(value))}: its arguments cannot be told from it: {difference}")
+            raise NotDescribableError(f"{class_path(type(value))}: its arguments cannot be told from it: {difference}")
     return described
 
 
@@ -139,7 +141,12 @@ def _class_of(described: dict[str, Any], trust: Sequence[str]) -> type:
     return found
 
 
-def _name(kind: type) -> str:
+def class_path(kind: type) -> str:
+    """The public name of a class of ours, and the place of any other.
+
+    >>> class_path(Recurrent), class_path(nn.Linear)
+    ('rnn_blocks.Recurrent', 'torch.nn.modules.linear.Linear')
+    """
     public = getattr(import_module("rnn_blocks"), kind.__name__, None) is kind
     return f"rnn_blocks.{kind.__name__}" if public else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -172,7 +179,7 @@ def _made_by(factory: partial[Any]) -> type:
 def _path(kind: type) -> str:
     if "<locals>" in kind.__qualname__ or kind.__module__ == "__main__":
         raise NotDescribableError(f"{kind.__qualname__} lies in no module that could be imported")
-    return _name(kind)
+    return class_path(kind)
 
 
 def _arguments(whole: Any, *, besides: Sequence[str] = ()) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def _arguments(whole: Any, *, besides: Sequence[str] = ()) -> dict[str, Any]:
         else:
             if parameter.default is inspect.Parameter.empty:
                 raise NotDescribableError(
-                    f"{_name(type(whole))}: its argument {name!r} cannot be told from it; "
+                    f"{class_path(type(whole))}: its argument {name!r} cannot be told from it; "
                     f"a class of yours keeps it as an attribute of that name"
                 )
     return arguments

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import nn
 
-from rnn_blocks.modules.described import CLASS, NotDescribableError, describe, rebuilt_arguments
+from rnn_blocks.modules.described import CLASS, NotDescribableError, class_path, describe, rebuilt_arguments
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 NEEDED = ("huggingface_hub", "safetensors")
@@ -89,7 +89,7 @@ class Pretrained(ModelHubMixin):
         Where an argument cannot be told, ``left_out`` says why, by its name.
         """
         hparams: Mapping[str, Any] = getattr(self, "hparams", {})
-        config: dict[str, Any] = {CLASS: f"{type(self).__module__}.{type(self).__qualname__}"}
+        config: dict[str, Any] = {CLASS: class_path(type(self))}
         left_out: dict[str, str] = {}
         for name in list(inspect.signature(type(self).__init__).parameters)[1:]:
             if name in _NOT_KEPT:
@@ -194,8 +194,9 @@ class Pretrained(ModelHubMixin):
 
 
 def _check_class(cls: type, path: Any, where: str) -> None:
-    own = {f"{kind.__module__}.{kind.__qualname__}" for kind in cls.__mro__}
-    if path not in own:
+    # before its public name was kept, a class of ours went by that of the module it was in
+    public = f"rnn_blocks.{path.rpartition('.')[2]}" if str(path).startswith("rnn_blocks.") else path
+    if public not in map(class_path, cls.__mro__):
         raise ValueError(f"{where}: holds a {path}, which is no {cls.__name__}: read it with that class")
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, GradientNormMonitor
-from rnn_blocks.callbacks.update_bound import EVERY, UpdateBound
+from rnn_blocks.callbacks.clipping.update_bound import EVERY, UpdateBound
 
 LOG_EVERY = 50
 BOUND = "bound on updates (Adam), a step"

@@ -22,7 +22,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from rnn_blocks import Elman
-from rnn_blocks.recipes.text.stdlib import StandardLibrary
+from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
 
 Batch = tuple[Tensor, ...]
 

@@ -55,7 +55,7 @@ def main() -> None:
 
 def measure(path: Path, tokenizer: str, max_batches: int) -> dict[str, float]:
     """Prepares the corpus and reads its training lanes, in this process; returns times and peaks of memory."""
-    from rnn_blocks.recipes.text.data import TextDataModule
+    from rnn_blocks.recipes.language_model.data import TextDataModule
 
     report: dict[str, float] = {"imported_mib": peak_mib()}
 
@@ -83,8 +83,8 @@ def measure(path: Path, tokenizer: str, max_batches: int) -> dict[str, float]:
 
 def write_corpus(path: Path, num_bytes: int) -> None:
     """Writes ``num_bytes`` of source code; each copy of the standard library has its numbers changed."""
-    from rnn_blocks.recipes.text.corpus import SPLITS
-    from rnn_blocks.recipes.text.stdlib import StandardLibrary
+    from rnn_blocks.recipes.data.corpora.corpus import SPLITS
+    from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
 
     library, copy = StandardLibrary(), 0
     with path.open("wb") as file:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_blocks import GRU, LSTM, Elman
-from rnn_blocks.callbacks.flow_recorder import FlowRecorder, recurrences
+from rnn_blocks.callbacks.gradient_flow.recorder import FlowRecorder, recurrences
 
 EVERY, VOCABULARY, BATCH, STEPS = 500, 10_000, 20, 35
 

@@ -24,10 +24,10 @@ import torch
 
 import rnn_blocks
 from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor
-from rnn_blocks.recipes.host import quiet, tune_host
-from rnn_blocks.recipes.progress import RecipeProgressBar
-from rnn_blocks.recipes.run_folder import new_run_folder
-from rnn_blocks.recipes.tracking import make_loggers
+from rnn_blocks.recipes.run.folder import new_run_folder
+from rnn_blocks.recipes.run.host import quiet, tune_host
+from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
+from rnn_blocks.recipes.run.tracking import make_loggers
 
 WORDS, WIDTH, LANES, BPTT, WARM_UP = 10_000, 200, 20, 20, 10
 

@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import rnn_blocks
-from rnn_blocks.recipes.host import tune_host
-from rnn_blocks.recipes.parallel.data import ParallelDataModule
+from rnn_blocks.recipes.run.host import tune_host
+from rnn_blocks.recipes.translation.pairs.data import ParallelDataModule
 
 # One way: the encoder's width is WIDTH. Both ways: WIDTH / 2 each, so that what the decoder reads is as wide.
 ONE_WAY, BOTH_WAYS = {"bidirectional": False}, {"bidirectional": True}

@@ -35,7 +35,7 @@ from pathlib import Path
 from translation_text import bucketed_batches, random_batches, read_ids, write_text
 
 HERE = Path(__file__).resolve().parent
-HOST = HERE.parent.parent / "recipes" / "host.py"
+HOST = HERE.parent.parent / "recipes" / "run" / "host.py"
 BATCH = 80
 TRAINED = "ours/latest.ckpt"  # what both sides translate with: the weights are the same, only the names differ
 

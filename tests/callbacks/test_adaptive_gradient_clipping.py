@@ -19,6 +19,7 @@ from small_trainings import (
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from transfers import OnTheDevice
 
 from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, Fixed, NonFiniteGradientError
 
@@ -259,13 +260,6 @@ class TestNonFiniteGradients:
         fit_module(GradientIsBatch(), [bad, bad, good] * 4, AdaptiveGradientClipping(max_nonfinite=3))
         with pytest.raises(NonFiniteGradientError, match=r"3 steps in a row \(max_nonfinite=3\), and the gradient of"):
             fit_module(GradientIsBatch(), [good, bad, bad, bad], AdaptiveGradientClipping(max_nonfinite=3))
-
-
-class OnTheDevice(AdaptiveGradientClipping):
-    """Takes on a CPU the way that on an accelerator reads nothing between logging steps."""
-
-    def _reads_flags(self, optimizer, record, scaled):
-        return False
 
 
 class TestWithoutReadingFromTheDevice:

@@ -63,7 +63,7 @@ def test_under_ddp_ranks_train_the_parameters_of_one_process_with_both_batches()
 SHARDED = """
 import torch
 import torch.distributed as dist
-from rnn_blocks.callbacks.gradient_norms import scale_, tensor_norms
+from rnn_blocks.callbacks.measuring.norms import scale_, tensor_norms
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rnn_blocks.callbacks import Auto, ClippingPolicy, Fixed, Step
-from rnn_blocks.callbacks.gradient_norms import StepGradients
-from rnn_blocks.callbacks.policies.auto import outlier_clip
-from rnn_blocks.callbacks.update_length import effective_learning_rate, weight_norms
+from rnn_blocks.callbacks.clipping.policies.auto import outlier_clip
+from rnn_blocks.callbacks.clipping.update_length import effective_learning_rate, weight_norms
+from rnn_blocks.callbacks.measuring.step import StepGradients
 
 WEIGHTS = torch.tensor(100.0, dtype=torch.float64)
 

@@ -5,9 +5,10 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from small_trainings import Remember, make_trainer
 
-from rnn_blocks.callbacks.figures import log_figure, new_figure, require_matplotlib, write_out_logs
-from rnn_blocks.callbacks.flow_history import FlowHistory
-from rnn_blocks.callbacks.flow_plot import flow_figure
+from rnn_blocks.callbacks.figures import new_figure, require_matplotlib, write_out_logs
+from rnn_blocks.callbacks.gradient_flow.history import FlowHistory
+from rnn_blocks.callbacks.gradient_flow.plot import flow_figure
+from rnn_blocks.callbacks.trainer import log_figure
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -1,58 +1,20 @@
-"""The gradient-flow monitor in a Trainer: when it measures, what it logs, draws, warns of, keeps and leaves alone."""
+"""The gradient-flow monitor in a Trainer: which layers and steps it measures, what it finds, what it leaves alone."""
 
-import math
-import warnings
 from collections import OrderedDict
 
 import pytest
 import torch
+from flow_trainings import LastStep, batches, monitor_of, torch_lstm
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch import Callback
 from small_trainings import GradientIsBatch, Remember, fit_module
-from test_clipping_distributed import run_two_ranks
 from torch import nn
 from torch.testing import assert_close
 from transfers import CountReads, CountScalars
 
 from rnn_blocks import GRU, LSTM, Recurrent, WeightDrop, Zoneout
-from rnn_blocks.callbacks import GradientFlowMonitor, gradient_flow, state_replay
-from rnn_blocks.callbacks.flow_history import MAX_DISTANCES, MAX_ROWS, FlowHistory, decay_rate
-from rnn_blocks.callbacks.flow_plot import flow_figure
-
-
-class LastStep(LightningModule):
-    """The last output's sum against a target, of any recurrent net that gives ``(outputs, state)``."""
-
-    def __init__(self, net, factor=1.0):
-        super().__init__()
-        self.net = net
-        self.factor = factor
-        with torch.no_grad():
-            for name, parameter in net.named_parameters():
-                if "weight_hh" in name:
-                    parameter.mul_(factor)
-
-    def training_step(self, batch, batch_idx):
-        return (self.net(batch)[0][:, -1].float().sum(-1) - 1).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-def torch_lstm(**options):
-    torch.manual_seed(0)
-    return nn.LSTM(3, 5, batch_first=True, **options)
-
-
-def batches(count, steps=6):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(4, steps, 3, generator=generator) for _ in range(count)]
-
-
-def monitor_of(**options):
-    return GradientFlowMonitor(**({"every_n_steps": 1, "figures": False} | options))
+from rnn_blocks.callbacks import GradientFlowMonitor
 
 
 class KeepTrueNorms(Callback):
@@ -199,65 +161,6 @@ def test_a_module_that_hands_out_its_states_is_measured_at_them(slices):
     assert_close(monitor.history["net"].norms[0].tolist(), expected, rtol=1e-4, atol=1e-9)
 
 
-def warnings_of(module, count, monitor, steps):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit_module(module, batches(count, steps), monitor)
-    return [str(w.message) for w in caught if "GradientFlowMonitor" in str(w.message)]
-
-
-@pytest.mark.parametrize(
-    ("factor", "told", "advice"),
-    [(0.2, "vanishing", "LSTM with init="), (6.0, "exploding", "Clip gradients"), (2.0, "", "")],
-)
-def test_vanishing_and_exploding_gradients_are_told_once_with_what_to_do(factor, told, advice):
-    torch.manual_seed(0)
-    net = nn.RNN(3, 16, batch_first=True, nonlinearity="relu" if factor == 6 else "tanh")
-    module, monitor = LastStep(net, factor), monitor_of(exploding=1e2)
-    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
-    found = warnings_of(module, 3, monitor, steps=12)
-    if not told:
-        assert found == []
-        return
-    [message] = found
-    assert f"the gradient through 'net' is {told}" in message
-    assert advice in message
-    assert monitor.history["net"].alarm == told
-
-
-def test_an_alarm_sounds_again_after_the_layer_had_recovered():
-    class Wavering(LastStep):
-        def on_train_batch_start(self, batch, batch_idx):
-            with torch.no_grad():
-                self.net.weight_hh_l0.copy_(torch.eye(5) * (1e-4 if batch_idx % 2 else 0.9))
-
-    found = warnings_of(Wavering(nn.RNN(3, 5, batch_first=True)), 6, monitor_of(), steps=6)
-    assert len(found) == 3
-    assert all("vanishing" in message for message in found)
-
-
-def test_gradients_that_are_not_finite_count_as_exploding():
-    class Overflowing(LastStep):
-        def training_step(self, batch, batch_idx):
-            outputs = self.net(batch)[0]
-            outputs.register_hook(lambda gradient: gradient * math.inf)
-            return outputs.sum()
-
-    module = Overflowing(nn.RNN(3, 5, batch_first=True))
-    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
-    monitor = monitor_of()
-    [message] = warnings_of(module, 1, monitor, steps=6)
-    assert "exploding" in message
-
-
-def test_a_layer_whose_replay_differs_is_left_out_with_a_warning(monkeypatch):
-    monkeypatch.setattr(state_replay, "_set_numbers", lambda device, numbers: None)  # as cuDNN's masks cannot be had
-    monitor = monitor_of()
-    found = warnings_of(LastStep(torch_lstm(num_layers=2, dropout=0.5)), 2, monitor, steps=6)
-    assert [message.split(":")[1] for message in found] == [" 'net.l0' was left out", " 'net.l1' was left out"]
-    assert not monitor.history
-
-
 def test_measuring_starts_with_the_first_step_and_nothing_is_read_in_between():
     per_step = []
 
@@ -284,79 +187,6 @@ def test_measuring_starts_with_the_first_step_and_nothing_is_read_in_between():
     fit_module(LastStep(nn.Sequential(OrderedDict(first=First(), second=GRU(5, 5)))), batches(7), monitor)
     assert monitor.history["net.first.lstm.l1"].steps == monitor.history["net.second.layers.0"].steps == [0, 3, 6]
     assert per_step == [(1, 0), (0, 0), (0, 0)] * 2 + [(1, 0)]
-
-
-def test_the_history_is_exact_on_resume_and_loads_with_weights_only(tmp_path):
-    whole = monitor_of(every_n_steps=3, vanishing=0.5)
-    with pytest.warns(UserWarning, match="vanishing"):
-        fit_module(LastStep(torch_lstm()), batches(8), whole)
-    first = monitor_of(every_n_steps=3, vanishing=0.5)
-    with pytest.warns(UserWarning, match="vanishing"):
-        trainer = fit_module(LastStep(torch_lstm()), batches(8)[:4], first)
-    trainer.save_checkpoint(tmp_path / "half.ckpt")
-    assert first.state_key in torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]
-    second = monitor_of(
-        every_n_steps=3, vanishing=0.5
-    )  # the alarm is known from the checkpoint, and does not sound again
-    fit_module(LastStep(torch_lstm()), batches(8)[4:], second, max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
-    assert second.history["net"].steps == [0, 3, 6]
-    resumed, expected = second.state_dict(), whole.state_dict()
-    states = [state["history"]["net"] for state in (resumed, expected)]
-    assert states[0].pop("alarm") == states[1].pop("alarm") == "vanishing"
-    assert_close(resumed, expected, rtol=0, atol=0)
-    assert monitor_of().state_key != monitor_of(source="last").state_key
-
-
-def test_a_history_is_bounded_and_keeps_the_whole_training_in_view():
-    history = FlowHistory()
-    for step in range(5 * MAX_ROWS):
-        history.add(step, [1.0] * (2 * MAX_DISTANCES))
-    assert MAX_ROWS / 2 <= len(history.steps) <= MAX_ROWS
-    assert history.steps == list(range(0, 5 * MAX_ROWS, history.stride))
-    assert {len(norms) for norms in history.norms} == {MAX_DISTANCES}
-    assert history.distances[0][[0, -1]].tolist() == [0, 2 * MAX_DISTANCES - 1]
-
-
-@pytest.mark.parametrize(
-    ("norms", "rate"),
-    [
-        ([1.0, 0.5, 0.25], 0.5),
-        ([0.0, 1.0, 3.0, 9.0], 3.0),
-        ([4.0, 2.0, 0.0, 0.0], 0.5),
-        ([4.0, 0.0, 0.0], 0.0),
-        ([1.0, math.inf], math.inf),
-        ([0.0, 0.0], math.nan),
-        ([1.0], math.nan),
-    ],
-)
-def test_a_decay_rate_is_the_factor_a_step(norms, rate):
-    assert_close(decay_rate(norms), rate, equal_nan=True)
-
-
-def test_figures_are_drawn_at_a_bounded_rate_and_at_the_end(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(gradient_flow, "flow_figure", lambda name, history: len(history.steps))
-    monkeypatch.setattr(gradient_flow, "log_figure", lambda trainer, name, figure: drawn.append((name, figure)))
-    fit_module(LastStep(torch_lstm()), batches(20), GradientFlowMonitor(every_n_steps=2))
-    assert drawn == [("gradient_flow/net", count) for count in (2, 3, 4, 5, 7, 9, 10)]
-
-
-def test_a_figure_for_each_layer_lies_in_the_log_folder(tmp_path):
-    net, monitor = torch_lstm(bidirectional=True), GradientFlowMonitor(every_n_steps=1)
-    fit_module(LastStep(net), batches(1), monitor, logger=CSVLogger(tmp_path, name="run"))
-    figures = tmp_path / "run" / "version_0" / "plots" / "gradient_flow"
-    assert {path.name for path in figures.iterdir()} == {"net.l0.png", "net.l0_reverse.png"}
-
-
-def test_a_figure_takes_zeros_infinities_curves_of_any_length_and_a_single_one():
-    history = FlowHistory()
-    history.add(0, [1.0, 0.0, 0.0])
-    flow_figure("net", history)
-    history.add(5, [1.0, 1e-30, math.inf, math.nan, 1.0])
-    history.add(9, [0.0])
-    mesh = flow_figure("net", history).axes[0].collections[0]
-    assert mesh.get_array().shape == (5, 3)
-    assert mesh.get_array().mask[2:, 2].all()
 
 
 def test_a_training_that_breaks_off_leaves_the_modules_as_they_were():
@@ -448,95 +278,3 @@ def test_it_is_made_by_its_short_name_on_a_command_line():
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=f"GradientFlowMonitor: {message}"):
         GradientFlowMonitor(**options)
-
-
-DDP = """
-import torch, warnings
-from rnn_blocks.callbacks import GradientFlowMonitor
-from small_trainings import make_trainer
-from test_gradient_flow import LastStep, batches, torch_lstm
-from torch.testing import assert_close
-from torch.utils.data import DataLoader
-
-torch.set_num_threads(1)
-warnings.simplefilter("ignore")
-
-def train(*callbacks):
-    module = LastStep(torch_lstm(num_layers=2, dropout=0.3))
-    torch.manual_seed(1)
-    trainer = make_trainer(*callbacks, strategy="ddp", devices=2)
-    trainer.fit(module, DataLoader(torch.cat(batches(8)), batch_size=4))
-    return trainer, dict(module.named_parameters())
-
-monitor = GradientFlowMonitor(every_n_steps=2, figures=False)
-trainer, measured = train(monitor)
-_, plain = train()
-assert_close(measured, plain, rtol=0, atol=0)
-assert {name: history.steps for name, history in monitor.history.items()} == (
-    {"net.l0": [0, 2], "net.l1": [0, 2]} if trainer.global_rank == 0 else {}
-)
-"""
-
-
-def test_under_ddp_the_first_rank_measures_and_the_training_is_the_one_without():
-    run_two_ranks(DDP)
-
-
-FSDP2 = """
-import torch, warnings
-from lightning.pytorch.strategies import ModelParallelStrategy
-from rnn_blocks import LSTM
-from rnn_blocks.callbacks import GradientFlowMonitor
-from rnn_blocks.callbacks.flow_recorder import FlowRecorder, recurrences
-from small_trainings import make_trainer
-from test_gradient_flow import LastStep, batches
-from torch.distributed.fsdp import fully_shard
-from torch.testing import assert_close
-from torch.utils.data import DataLoader
-
-torch.set_num_threads(1)
-warnings.simplefilter("ignore")
-
-def module(kind=LastStep):
-    torch.manual_seed(0)
-    return kind(LSTM(3, 5, num_layers=2))
-
-class Sharded(LastStep):
-    seen = []
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append(batch)
-        return super().training_step(batch, batch_idx)
-
-    def configure_model(self):
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
-
-def train(*callbacks):
-    trained = module(Sharded)
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    trainer = make_trainer(*callbacks, strategy=strategy, devices=2)
-    trainer.fit(trained, DataLoader(torch.cat(batches(8)), batch_size=4))
-    return trainer, {name: parameter.full_tensor() for name, parameter in trained.named_parameters()}
-
-monitor = GradientFlowMonitor(every_n_steps=2, figures=False)
-trainer, measured = train(monitor)
-_, plain = train()
-assert_close(measured, plain, rtol=0, atol=0)
-if trainer.global_rank == 0:
-    alone = module()
-    recorder = FlowRecorder(recurrences(alone)[0], {}, "all")
-    recorder.attach()
-    alone.training_step(Sharded.seen[0], 0).backward()
-    recorder.collect(1.0)
-    for name, (norms, _) in recorder.read().items():
-        assert_close(monitor.history[name].norms[0].tolist(), norms, rtol=1e-4, atol=0)
-    assert {name: history.steps for name, history in monitor.history.items()} == {
-        "net.layers.0": [0, 2], "net.layers.1": [0, 2]
-    }
-else:
-    assert monitor.history == {}
-"""
-
-
-def test_under_fsdp2_the_first_rank_measures_with_the_weights_of_all():
-    run_two_ranks(FSDP2)

@@ -26,7 +26,7 @@ from rnn_blocks import (
     WeightDrop,
     Zoneout,
 )
-from rnn_blocks.callbacks.flow_recorder import FlowRecorder, recurrences
+from rnn_blocks.callbacks.gradient_flow.recorder import FlowRecorder, recurrences
 from rnn_blocks.engine import hidden_of
 
 LENGTHS = [4, 6, 1]

@@ -11,9 +11,11 @@ from torch import nn
 from torch.testing import assert_close
 from transfers import CountReads, CountScalars
 
-from rnn_blocks.callbacks import ClippingAdvisor, GradientNormMonitor, gradient_norms, recurrent_weights, weight_updates
-from rnn_blocks.callbacks.norm_buffer import NormBuffer
-from rnn_blocks.callbacks.norm_histogram import BINS, MOST_INTERVALS, NormHistogram
+from rnn_blocks.callbacks import ClippingAdvisor, GradientNormMonitor
+from rnn_blocks.callbacks.measuring import norms as gradient_norms
+from rnn_blocks.callbacks.measuring import recurrent_weights, step, weight_updates
+from rnn_blocks.callbacks.measuring.norm_buffer import NormBuffer
+from rnn_blocks.callbacks.norm_monitor.histogram import BINS, MOST_INTERVALS, NormHistogram
 
 
 def lognormal(count, seed=0):
@@ -175,7 +177,7 @@ class Recurrent(LightningModule):
 def as_on_an_accelerator(monkeypatch):
     """Norms without the look at them that a CPU allows."""
     norms = lambda tensors: gradient_norms._norms(tensors, torch.float64)  # noqa: E731
-    for module in (gradient_norms, weight_updates):
+    for module in (gradient_norms, step, weight_updates):
         monkeypatch.setattr(module, "tensor_norms", norms)
     rows = lambda tensors: [gradient_norms._row_norms(tensor, torch.float64) for tensor in tensors]  # noqa: E731
     monkeypatch.setattr(recurrent_weights, "row_norms", rows)

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from small_trainings import make_trainer
 from torch import nn
 from torch.testing import assert_close
 
 from rnn_blocks.callbacks import GradientNormMonitor
-from rnn_blocks.callbacks.gradient_norms import StepGradients, scale_, shared_step, tensor_norms
+from rnn_blocks.callbacks.measuring.norms import scale_, tensor_norms
+from rnn_blocks.callbacks.measuring.step import StepGradients, shared_step
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -66,12 +66,11 @@ def test_readers_share_a_step_and_begin_a_new_one_when_one_asks_again():
     weight.grad = torch.tensor([3.0, 4.0])
     optimizer = torch.optim.SGD([weight], lr=1.0)
     first, second = GradientNormMonitor(), GradientNormMonitor()
-    trainer = make_trainer(first)
-    step = shared_step(trainer, optimizer, first)
-    assert shared_step(trainer, optimizer, second) is step
-    following = shared_step(trainer, optimizer, second)
+    step = shared_step(optimizer, first)
+    assert shared_step(optimizer, second) is step
+    following = shared_step(optimizer, second)
     assert following is not step
-    assert shared_step(trainer, optimizer, first) is following
+    assert shared_step(optimizer, first) is following
 
 
 def test_a_measured_step_holds_no_gradient_in_memory():

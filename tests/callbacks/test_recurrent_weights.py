@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 import rnn_blocks
 from rnn_blocks.callbacks import AdaptiveGradientClipping, Fixed, GradientNormMonitor
-from rnn_blocks.callbacks.recurrent_weights import gate_norms, recurrent_modules
+from rnn_blocks.callbacks.measuring.recurrent_weights import gate_norms, recurrent_modules
 
 LAYERS = {
     "lstm": (lambda: nn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=2, batch_first=True), "ifgo"),

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, Fixed
-from rnn_blocks.callbacks.update_bound import SAMPLE, UpdateBound
+from rnn_blocks.callbacks.clipping.update_bound import SAMPLE, UpdateBound
 
 OPTIMIZERS = {
     "adam": lambda p, lr: torch.optim.Adam(p, lr=lr),

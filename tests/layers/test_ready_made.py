@@ -1,6 +1,7 @@
 """Ready-made layers are stacks of their cells: their constructors' options, the same for all."""
 
 import inspect
+from typing import Unpack, get_type_hints
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch.testing import assert_close
 
 import rnn_blocks
 from rnn_blocks import LSTM, Bidirectional, Recurrent, RecurrentStack, Stack
-from rnn_blocks.layers.recurrent_stack import PlainRecurrentStack
+from rnn_blocks.layers.recurrent_stack import StackOptions
+from rnn_blocks.signatures import with_options_of
 
 READY_MADE = {
     name: layer
@@ -17,7 +19,7 @@ READY_MADE = {
 }
 every_layer = pytest.mark.parametrize("name", READY_MADE)
 SIZES = ["input_size", "hidden_size"]
-BEFORE, AFTER = ["num_layers", "bidirectional", "dropout", "skip"], ["init", "engine", "batch_first"]
+COMMON = ["num_layers", "bidirectional", "dropout", "skip", "init", "engine", "batch_first"]
 
 
 def cells_of(layer):
@@ -34,7 +36,7 @@ def own_options(make):
 def test_options_are_the_common_ones_and_the_cells_with_its_defaults(name):
     parameters = inspect.signature(READY_MADE[name]).parameters
     own = own_options(READY_MADE[name])
-    assert list(parameters) == SIZES + BEFORE + list(own) + AFTER
+    assert list(parameters) == SIZES + list(own) + COMMON
     common = inspect.signature(RecurrentStack).parameters
     for key, parameter in parameters.items():
         expected = own.get(key) or common[key]
@@ -43,6 +45,20 @@ def test_options_are_the_common_ones_and_the_cells_with_its_defaults(name):
             expected.kind,
             expected.annotation,
         )
+
+
+def test_the_common_options_are_the_stacks_for_type_checkers_too():
+    hints = get_type_hints(RecurrentStack.__init__)
+    assert get_type_hints(StackOptions) == {name: hints[name] for name in COMMON}
+
+
+@every_layer
+def test_every_option_is_told_and_a_wrong_one_is_an_error(name):
+    told = inspect.getdoc(READY_MADE[name])
+    for option in inspect.signature(READY_MADE[name]).parameters:
+        assert f"\n    {option}: " in told
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_layer'"):
+        READY_MADE[name](3, 4, num_layer=2)
 
 
 @every_layer
@@ -142,7 +158,10 @@ def test_any_cell_can_be_stacked_as_the_ready_made_ones_are():
 
 
 def test_a_layer_of_a_cell_without_options_is_one_line():
-    class Mine(PlainRecurrentStack):
-        cell_type = rnn_blocks.GRUCell
+    @with_options_of(RecurrentStack)
+    class Mine(RecurrentStack):
+        def __init__(self, input_size: int, hidden_size: int, **options: Unpack[StackOptions]) -> None:
+            super().__init__(rnn_blocks.GRUCell, input_size, hidden_size, **options)
 
+    assert list(inspect.signature(Mine).parameters) == SIZES + COMMON
     assert type(cells_of(Mine(3, 4, num_layers=3))[2]) is rnn_blocks.GRUCell

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from rnn_blocks import GRU, LSTM, LanguageModel
 from rnn_blocks.engine import state_tensors
-from rnn_blocks.modules.language_model import CARRIED_STATE
+from rnn_blocks.modules.language_model.model import CARRIED_STATE
 
 # Lightning's advice on trainings without validation, and on resuming in mid-epoch.
 pytestmark = [

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sacrebleu import BLEU, CHRF
 
 from rnn_blocks import TranslationScores
-from rnn_blocks.modules.chrf import CharacterFScore
+from rnn_blocks.modules.seq2seq.chrf import CharacterFScore
 
 TEXT = """the cat sat on a mat , Ein Hund läuft über die Straße . don't U.S. 3.14 1,000 x-y 이백 "q" & &amp; … É ß"""
 WORDS = TEXT.split()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import only_run, recipe, tiny, tiny_translation, write_pairs, write_text
 
-from rnn_blocks.recipes.run_folder import RunFolder
+from rnn_blocks.recipes.run.folder import RunFolder
 
 
 @pytest.fixture(scope="session")

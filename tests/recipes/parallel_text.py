@@ -4,7 +4,7 @@ import gzip
 from pathlib import Path
 from typing import Any
 
-from rnn_blocks.recipes.parallel.data import ParallelDataModule
+from rnn_blocks.recipes.translation.pairs.data import ParallelDataModule
 
 EN = ["a man", "two dogs run", "a woman, sitting.", "the man sees a woman and two dogs", "dogs"]
 DE = ["ein Mann", "zwei Hunde laufen", "eine Frau, sitzend.", "der Mann sieht eine Frau und zwei Hunde", "Hunde"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from tiny_runs import assert_same, column, load, only_run, recipe, tiny, trained
 
-from rnn_blocks.recipes.language_model import load_language_model
-from rnn_blocks.recipes.run_folder import RunFolder
+from rnn_blocks.recipes.language_model.recipe import load_language_model
+from rnn_blocks.recipes.run.folder import RunFolder
 
 AVERAGING = "--trainer.callbacks=[{class_path: rnn_blocks.callbacks.NonMonotonicAveraging, init_args: {n: 0}}]"
 # So high a rate that validation gets worse; last.ckpt falls on validations, and between them.

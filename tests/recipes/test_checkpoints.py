@@ -15,9 +15,9 @@ import torch
 from tiny_runs import column, load, only_run, recipe, tiny
 
 from rnn_blocks.modules import LanguageModel
-from rnn_blocks.recipes.checkpoints import AtomicCheckpointIO, read_checkpoint
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.run_folder import RunFolder
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.run.checkpoints import AtomicCheckpointIO, read_checkpoint
+from rnn_blocks.recipes.run.folder import RunFolder
 
 
 def full(*_: Any, **__: Any) -> None:
@@ -79,7 +79,7 @@ KILLED_IN_WRITING = """
 import os, signal, sys
 from pathlib import Path
 from rnn_blocks.modules import LanguageModel
-from rnn_blocks.recipes.checkpoints import AtomicCheckpointIO
+from rnn_blocks.recipes.run.checkpoints import AtomicCheckpointIO
 os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 AtomicCheckpointIO().save_checkpoint({"step": 2}, Path(sys.argv[1]))
 """

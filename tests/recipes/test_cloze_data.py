@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnn_blocks import ClozeBatch
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.masking.batches import draw_blanks
-from rnn_blocks.recipes.masking.data import ClozeDataModule
-from rnn_blocks.recipes.masking.sequences import lines, windows
-from rnn_blocks.recipes.text.store import TokenFile
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.cloze.batches import draw_blanks
+from rnn_blocks.recipes.cloze.data import ClozeDataModule
+from rnn_blocks.recipes.cloze.sequences import lines, windows
+from rnn_blocks.recipes.data.store import TokenFile
 
 LINES = [f"{a} sea and {b} sky" for a in ("the", "an open", "one") for b in ("the", "a blue", "no")]
 

@@ -22,11 +22,11 @@ from tiny_runs import (
 from tokenizers import Tokenizer
 
 from rnn_blocks import GRU, Bidirectional, ClozeModel
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.masking.fill import Filler, table
-from rnn_blocks.recipes.run_folder import RunFolder
-from rnn_blocks.recipes.shipped_configs import shipped_configs
-from rnn_blocks.recipes.text.tokenizer import bpe_tokenizer, char_tokenizer, word_tokenizer
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.cloze.fill import Filler, table
+from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
+from rnn_blocks.recipes.data.tokenizer import bpe_tokenizer, char_tokenizer, word_tokenizer
+from rnn_blocks.recipes.run.folder import RunFolder
 
 # An epoch has 23 steps; checkpoints (every 5th) fall into its midst.
 TINY = {

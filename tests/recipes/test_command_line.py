@@ -16,8 +16,8 @@ import yaml
 from tiny_runs import WORDS, load, only_run, options, recipe, tiny, write_text
 
 from rnn_blocks.recipes.__main__ import COMMANDS, RECIPES, main
-from rnn_blocks.recipes.run_folder import RunFolder, new_run_folder, runs
-from rnn_blocks.recipes.shipped_configs import shipped_configs
+from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
+from rnn_blocks.recipes.run.folder import RunFolder, new_run_folder, runs
 
 CONFIGS = shipped_configs("language-model")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_runs import assert_same, column, finish, load, metrics, only_run, recipe, start, tiny, trained
 
-from rnn_blocks.recipes.run_folder import RunFolder
+from rnn_blocks.recipes.run.folder import RunFolder
 
 DDP = {"trainer.strategy": "ddp", "trainer.devices": 2, "data.batch_size": 4}
 # SGD, for Adam's division makes a large difference of a small one; one validation, after which best.ckpt is written.

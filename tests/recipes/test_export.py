@@ -29,12 +29,12 @@ from rnn_blocks import (
     VariationalDropout,
     WeightDrop,
 )
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.exporting import programs
-from rnn_blocks.recipes.exporting.folder import export_model
-from rnn_blocks.recipes.exporting.graphs import graphs_of
-from rnn_blocks.recipes.exporting.programs import check_exportable, write_program
-from rnn_blocks.recipes.run_folder import RunFolder
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.run.folder import RunFolder
+from rnn_blocks.recipes.tools.export import programs
+from rnn_blocks.recipes.tools.export.folder import export_model
+from rnn_blocks.recipes.tools.export.graphs import graphs_of
+from rnn_blocks.recipes.tools.export.programs import check_exportable, write_program
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 MODELS = {

@@ -8,7 +8,7 @@ import torch
 import yaml
 from tiny_runs import load, only_run, options, recipe, write_text
 
-from rnn_blocks.recipes.shipped_configs import shipped_configs
+from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
 
 CONFIGS = {name: yaml.safe_load(path.read_text()) for name, path in shipped_configs("language-model").items()}
 SIZES = ("input_size", "hidden_size", "size")

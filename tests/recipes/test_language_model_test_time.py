@@ -10,12 +10,12 @@ from jsonargparse import Namespace
 from tiny_runs import options, recipe
 
 from rnn_blocks import DynamicEvaluation, NeuralCache, evaluate_adaptively, mean_squared_gradients
-from rnn_blocks.recipes.adaptation import Adaptation, adaptation_of
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.language_model import LanguageModelCLI, load_language_model
-from rnn_blocks.recipes.run_folder import RunFolder
-from rnn_blocks.recipes.text.data import TextDataModule
-from rnn_blocks.recipes.text.lanes import Lanes
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.language_model.adaptation import Adaptation, adaptation_of
+from rnn_blocks.recipes.language_model.data import TextDataModule
+from rnn_blocks.recipes.language_model.lanes import Lanes
+from rnn_blocks.recipes.language_model.recipe import LanguageModelCLI, load_language_model
+from rnn_blocks.recipes.run.folder import RunFolder
 
 LIMITS = ["--trainer.limit_test_batches", "6", "--trainer.limit_val_batches", "6", "--data.eval_batch_size", "2"]
 

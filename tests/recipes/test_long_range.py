@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnn_blocks
-from rnn_blocks.recipes.errors import InputError
+from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.long_range.cells import CELLS, hidden_size_for, make_layer
+from rnn_blocks.recipes.long_range.comparison.flow import gradient_flow
 from rnn_blocks.recipes.long_range.data import GeneratedBatches, LongRangeData
-from rnn_blocks.recipes.long_range.flow import gradient_flow
 from rnn_blocks.recipes.long_range.model import LongRangeModel
 from rnn_blocks.recipes.long_range.tasks import TASKS, AddingProblem, CopyMemory, make_task
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny_runs import assert_same, load, only_run, options, recipe, trained
 
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.long_range import schedule
-from rnn_blocks.recipes.long_range.figure import comparison_figure, tile
-from rnn_blocks.recipes.long_range.settings import Result, Settings, clipping_callbacks, thinned
-from rnn_blocks.recipes.long_range.training import Stopped, train
-from rnn_blocks.recipes.run_folder import runs
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.long_range.comparison import schedule
+from rnn_blocks.recipes.long_range.comparison.figure import comparison_figure, tile
+from rnn_blocks.recipes.long_range.comparison.settings import Result, Settings, clipping_callbacks, thinned
+from rnn_blocks.recipes.long_range.comparison.training import Stopped, train
+from rnn_blocks.recipes.run.folder import runs
 
 TINY = Settings("adding", 6, "gru", parameters=120, batch_size=8, max_steps=9, eval_every=4, eval_sequences=20)
 GRID = {"cells": "elman,gru", "lengths": "4,8", "max-steps": 4, "eval-every": 2, "eval-sequences": 10}

@@ -12,10 +12,10 @@ from parallel_text import DE, EN, small_data
 from torch import Tensor, nn
 
 from rnn_blocks import ParallelBatch
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.parallel.batches import EvaluationBatches, TrainingBatches, batch_of
-from rnn_blocks.recipes.parallel.data import ParallelDataModule
-from rnn_blocks.recipes.parallel.plan import Budget, TrainingPlan, evaluation_plan, padding_fraction
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.plan import Budget, TrainingPlan, evaluation_plan, padding_fraction
+from rnn_blocks.recipes.translation.pairs.batches import EvaluationBatches, TrainingBatches, batch_of
+from rnn_blocks.recipes.translation.pairs.data import ParallelDataModule
 
 # Lightning's advice on resuming without the callback that saved.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:The dirpath has changed")

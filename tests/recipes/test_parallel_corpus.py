@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from num2words import CONVERTER_CLASSES, num2words
 from parallel_text import DE, EN, write, write_pairs
 
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.parallel.corpus import ParallelCorpus
-from rnn_blocks.recipes.parallel.files import ParallelFiles
-from rnn_blocks.recipes.parallel.hub import HubPairs
-from rnn_blocks.recipes.parallel.numbers import NumberSizes, SpelledNumbers
-from rnn_blocks.recipes.text.corpus import SPLITS
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.corpora.corpus import SPLITS
+from rnn_blocks.recipes.translation.corpora.corpus import ParallelCorpus
+from rnn_blocks.recipes.translation.corpora.files import ParallelFiles
+from rnn_blocks.recipes.translation.corpora.hub import HubPairs
+from rnn_blocks.recipes.translation.corpora.numbers import NumberSizes, SpelledNumbers
 
 PAIRS = list(zip(EN, DE, strict=True))
 

@@ -7,11 +7,11 @@ import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 from parallel_text import DE, EN, small_data, write, write_pairs
 
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.parallel.codec import TextCodec
-from rnn_blocks.recipes.parallel.data import ParallelDataModule
-from rnn_blocks.recipes.parallel.numbers import SpelledNumbers
-from rnn_blocks.recipes.parallel.store import PairFile
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.translation.corpora.numbers import SpelledNumbers
+from rnn_blocks.recipes.translation.pairs.codec import TextCodec
+from rnn_blocks.recipes.translation.pairs.data import ParallelDataModule
+from rnn_blocks.recipes.translation.pairs.store import PairFile
 
 
 def numbers(folder: Path, **options: Any) -> ParallelDataModule:

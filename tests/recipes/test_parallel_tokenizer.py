@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.parallel.codec import TextCodec
-from rnn_blocks.recipes.parallel.dropout import BpeDropout
-from rnn_blocks.recipes.parallel.settings import ParallelTokenizerSettings
-from rnn_blocks.recipes.parallel.tokenizer import (
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.translation.pairs.codec import TextCodec
+from rnn_blocks.recipes.translation.pairs.dropout import BpeDropout
+from rnn_blocks.recipes.translation.pairs.settings import ParallelTokenizerSettings
+from rnn_blocks.recipes.translation.pairs.tokenizer import (
     SPECIALS,
     bpe_tokenizer,
     char_tokenizer,

@@ -19,8 +19,8 @@ from tiny_runs import (
     trained,
 )
 
-from rnn_blocks.recipes.checkpoints import LastCheckpoint
-from rnn_blocks.recipes.run_folder import RunFolder, runs
+from rnn_blocks.recipes.run.checkpoints import LastCheckpoint
+from rnn_blocks.recipes.run.folder import RunFolder, runs
 
 # Dropout, a schedule of the learning rate and adaptive clipping: all that has a state. An epoch has 39 steps.
 SETTINGS = {"trainer.max_steps": 100, "trainer.val_check_interval": 26, "model.dropout": 0.2}

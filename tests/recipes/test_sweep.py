@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from tiny_runs import TINY
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from rnn_blocks.recipes import sweep as tool
-from rnn_blocks.recipes.__main__ import MODULES, main
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.sweeping.distributions import DRAWS, check_parameter
-from rnn_blocks.recipes.sweeping.outcome import DONE, Outcome, saved_outcome
-from rnn_blocks.recipes.sweeping.points import Point, points_of
-from rnn_blocks.recipes.sweeping.report import draw, ranked, short_names, table, write_csv
-from rnn_blocks.recipes.sweeping.runner import SweepRunner
-from rnn_blocks.recipes.sweeping.spec import SweepSpec, local_method, read_sweep, shipped_sweeps
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.__main__ import main
+from rnn_blocks.recipes.command_line.commands import RECIPE_MODULES
+from rnn_blocks.recipes.tools.sweep import command as tool
+from rnn_blocks.recipes.tools.sweep.distributions import DRAWS, check_parameter
+from rnn_blocks.recipes.tools.sweep.outcome import DONE, Outcome, saved_outcome
+from rnn_blocks.recipes.tools.sweep.points import Point, points_of
+from rnn_blocks.recipes.tools.sweep.report import draw, ranked, short_names, table, write_csv
+from rnn_blocks.recipes.tools.sweep.runner import SweepRunner
+from rnn_blocks.recipes.tools.sweep.spec import SweepSpec, local_method, read_sweep, shipped_sweeps
 
 SWEEP: dict[str, Any] = {
     "program": "rnn-blocks",
@@ -51,7 +52,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 
 def spec_of(folder: Path, **changes: Any) -> SweepSpec:
-    return read_sweep(written(folder, **changes), list(MODULES))
+    return read_sweep(written(folder, **changes), list(RECIPE_MODULES))
 
 
 def run(*args: str) -> int:
@@ -66,7 +67,7 @@ def test_a_shipped_sweep_is_what_wandb_takes_and_the_command_line_of_its_agent_i
     config = yaml.safe_load(shipped_sweeps()[name].read_text())
     if config["method"] != "bayes":
         assert set(config) <= {"program", "command", "method", "metric", "parameters"}
-    spec = read_sweep(shipped_sweeps()[name], list(MODULES))
+    spec = read_sweep(shipped_sweeps()[name], list(RECIPE_MODULES))
     point = points_of(spec, "random", count=1)[0]
     chosen = {"args": {name: {"value": value} for name, value in point.values.items()}}
     command = []

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.text.corpus import SPLITS, Corpus, blocks
-from rnn_blocks.recipes.text.files import FileCorpus, read_text
-from rnn_blocks.recipes.text.hub import HubCorpus
-from rnn_blocks.recipes.text.remember import remembered
-from rnn_blocks.recipes.text.stdlib import StandardLibrary
-from rnn_blocks.recipes.text.tokenizer import bpe_tokenizer, word_tokenizer
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.corpora.corpus import SPLITS, Corpus, blocks
+from rnn_blocks.recipes.data.corpora.files import FileCorpus, read_text
+from rnn_blocks.recipes.data.corpora.hub import HubCorpus
+from rnn_blocks.recipes.data.corpora.remember import remembered
+from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
+from rnn_blocks.recipes.data.tokenizer import bpe_tokenizer, word_tokenizer
 
 TEXT = st.text(alphabet=st.one_of(st.sampled_from("ab '\n\t ."), st.characters(codec="utf-8")), max_size=200)
 
@@ -152,8 +152,8 @@ def test_reading_holds_a_piece_and_not_the_file(tmp_path: Path) -> None:
 
 
 def test_a_big_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnn_blocks.recipes.text.remember._FROM_BYTES", 10)
-    monkeypatch.setattr("rnn_blocks.recipes.text.remember._SETTLED_AFTER_NS", -1)
+    monkeypatch.setattr("rnn_blocks.recipes.data.corpora.remember._FROM_BYTES", 10)
+    monkeypatch.setattr("rnn_blocks.recipes.data.corpora.remember._SETTLED_AFTER_NS", -1)
     path, reads = tmp_path / "big.txt", []
 
     def read() -> list[str | int]:

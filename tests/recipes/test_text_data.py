@@ -12,12 +12,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from rnn_blocks.modules.text_batch import TextBatch
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.text import corpus_module
-from rnn_blocks.recipes.text.corpus import SPLITS
-from rnn_blocks.recipes.text.data import TextDataModule
-from rnn_blocks.recipes.text.stdlib import StandardLibrary
+from rnn_blocks.modules.language_model.text_batch import TextBatch
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data import corpus_module
+from rnn_blocks.recipes.data.corpora.corpus import SPLITS
+from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
+from rnn_blocks.recipes.language_model.data import TextDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:The dirpath has changed")
 
@@ -230,7 +230,7 @@ def test_two_processes_see_the_rows_of_one_with_the_doubled_batch(text_file: Pat
         sys.path.insert(0, sys.argv[1])
         from test_text_data import Recorder
         from lightning.pytorch import Trainer
-        from rnn_blocks.recipes.text.data import TextDataModule
+        from rnn_blocks.recipes.language_model.data import TextDataModule
         folder, devices = Path(sys.argv[2]), int(sys.argv[3])
         data = TextDataModule(str(folder / "sea.txt"), tokenizer="word", batch_size=6 // devices, bptt=10,
                               cache_dir=str(folder / f"cache{devices}"))

@@ -12,11 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from rnn_blocks.modules.text_batch import TextBatch
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.text.chunk_lengths import DrawnLengths
-from rnn_blocks.recipes.text.lanes import Lanes
-from rnn_blocks.recipes.text.store import TokenFile
+from rnn_blocks.modules.language_model.text_batch import TextBatch
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.store import TokenFile
+from rnn_blocks.recipes.language_model.chunk_lengths import DrawnLengths
+from rnn_blocks.recipes.language_model.lanes import Lanes
 
 # Lightning's advice on resuming without the callback that saved.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`", "ignore:The dirpath has changed")

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.text import store
-from rnn_blocks.recipes.text.corpus import SPLITS
-from rnn_blocks.recipes.text.files import FileCorpus
-from rnn_blocks.recipes.text.settings import TokenizerSettings
-from rnn_blocks.recipes.text.store import default_cache_dir, prepare_text, write_tokens
-from rnn_blocks.recipes.text.tokenizer import char_tokenizer
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data import store
+from rnn_blocks.recipes.data.corpora.corpus import SPLITS
+from rnn_blocks.recipes.data.corpora.files import FileCorpus
+from rnn_blocks.recipes.data.settings import TokenizerSettings
+from rnn_blocks.recipes.data.store import default_cache_dir, prepare_text, write_tokens
+from rnn_blocks.recipes.data.tokenizer import char_tokenizer
 
 WORDS = TokenizerSettings("word")
 
@@ -89,9 +89,9 @@ def test_what_a_killed_run_left_behind_is_never_used(text_corpus: FileCorpus, tm
     code = """if True:
         import os, sys, signal
         from pathlib import Path
-        from rnn_blocks.recipes.text import store
-        from rnn_blocks.recipes.text.files import FileCorpus
-        from rnn_blocks.recipes.text.settings import TokenizerSettings
+        from rnn_blocks.recipes.data import store
+        from rnn_blocks.recipes.data.corpora.files import FileCorpus
+        from rnn_blocks.recipes.data.settings import TokenizerSettings
         done = store.write_tokens
         def die_at_the_second(path, *rest):
             if path.stem == "val":
@@ -114,9 +114,9 @@ def test_several_processes_at_once_make_it_once(text_corpus: FileCorpus, tmp_pat
     code = """if True:
         import sys
         from pathlib import Path
-        from rnn_blocks.recipes.text import store
-        from rnn_blocks.recipes.text.files import FileCorpus
-        from rnn_blocks.recipes.text.settings import TokenizerSettings
+        from rnn_blocks.recipes.data import store
+        from rnn_blocks.recipes.data.corpora.files import FileCorpus
+        from rnn_blocks.recipes.data.settings import TokenizerSettings
         make = store._make
         def noted(*arguments):
             with open(sys.argv[2] + "/made", "a") as file:
@@ -196,8 +196,8 @@ def test_long_work_shows_a_bar_on_stderr(
 ) -> None:
     prepare_text(text_corpus, WORDS, tmp_path)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("rnn_blocks.recipes.text.progress.SHOWN_AFTER_SECONDS", 1e-6)
-    monkeypatch.setattr("rnn_blocks.recipes.text.progress.LOG_EVERY_SECONDS", 1e-6)
+    monkeypatch.setattr("rnn_blocks.recipes.data.progress.SHOWN_AFTER_SECONDS", 1e-6)
+    monkeypatch.setattr("rnn_blocks.recipes.data.progress.LOG_EVERY_SECONDS", 1e-6)
     prepare_text(text_corpus, TokenizerSettings("char"), tmp_path)
     shown = capsys.readouterr()
     assert "tokenizing train" in shown.err

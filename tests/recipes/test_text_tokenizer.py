@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from rnn_blocks.recipes.errors import InputError
-from rnn_blocks.recipes.text.corpus import SPLITS
-from rnn_blocks.recipes.text.data import TextDataModule
-from rnn_blocks.recipes.text.settings import TokenizerSettings
-from rnn_blocks.recipes.text.tokenizer import (
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.corpora.corpus import SPLITS
+from rnn_blocks.recipes.data.settings import TokenizerSettings
+from rnn_blocks.recipes.data.tokenizer import (
     bpe_tokenizer,
     char_tokenizer,
     count_vocabulary,
     read_vocabulary,
     word_tokenizer,
 )
+from rnn_blocks.recipes.language_model.data import TextDataModule
 
 SAMPLE = "def wörter(self):\n    return [w for w in self.text.split() if w]\n\n\n# “quoted” <unk> <eos>\r\n"
 ANY_TEXT = st.text(alphabet=st.characters(codec="utf-8"))
@@ -67,7 +67,7 @@ def test_bpe_learns_the_same_each_time_and_has_the_size_asked_for() -> None:
 
 
 def test_bpe_reads_no_more_than_its_share_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnn_blocks.recipes.text.tokenizer.BPE_TRAINING_BYTES", 3 * len(SAMPLE.encode()))
+    monkeypatch.setattr("rnn_blocks.recipes.data.tokenizer.BPE_TRAINING_BYTES", 3 * len(SAMPLE.encode()))
     taken = []
 
     def text():  # type: ignore[no-untyped-def]
@@ -87,7 +87,7 @@ def test_word_counts_are_ordered_by_frequency_and_then_by_word() -> None:
 
 
 def test_counting_stays_bounded_and_keeps_the_frequent_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rnn_blocks.recipes.text.tokenizer._DISTINCT_WORDS", 50)
+    monkeypatch.setattr("rnn_blocks.recipes.data.tokenizer._DISTINCT_WORDS", 50)
     text = [f"the cat number{i} number{i + 1}x sat" for i in range(500)]
     words = count_vocabulary(text)
     assert words[2:5] == ["cat", "sat", "the"]

@@ -13,10 +13,10 @@ from tiny_runs import column, finish, load, metrics, only_run, recipe, start, ti
 from wandb_runs import history, nobody, of_kind, records, run_files
 
 from rnn_blocks.modules import LanguageModel
-from rnn_blocks.recipes.metrics_csv import MetricsCSV
-from rnn_blocks.recipes.plots import draw_run
-from rnn_blocks.recipes.run_folder import RunFolder
-from rnn_blocks.recipes.tracking import tracked_run_id, wandb_mode
+from rnn_blocks.recipes.run.folder import RunFolder
+from rnn_blocks.recipes.run.metrics_csv import MetricsCSV
+from rnn_blocks.recipes.run.plots import draw_run
+from rnn_blocks.recipes.run.tracking import tracked_run_id, wandb_mode
 
 METRIC_NAMES = {
     *(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "perplexity", "bits_per_byte")),

@@ -17,12 +17,12 @@ from tiny_runs import options, recipe, start
 
 from rnn_blocks import GRU
 from rnn_blocks.modules import Seq2Seq
-from rnn_blocks.recipes import translate as module
-from rnn_blocks.recipes.attention_map import alignment_pairs
-from rnn_blocks.recipes.parallel.codec import TextCodec
-from rnn_blocks.recipes.run_folder import RunFolder
-from rnn_blocks.recipes.translate import read_groups
-from rnn_blocks.recipes.translator import SearchOptions, Translation, Translator
+from rnn_blocks.recipes.run.folder import RunFolder
+from rnn_blocks.recipes.translation.attention_map import alignment_pairs
+from rnn_blocks.recipes.translation.pairs.codec import TextCodec
+from rnn_blocks.recipes.translation import translate as module
+from rnn_blocks.recipes.translation.translate import read_groups
+from rnn_blocks.recipes.translation.translator import SearchOptions, Translation, Translator
 
 LINES = ["one two three", "", "six", "four five six one two", "   ", "two two", "three one"]
 
@@ -155,6 +155,7 @@ def test_a_pipe_is_translated_as_it_comes_and_an_interrupt_keeps_what_is_done(
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         bufsize=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

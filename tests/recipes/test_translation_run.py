@@ -24,10 +24,10 @@ from tiny_runs import (
     trained,
 )
 
-from rnn_blocks.recipes.average import average_checkpoints
-from rnn_blocks.recipes.run_folder import RunFolder, runs
-from rnn_blocks.recipes.shipped_configs import shipped_configs
-from rnn_blocks.recipes.translator import SearchOptions, Translator
+from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
+from rnn_blocks.recipes.run.averaging import average_checkpoints
+from rnn_blocks.recipes.run.folder import RunFolder, runs
+from rnn_blocks.recipes.translation.translator import SearchOptions, Translator
 
 CONFIGS = shipped_configs("translation")
 LOGGED = {

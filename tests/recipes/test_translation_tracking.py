@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from tiny_runs import finish, only_run, start, tiny_translation
 from wandb_runs import history, nobody, records, run_files
 
-from rnn_blocks.recipes.run_folder import RunFolder
+from rnn_blocks.recipes.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

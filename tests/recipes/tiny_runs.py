@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rnn_blocks.recipes.__main__ import main
-from rnn_blocks.recipes.run_folder import RunFolder, runs
+from rnn_blocks.recipes.run.folder import RunFolder, runs
 
 # An epoch has 39 steps. Log steps (every 8th) and checkpoints (every 13th) fall together at step 104 alone.
 TINY = {

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rnn_blocks.recipes.run_folder import RunFolder
+from rnn_blocks.recipes.run.folder import RunFolder
 
 
 def nobody(nowhere: Path) -> dict[str, str | None]:

@@ -2,9 +2,9 @@
 
 import math
 
-import oracles
 import pytest
 import torch
+from attentions import ATTENTIONS, EXACT, MEMORY, by_hand, every_attention, example, looks, make, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -13,7 +13,6 @@ from torch.testing import assert_close
 from rnn_blocks import (
     AdditiveAttention,
     Attention,
-    Cell,
     ConcatAttention,
     DotAttention,
     GeneralAttention,
@@ -21,94 +20,6 @@ from rnn_blocks import (
     MultiHeadAttention,
     make_attention,
 )
-from rnn_blocks.engine import run_fused, run_loop
-
-QUERY, MEMORY = 6, 4
-EXACT = {"rtol": 1e-12, "atol": 1e-12, "check_stride": False}
-ATTENTIONS = {
-    "dot": lambda coverage: DotAttention(MEMORY, MEMORY, coverage=coverage),
-    "general": lambda coverage: GeneralAttention(QUERY, MEMORY, coverage=coverage),
-    "concat": lambda coverage: ConcatAttention(QUERY, MEMORY, attention_size=5, coverage=coverage),
-    "additive": lambda coverage: AdditiveAttention(QUERY, MEMORY, coverage=coverage),
-    "multi-head": lambda coverage: MultiHeadAttention(QUERY, MEMORY, num_heads=3, coverage=coverage),
-}
-every_attention = pytest.mark.parametrize(
-    ("name", "coverage"), [(name, coverage) for name in ATTENTIONS for coverage in (False, True)]
-)
-
-
-def make(name, coverage=False, device="cpu"):
-    attention = ATTENTIONS[name](coverage).double().to(device)
-    if coverage:
-        nn.init.uniform_(attention.coverage_weight, -1, 1)  # where it starts at 0, nobody would see it
-    return attention
-
-
-def example(attention, lengths, source=5, target=3):
-    """Queries, values, lengths and coverage, in float64."""
-    device = next(iter([*attention.parameters(), torch.empty(0)])).device
-    numbers = {"dtype": torch.float64, "device": device}
-    batch = len(lengths)
-    query = torch.randn(batch, target, attention.query_size, **numbers)
-    values = torch.randn(batch, source, attention.memory_size, **numbers)
-    coverage = torch.rand(batch, target, source, **numbers) if attention.coverage else None
-    return query, values, torch.tensor(lengths, device=device), coverage
-
-
-def score_of(attention, q, h, c):
-    """The score of one query and one position by the papers' equations; of each head for several."""
-    extra = attention.coverage_weight * c if c is not None else 0.0
-    match attention:
-        case ConcatAttention():
-            W = torch.cat([attention.query_layer.weight, attention.key_layer.weight], 1)
-            return attention.v @ torch.tanh(W @ torch.cat([q, h]) + extra)
-        case AdditiveAttention():
-            W, U, b = attention.query_layer.weight, attention.key_layer.weight, attention.key_layer.bias
-            return attention.v @ torch.tanh(W @ q + U @ h + b + extra)
-        case DotAttention():
-            return q @ h + extra
-        case GeneralAttention():
-            return q @ (attention.key_layer.weight @ h) + extra
-        case MultiHeadAttention():
-            Q, K = (
-                (layer.weight @ x).view(3, -1) for layer, x in ((attention.query_layer, q), (attention.key_layer, h))
-            )
-            return (Q * K).sum(-1) / math.sqrt(QUERY // 3) + (extra.flatten() if c is not None else 0.0)
-
-
-def by_hand(attention, query, values, lengths, coverage):
-    """Contexts and weights, sentence by sentence and query by query, looking at no padding."""
-    batch, target = query.shape[:2]
-    contexts = query.new_zeros(batch, target, attention.output_size)
-    weights = query.new_zeros(batch, target, values.shape[1])
-    for n in range(batch):
-        length = int(lengths[n])
-        for i in range(target if length else 0):
-            covered = [None if coverage is None else coverage[n, i, j] for j in range(length)]
-            scores = [score_of(attention, query[n, i], values[n, j], covered[j]) for j in range(length)]
-            e = torch.exp(torch.stack(scores))
-            a = e / e.sum(0)  # (source,), or (source, heads)
-            if isinstance(attention, MultiHeadAttention):
-                V = torch.stack([(attention.value_layer.weight @ h).view(3, -1) for h in values[n, :length]])
-                contexts[n, i] = attention.output_layer.weight @ (a[..., None] * V).sum(0).flatten()
-                weights[n, i, :length] = a.mean(1)
-            else:
-                contexts[n, i] = sum(a[j] * values[n, j] for j in range(length))
-                weights[n, i, :length] = a
-    return contexts, weights
-
-
-def outcome(attention, run, query, values, lengths, coverage):
-    """Contexts, weights, and all gradients."""
-    query, values = query.clone().requires_grad_(), values.clone().requires_grad_()
-    covered = [] if coverage is None else [coverage.clone().requires_grad_()]
-    context, weights = run(query, values, lengths, *covered)
-    total = oracles.weighted_sum(context, weights)
-    return context, weights, oracles.gradients_of(total, [query, values, *covered, *attention.parameters()])
-
-
-def looks(attention):
-    return lambda query, values, lengths, coverage=None: attention(query, attention.on(values, lengths), coverage)
 
 
 @every_attention
@@ -251,71 +162,6 @@ def test_concat_starts_as_one_matrix_and_additive_as_two():
     assert AdditiveAttention(3, 4).attention_size == 3
 
 
-# Precisions
-
-
-@every_attention
-def test_lower_precisions_are_near_float64(name, coverage, device):
-    attention = make(name, coverage, device)
-    arguments = example(attention, [5, 2, 0])
-    exact = looks(attention)(*arguments)
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
-        lower = make(name, coverage, device)
-        lower.load_state_dict(attention.state_dict())
-        query, values, lengths, covered = arguments
-        given = (query.to(dtype), values.to(dtype), lengths, None if covered is None else covered.to(dtype))
-        found = looks(lower.to(dtype))(*given)
-        assert [part.dtype for part in found] == [dtype, dtype]
-        assert_close(found, exact, rtol=tolerance, atol=tolerance, check_dtype=False)
-
-
-@every_attention
-def test_autocast_is_near_float64(name, coverage, device):
-    attention = make(name, coverage, device)
-    arguments = example(attention, [5, 2, 0])
-    exact = looks(attention)(*arguments)
-    single = [part.float() if part is not None and part.is_floating_point() else part for part in arguments]
-    with torch.autocast(device.type, torch.bfloat16):
-        found = looks(attention.float())(*single)
-    assert_close(found, exact, rtol=5e-2, atol=5e-2, check_dtype=False)
-
-
-# Recorded
-
-
-@every_attention
-@torch.no_grad()
-def test_a_step_exports_with_any_batch_source_and_target(name, coverage):
-    attention = make(name, coverage).eval()
-    query, values, lengths, covered = example(attention, [5, 2, 0], target=2)
-    memory = tuple(attention.on(values, lengths))
-    batch, source, target = (torch.export.Dim(axis, min=1, max=512) for axis in ("batch", "source", "target"))
-    heads = isinstance(attention, MultiHeadAttention)
-    sides = {0: batch, 2 if heads else 1: source}
-    shapes = ({0: batch, 1: target}, (sides, sides, {0: batch, 1: source}))
-    if coverage:
-        program = torch.export.export(
-            attention, (query, memory, covered), dynamic_shapes=(*shapes, {0: batch, 1: target, 2: source})
-        )
-    else:
-        program = torch.export.export(attention, (query, memory), dynamic_shapes=shapes)
-    for lengths, source, target in (([7], 7, 1), ([1, 0, 3, 2], 3, 4)):
-        query, values, lengths, covered = example(attention, lengths, source=source, target=target)
-        memory = tuple(attention.on(values, lengths))
-        given = (query, memory, covered) if coverage else (query, memory)
-        assert_close(program.module()(*given), attention(*given), **EXACT)
-
-
-@every_attention
-def test_projecting_and_looking_compile_as_one_graph(name, coverage):
-    torch._dynamo.reset()
-    attention = make(name, coverage)
-    arguments = example(attention, [5, 2, 0])
-    compiled = torch.compile(looks(attention), backend="eager", fullgraph=True)
-    assert_close(outcome(attention, compiled, *arguments), outcome(attention, looks(attention), *arguments), **EXACT)
-    torch._dynamo.reset()
-
-
 # Errors
 
 
@@ -370,38 +216,3 @@ def test_shapes_that_do_not_fit_are_told(name):
 def test_an_attention_of_ones_own_says_its_scores():
     with pytest.raises(NotImplementedError, match="Attention needs a `scores"):
         Attention(4, 4)(torch.randn(1, 1, 4), Attention(4, 4).on(torch.randn(1, 2, 4)))
-
-
-# In a recurrence
-
-
-class Reading(Cell):
-    """Reads a memory at each step with what it read before: the memory is a part of the state that no step changes."""
-
-    def __init__(self, attention):
-        super().__init__(attention.query_size, attention.output_size)
-        self.attention = attention
-        self.feedback = nn.Linear(attention.output_size, attention.query_size)
-
-    def step(self, projected, state):
-        read, seen, memory = state
-        query = projected + self.feedback(read)
-        covered = seen.unsqueeze(1) if self.attention.coverage else None
-        context, weights = self.attention(query.unsqueeze(1), memory, covered)
-        context = context.squeeze(1)
-        return context, (context, seen + weights.squeeze(1), memory)
-
-
-@every_attention
-def test_recorded_steps_are_those_of_the_plain_loop_with_all_gradients(name, coverage):
-    cell = Reading(make(name, coverage)).double()
-    inputs = torch.randn(4, 3, cell.input_size, dtype=torch.float64, requires_grad=True)
-    values = torch.randn(3, 5, MEMORY, dtype=torch.float64, requires_grad=True)
-    found = []
-    for fused in (False, True):
-        memory = tuple(cell.attention.on(values, torch.tensor([5, 0, 2])))
-        state = (inputs.new_zeros(3, cell.hidden_size), inputs.new_zeros(3, 5), memory)
-        outputs, after = run_fused(cell, inputs, state) if fused else run_loop(cell.step, inputs, state)
-        total = oracles.weighted_sum(outputs, after)
-        found.append((outputs, after, oracles.gradients_of(total, [inputs, values, *cell.parameters()])))
-    assert_close(found[1], found[0], rtol=1e-10, atol=1e-10, check_stride=False)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rnn_blocks.engine import State, detach_state
 from rnn_blocks.modules.adaptation.segments import IGNORED
-from rnn_blocks.modules.language_model import LanguageModel
-from rnn_blocks.modules.text_batch import TextBatch
+from rnn_blocks.modules.language_model.model import LanguageModel
+from rnn_blocks.modules.language_model.text_batch import TextBatch
 
 METHODS = ("rms", "sgd")
 

@@ -15,8 +15,8 @@ from rnn_blocks.modules.adaptation.dynamic_evaluation import (
 )
 from rnn_blocks.modules.adaptation.neural_cache import CachedText
 from rnn_blocks.modules.adaptation.segments import IGNORED, segments
-from rnn_blocks.modules.language_model import LanguageModel
-from rnn_blocks.modules.text_batch import TextBatch
+from rnn_blocks.modules.language_model.model import LanguageModel
+from rnn_blocks.modules.language_model.text_batch import TextBatch
 from rnn_blocks.modules.token_loss import TokenLoss
 
 LOGITS = 2**24  # numbers held at once where every word's probability is made

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from rnn_blocks.modules.text_batch import TextBatch
+from rnn_blocks.modules.language_model.text_batch import TextBatch
 
 IGNORED = -100
 

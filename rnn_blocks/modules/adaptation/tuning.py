@@ -11,8 +11,8 @@ from rnn_blocks.modules.adaptation.dynamic_evaluation import DynamicEvaluation
 from rnn_blocks.modules.adaptation.evaluate import evaluate_adaptively
 from rnn_blocks.modules.adaptation.neural_cache import CachedText, NeuralCache, mixture
 from rnn_blocks.modules.adaptation.segments import IGNORED
-from rnn_blocks.modules.language_model import LanguageModel
-from rnn_blocks.modules.text_batch import TextBatch
+from rnn_blocks.modules.language_model.model import LanguageModel
+from rnn_blocks.modules.language_model.text_batch import TextBatch
 
 THETAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 WEIGHTS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4)

@@ -1,38 +1,41 @@
 """Beam search: the most probable sequences, as far as a few hypotheses kept at each step find them."""
 
-from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from rnn_blocks.engine import State
 from rnn_blocks.seq2seq.search.history import History
-from rnn_blocks.seq2seq.search.limits import Limits, check_at_least_one, check_number, check_source_lengths
+from rnn_blocks.seq2seq.search.limits import (
+    LimitOptions,
+    Limits,
+    check_at_least_one,
+    check_number,
+    check_source_lengths,
+)
 from rnn_blocks.seq2seq.search.logits import StepLogits
 from rnn_blocks.seq2seq.search.step import Hypothesis, StepFunction
 from rnn_blocks.seq2seq.search.survivors import Survivors, select_rows, spread_rows
+from rnn_blocks.signatures import with_options_of
 
 
+@with_options_of(Limits)
 @torch.no_grad()
 def beam_search(
     step: StepFunction,
     state: State,
     memory: State,
     *,
-    bos: int,
-    eos: int,
-    max_length: int | Tensor,
     beam_size: int = 5,
     n_best: int = 1,
     length_penalty: float = 1.0,
     coverage_penalty: float = 0.0,
-    min_length: int = 0,
     groups: int = 1,
     diversity: float = 0.0,
-    prefixes: Sequence[Sequence[int]] | None = None,
-    banned: Sequence[int] = (),
     source_lengths: Tensor | None = None,
     return_attention: bool = False,
+    **options: Unpack[LimitOptions],
 ) -> list[list[Hypothesis]]:
     """Search for the most probable sequences, keeping a few hypotheses of each sentence at every step.
 
@@ -55,18 +58,12 @@ def beam_search(
             group), then with as many as the sentence that has most of them needs.
         state: before the first step, every tensor ``(batch, …)``; the step gets and gives ``(batch, beam, …)``.
         memory: what hypotheses of a sentence share, every tensor ``(batch, …)``.
-        bos: id of the token that every hypothesis starts from; it is no part of what is found.
-        eos: id of the token that ends a hypothesis.
-        max_length: the most tokens, ``<eos>`` counted: for all sentences, or ``(batch,)``.
         beam_size: hypotheses of a sentence, those of all groups together.
         n_best: how many are returned; fewer where there are not so many sequences.
         length_penalty: 0 ranks by log-probability, 1 nearly by its mean over the tokens.
         coverage_penalty: weight of the source positions that were not attended to; needs ``source_lengths``.
-        min_length: the fewest tokens, ``<eos>`` counted.
         groups: of a diverse beam search; 1 is the plain one.
         diversity: in nats.
-        prefixes: for each sentence the ids that its hypotheses begin with, perhaps none.
-        banned: ids that are never chosen, save in a prefix. Log-probabilities stay those of the whole distribution.
         source_lengths: ``(batch,)``: positions that count in the coverage, and where attention maps are cut.
         return_attention: whether each hypothesis comes with its attention map.
 
@@ -83,26 +80,17 @@ def beam_search(
     >>> beam_search(step, torch.zeros(1, 1), (), bos=0, eos=4, max_length=9, beam_size=2)[0][0].tokens
     [1, 2, 3]
     """
-    limits = Limits(
-        state,
-        memory,
-        bos=bos,
-        eos=eos,
-        max_length=max_length,
-        min_length=min_length,
-        prefixes=prefixes,
-        banned=banned,
-    )
+    limits = Limits(state, memory, **options)
     _check(beam_size, n_best, groups, length_penalty, coverage_penalty, diversity)
     check_source_lengths(source_lengths, limits.batch)
     if coverage_penalty and source_lengths is None:
         raise ValueError("coverage_penalty needs source_lengths: padding is not there to be covered")
     batch, device, uses_attention = limits.batch, limits.device, return_attention or coverage_penalty > 0
-    history = History(batch, eos)
+    history = History(batch, limits.eos)
 
     # One row a hypothesis, (batch, groups * width); first one a group.
     state = spread_rows(state, groups)
-    tokens = torch.full((batch, groups), bos, device=device)
+    tokens = torch.full((batch, groups), limits.bos, device=device)
     live = torch.zeros(batch, groups, device=device)  # log-probabilities, minus infinity where there is no hypothesis
     handicap = torch.zeros(batch, groups, device=device) if groups > 1 and diversity else None
     coverage: Tensor | None = None  # (batch, groups * width, source)
@@ -138,7 +126,7 @@ def beam_search(
             log_probs = log_probs.masked_fill(ranks == -torch.inf, -torch.inf)
 
         last = (most == length).view(batch, 1, 1)
-        is_eos = chosen == eos
+        is_eos = chosen == limits.eos
         scores = log_probs / _length_norm(length, length_penalty)
         if coverage_penalty:
             assert attention is not None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,18 +12,29 @@ from rnn_blocks.seq2seq.search.logits import Forbidden
 from rnn_blocks.seq2seq.search.step import Step
 
 
+class LimitOptions(TypedDict):
+    """The options of :class:`Limits`, to whoever hands them to it."""
+
+    bos: int
+    eos: int
+    max_length: int | Tensor
+    min_length: NotRequired[int]
+    prefixes: NotRequired[Sequence[Sequence[int]] | None]
+    banned: NotRequired[Sequence[int]]
+
+
 class Limits:
     """Which tokens may come where, and how long a hypothesis may grow.
 
     Args:
         state: every tensor ``(batch, …)``.
         memory: every tensor ``(batch, …)``.
-        bos: the id that every hypothesis is started with.
-        eos: the id that ends one.
-        max_length: the most tokens, ``<eos>`` counted: a number, or one for each sentence, ``(batch,)``.
+        bos: id of the token that every hypothesis starts from; it is no part of what is found.
+        eos: id of the token that ends a hypothesis.
+        max_length: the most tokens, ``<eos>`` counted: for all sentences, or ``(batch,)``.
         min_length: the fewest tokens, ``<eos>`` counted.
-        prefixes: the ids that the hypotheses of each sentence begin with.
-        banned: ids that no hypothesis holds, save in its prefix.
+        prefixes: for each sentence the ids that its hypotheses begin with, perhaps none.
+        banned: ids that are never chosen, save in a prefix. Log-probabilities stay those of the whole distribution.
 
     Raises:
         ValueError: where one of these is out of its range.
@@ -36,9 +48,9 @@ class Limits:
         bos: int,
         eos: int,
         max_length: int | Tensor,
-        min_length: int,
-        prefixes: Sequence[Sequence[int]] | None,
-        banned: Sequence[int],
+        min_length: int = 0,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        banned: Sequence[int] = (),
     ) -> None:
         tensors = state_tensors((state, memory))
         if not tensors:

@@ -1,38 +1,35 @@
 """Sequences drawn from a model, or made of the most probable token each time."""
 
-from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from rnn_blocks.engine import State
 from rnn_blocks.seq2seq.search.history import History
-from rnn_blocks.seq2seq.search.limits import Limits, check_at_least_one, check_source_lengths
+from rnn_blocks.seq2seq.search.limits import LimitOptions, Limits, check_at_least_one, check_source_lengths
 from rnn_blocks.seq2seq.search.logits import StepLogits
 from rnn_blocks.seq2seq.search.sampling import check_sampling, sample_token
 from rnn_blocks.seq2seq.search.step import Hypothesis, StepFunction
 from rnn_blocks.seq2seq.search.survivors import Survivors, select_rows, spread_rows
+from rnn_blocks.signatures import with_options_of
 
 
+@with_options_of(Limits)
 @torch.no_grad()
 def sample_search(
     step: StepFunction,
     state: State,
     memory: State,
     *,
-    bos: int,
-    eos: int,
-    max_length: int | Tensor,
     num_samples: int = 1,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
-    min_length: int = 0,
-    prefixes: Sequence[Sequence[int]] | None = None,
-    banned: Sequence[int] = (),
     source_lengths: Tensor | None = None,
     return_attention: bool = False,
+    **options: Unpack[LimitOptions],
 ) -> list[list[Hypothesis]]:
     """Draw sequences from the model, token after token.
 
@@ -40,17 +37,11 @@ def sample_search(
         step: the model, see :data:`~rnn_blocks.StepFunction`.
         state: before the first step, every tensor ``(batch, …)``; the step gets and gives ``(batch, beam, …)``.
         memory: what the samples of a sentence share, every tensor ``(batch, …)``.
-        bos: id of the token that every sample starts from; it is no part of it.
-        eos: id of the token that ends a sample.
-        max_length: the most tokens, ``<eos>`` counted: for all sentences, or ``(batch,)``.
         num_samples: how many are drawn for each sentence, independently; they may be equal.
         temperature: as in :func:`~rnn_blocks.sample_token`; 0 takes the most probable token.
         top_k: as in :func:`~rnn_blocks.sample_token`.
         top_p: as in :func:`~rnn_blocks.sample_token`.
         generator: where the randomness comes from.
-        min_length: the fewest tokens, ``<eos>`` counted.
-        prefixes: for each sentence the ids that its samples begin with, perhaps none.
-        banned: ids that are never drawn, save in a prefix.
         source_lengths: where attention maps are cut, ``(batch,)``.
         return_attention: whether each sample comes with its attention map.
 
@@ -69,23 +60,14 @@ def sample_search(
     >>> len(samples)
     4
     """
-    limits = Limits(
-        state,
-        memory,
-        bos=bos,
-        eos=eos,
-        max_length=max_length,
-        min_length=min_length,
-        prefixes=prefixes,
-        banned=banned,
-    )
+    limits = Limits(state, memory, **options)
     check_at_least_one("num_samples", num_samples)
     check_sampling(temperature, top_k, top_p)
     check_source_lengths(source_lengths, limits.batch)
     batch, device = limits.batch, limits.device
-    history = History(batch, eos)
+    history = History(batch, limits.eos)
     state = spread_rows(state, num_samples)
-    tokens = torch.full((batch, num_samples), bos, device=device)
+    tokens = torch.full((batch, num_samples), limits.bos, device=device)
     live = torch.zeros(batch, num_samples, device=device)  # log-probabilities, minus infinity where one has ended
     most, forced = limits.max_length, limits.prefixes
 
@@ -105,7 +87,7 @@ def sample_search(
             wanted = forced[:, length - 1, None]
             chosen = torch.where(wanted >= 0, wanted, chosen)
         log_probs = read.of(chosen) + offset  # (batch, samples)
-        ends = (chosen == eos) | (most == length).unsqueeze(1)
+        ends = (chosen == limits.eos) | (most == length).unsqueeze(1)
         rows = torch.arange(chosen.numel(), device=device).view(batch, -1)
         scores = log_probs.masked_fill(~ends, -torch.inf)
         history.record(rows, chosen, log_probs, scores, attention if return_attention else None)
@@ -122,23 +104,26 @@ def sample_search(
     return history.hypotheses(num_samples, source_lengths=source_lengths)
 
 
+@with_options_of(Limits)
 def greedy_search(
     step: StepFunction,
     state: State,
     memory: State,
     *,
-    bos: int,
-    eos: int,
-    max_length: int | Tensor,
-    min_length: int = 0,
-    prefixes: Sequence[Sequence[int]] | None = None,
-    banned: Sequence[int] = (),
     source_lengths: Tensor | None = None,
     return_attention: bool = False,
+    **options: Unpack[LimitOptions],
 ) -> list[list[Hypothesis]]:
     """Take the most probable token each time: one hypothesis a sentence, in a list of its own.
 
-    The arguments and errors are those of :func:`~rnn_blocks.sample_search`, and so is the score: the log-probability.
+    The errors are those of :func:`~rnn_blocks.sample_search`, and so is the score: the log-probability.
+
+    Args:
+        step: the model, see :data:`~rnn_blocks.StepFunction`.
+        state: before the first step, every tensor ``(batch, …)``; the step gets and gives ``(batch, beam, …)``.
+        memory: what hypotheses of a sentence share, every tensor ``(batch, …)``.
+        source_lengths: where attention maps are cut, ``(batch,)``.
+        return_attention: whether each hypothesis comes with its attention map.
 
     >>> from rnn_blocks import Step
     >>> def step(tokens, state, memory):  # after token i comes i + 1, most likely
@@ -150,13 +135,8 @@ def greedy_search(
         step,
         state,
         memory,
-        bos=bos,
-        eos=eos,
-        max_length=max_length,
         temperature=0.0,
-        min_length=min_length,
-        prefixes=prefixes,
-        banned=banned,
         source_lengths=source_lengths,
         return_attention=return_attention,
+        **options,
     )

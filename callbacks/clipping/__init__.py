@@ -1,0 +1,1 @@
+"""Clipping: a threshold that nobody sets, and what goes with it."""

@@ -1,0 +1,66 @@
+"""How long the update is that a gradient makes, where it scales with the gradient."""
+
+import torch
+from torch import Tensor
+from torch.optim import ASGD, SGD, Optimizer
+
+from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
+from rnn_blocks.callbacks.measuring.step import StepGradients
+
+
+def effective_learning_rate(optimizer: Optimizer, step: StepGradients) -> float | Tensor | None:
+    """Length of the update that a lasting gradient makes, over the gradient's norm.
+
+    lr·(1−dampening)/(1−momentum) of each parameter group; where groups differ, the mean square of theirs weighted by
+    their squared gradient norms, so that rate × norm is the length of the whole update.
+
+    Returns:
+        A number, or ``()`` where it depends on the gradients or is kept in a tensor; None for an optimizer whose update
+        does not scale with the gradient.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = SGD([weight], lr=0.1, momentum=0.9)
+    >>> round(effective_learning_rate(optimizer, StepGradients(optimizer)), 6)
+    1.0
+    """
+    rates = group_learning_rates(optimizer)
+    if not isinstance(rates, list):
+        return rates
+    norms = torch.split(step.norms, [len(group) for group in step.groups])
+    squares = torch.stack([(rate * total_norm(norm)).square() for rate, norm in zip(rates, norms, strict=True)])
+    return squares.sum().sqrt() / step.total
+
+
+def group_learning_rates(optimizer: Optimizer) -> float | list[float | Tensor] | None:
+    """The same of each parameter group by itself: one number where all are equal; None as above.
+
+    >>> first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    >>> group_learning_rates(SGD([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.2}]))
+    [0.1, 0.2]
+    """
+    if not isinstance(optimizer, SGD | ASGD):
+        return None
+    rates = [_group_rate(group) for group in optimizer.param_groups]
+    first = rates[0]
+    if isinstance(first, float) and all(isinstance(rate, float) and rate == first for rate in rates):
+        return first
+    return rates
+
+
+def weight_norms(optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
+    """Norm ``()`` of the trainable weights of each parameter group from `first_group` on.
+
+    Frozen weights are left out: they make no step, and a large frozen embedding would loosen the bound of all others.
+    """
+    norms = []
+    for group in optimizer.param_groups[first_group:]:
+        weights = [weight for weight in group["params"] if weight.requires_grad]
+        norms.append(total_norm(tensor_norms(weights)) if weights else torch.zeros((), dtype=torch.float64))
+    return norms
+
+
+def _group_rate(group: dict[str, float | Tensor]) -> float | Tensor:
+    rate, momentum, dampening = group["lr"], group.get("momentum", 0.0), group.get("dampening", 0.0)
+    if momentum:
+        rate = rate * (1 - dampening) / (1 - momentum)
+    return rate if isinstance(rate, Tensor) else float(rate)

@@ -1,0 +1,211 @@
+"""Catching a training step's recurrences: which modules have one, and what flows back through each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
+
+from rnn_blocks.callbacks.gradient_flow.replay_layer import LayerCall
+from rnn_blocks.callbacks.gradient_flow.replay_torch import TorchCall
+from rnn_blocks.callbacks.gradient_flow.state_replay import Caught, Flow, Source, flow, squared_norms
+from rnn_blocks.callbacks.measuring.norms import widest
+
+if TYPE_CHECKING:
+    from rnn_blocks.engine import State
+    from rnn_blocks.layers import Recurrent
+
+StatesOf = Callable[[nn.Module, tuple[Any, ...], Any], Sequence[Tensor]]
+MAX_CALLS = 16
+
+
+class StatesCall:
+    """The states that a module handed out itself: what reaches them is all that there is to know."""
+
+    def __init__(self, states: Sequence[Tensor]) -> None:
+        self.caught = Caught()
+        self.like = [state.detach() for state in states]
+        for index, state in enumerate(states):
+            self.caught.watch(index, state)
+
+    def replay(self, source: Source) -> dict[str, Flow]:
+        """The flow through them, under an empty name."""
+        reached = [self.caught.gradients.get(index, torch.zeros_like(like)) for index, like in enumerate(self.like)]
+        squares = squared_norms(reached)
+        return {"": flow(squares, None, squares.new_zeros(()))}
+
+
+class FlowRecorder:
+    """Records one training step's calls of some modules and finds out what flows back through them.
+
+    Args:
+        targets: modules with a recurrence, by name: `Recurrent` layers of this library, torch's, and those of `states`.
+        states: for modules that hand out their states, what makes them of the module, its arguments and its output.
+        source: see `GradientFlowMonitor`.
+    """
+
+    def __init__(self, targets: Mapping[str, nn.Module], states: Mapping[str, StatesOf], source: Source) -> None:
+        self.targets = targets
+        self.states = states
+        self.source = source
+        self.flows: dict[str, list[Flow]] = {}
+        self.problems: dict[str, str] = {}
+        self._calls: list[tuple[str, LayerCall | TorchCall | StatesCall]] = []
+        self._entered: dict[str, TorchCall] = {}
+        self._handles: list[RemovableHandle] = []
+        self._patched: list[nn.Module] = []
+        self._open = False
+
+    def attach(self) -> None:
+        """Begin to record."""
+        for name, module in self.targets.items():
+            if name in self.states:
+                self._handles.append(module.register_forward_hook(partial(self._keep_states, name)))
+            elif isinstance(module, nn.RNNBase):
+                enter, leave = partial(self._enter, name), partial(self._leave, name)
+                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(leave, with_kwargs=True))
+            else:
+                # Stacks call their layers' `run` and not the layers, so that there is nothing for a hook to hang on.
+                vars(module)["run"] = partial(self._run, name, cast("Recurrent", module))
+                self._patched.append(module)
+        self._open = True
+
+    def detach(self) -> None:
+        """Leave the modules as they were, and forget what was recorded."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self._patched:
+            vars(module).pop("run", None)
+        self._handles, self._patched, self._calls, self._entered = [], [], [], {}
+        self._open = False
+
+    def collect(self, scale: Tensor | float) -> None:
+        """Run those calls again that gradients have reached; the gradients are `scale` times the loss's."""
+        ready = [(name, call) for name, call in self._calls if call.caught.gradients]
+        self._calls = [(name, call) for name, call in self._calls if not call.caught.gradients]
+        recording, self._open = self._open, False
+        try:
+            for name, call in ready:
+                for suffix, found in call.replay(self.source).items():
+                    whole = f"{name}.{suffix}" if suffix else name
+                    unscaled = Flow(found.sums / scale / scale, found.counts, found.error)
+                    self.flows.setdefault(whole, []).append(unscaled)
+        finally:
+            self._open = recording
+
+    def read(self) -> dict[str, tuple[list[float], float]]:
+        """The norm of the gradient at each distance and the replay's error, of each recurrence: in one transfer."""
+        if not self.flows:
+            return {}
+        curves = {name: _joined(flows) for name, flows in self.flows.items()}
+        device = next(iter(curves.values())).device
+        values = torch.cat([curve.to(device) for curve in curves.values()]).tolist()
+        read: dict[str, tuple[list[float], float]] = {}
+        for name, curve in curves.items():
+            *norms, error = values[: len(curve)]
+            values = values[len(curve) :]
+            read[name] = (norms, error)
+        return read
+
+    def _recording(self, name: str) -> bool:
+        # Without gradients there is nothing to catch; within a backward pass it is a checkpointed part's second run.
+        if not self._open or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        if torch._C._current_graph_task_id() != -1:
+            return False
+        if sum(name == other for other, _ in self._calls) < MAX_CALLS:
+            return True
+        self.problems[name] = (
+            f"is called more than {MAX_CALLS} times a training step, of which only the first {MAX_CALLS} are measured; "
+            "where it is called once a time step, name a function under `states` that hands out its states instead"
+        )
+        return False
+
+    def _run(
+        self, name: str, layer: "Recurrent", inputs: Tensor, state: "State", lengths: Any, resets: Any
+    ) -> "tuple[Tensor, State]":
+        run = partial(type(layer).run, layer)
+        if not self._recording(name) or self._sharded(name, layer):
+            return run(inputs, state, lengths, resets)
+        call = LayerCall(layer, inputs, state, lengths, resets)
+        self._calls.append((name, call))
+        return call.gave(*run(inputs, state, lengths, resets))
+
+    def _enter(self, name: str, module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._entered.pop(name, None)
+        if self._recording(name) and not self._sharded(name, module):
+            given: dict[str, Any] = dict(zip(("input", "hx"), args, strict=False)) | kwargs
+            self._entered[name] = TorchCall(module, given["input"], given.get("hx"))
+
+    def _leave(self, name: str, module: nn.RNNBase, args: Any, kwargs: Any, output: Any) -> Any:
+        call = self._entered.pop(name, None)
+        if call is None:
+            return output
+        self._calls.append((name, call))
+        return call.gave(output)
+
+    def _keep_states(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._recording(name):
+            states = self.states[name](module, args, output)
+            if not states or not all(isinstance(state, Tensor) and state.shape == states[0].shape for state in states):
+                raise ValueError(
+                    f"GradientFlowMonitor: states[{name!r}] must return one tensor a time step, at least one and all "
+                    f"of one shape, got {[getattr(state, 'shape', type(state).__name__) for state in states]}"
+                )
+            self._calls.append((name, StatesCall(states)))
+
+    def _sharded(self, name: str, module: nn.Module) -> bool:
+        if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+            self.problems[name] = "has sharded weights (DTensor), which one rank cannot run again by itself"
+            return True
+        return False
+
+
+def recurrences(root: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The recurrent layers of a module by their names, and, of those that cannot be measured, the reason.
+
+    >>> found, refused = recurrences(nn.ModuleDict({"encoder": nn.GRU(2, 3), "other": nn.LSTM(2, 3, proj_size=2)}))
+    >>> list(found), list(refused)
+    (['encoder'], ['other'])
+    """
+    from rnn_blocks.layers import Recurrent
+
+    found: dict[str, nn.Module] = {}
+    refused: dict[str, str] = {}
+    for name, module in root.named_modules():
+        if not isinstance(module, nn.RNNBase | Recurrent):
+            continue
+        if _compiled(root, name):
+            refused[name.replace("_orig_mod.", "")] = (
+                "is within a torch.compile'd module, whose graph hands out no states"
+            )
+        elif isinstance(module, nn.RNNBase) and module.proj_size:
+            refused[name] = f"has a projection of its outputs (proj_size={module.proj_size}), which is not supported"
+        else:
+            found[name] = module
+    return found, refused
+
+
+def _compiled(root: nn.Module, name: str) -> bool:
+    parts = name.split(".") if name else []
+    within = [root, *(root.get_submodule(".".join(parts[: end + 1])) for end in range(len(parts)))]
+    return "_orig_mod" in parts or any(part._compiled_call_impl is not None for part in within)
+
+
+def _joined(flows: Sequence[Flow]) -> Tensor:
+    """One curve of several calls, as though their sequences were of one batch; the largest error at its end."""
+    longest = max(len(flow.sums) for flow in flows)
+    sums = torch.stack([_extended(flow.sums, longest) for flow in flows]).sum(0)
+    counts = torch.stack([_extended(flow.counts, longest) for flow in flows]).sum(0)
+    # Where fewer sequences are as long, the norm is that of a whole batch of such.
+    norms = (sums * counts[0] / counts.clamp(min=1)).sqrt()
+    error = torch.stack([flow.error for flow in flows]).max()
+    return torch.cat([norms, error[None].to(norms)])
+
+
+def _extended(values: Tensor, length: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(length - len(values))]).to(widest(values.device))

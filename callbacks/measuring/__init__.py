@@ -1,0 +1,1 @@
+"""What is measured of a step's gradients and weights, with torch alone."""

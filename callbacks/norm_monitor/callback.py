@@ -1,0 +1,216 @@
+"""Gradient norms in the log: of all parameters, of each module, of recurrent weights, gates and single parameters."""
+
+from contextlib import suppress
+from typing import Any
+
+from torch.optim import Optimizer
+
+from rnn_blocks.callbacks.figures import require_matplotlib
+from rnn_blocks.callbacks.measuring.step import forget_steps, shared_step
+from rnn_blocks.callbacks.measuring.transfer import read_together
+from rnn_blocks.callbacks.norm_monitor.histogram import NormHistogram
+from rnn_blocks.callbacks.norm_monitor.monitored_step import MonitoredStep
+from rnn_blocks.callbacks.trainer import (
+    Callback,
+    LightningModule,
+    Trainer,
+    go_first,
+    gradient_scaler,
+    is_logging_step,
+    log_figure,
+    log_histogram,
+    log_metrics,
+    metric_suffix,
+    refuse_unsupported_optimizer,
+    refuse_unsupported_strategy,
+)
+
+
+class GradientNormMonitor(Callback):
+    """Logs gradient norms, as they are before clipping and, beside `AdaptiveGradientClipping`, after it.
+
+    ==================================  ==========================================================================
+    `grad_norm/total`                   norm of all the optimizer's gradients, before clipping
+    `grad_norm/clipped`                 the same after clipping; 0 where the update was skipped
+    `grad_norm/<module>`                norm over one top-level module, before clipping
+    `grad_norm/recurrent/<module>`      norm over a recurrent module's recurrent weights: what the last state
+                                        comes in by
+    `grad_norm/input/<module>`          norm over its input weights
+    `grad_norm/gate/<module>/<gate>`    norm over the rows of one of its gates, with ``gates=True``
+    `grad_norm/parameter/<name>`        norm of a single parameter's gradient, for the `top_k` largest
+    `grad_norm/histogram`               histogram of log₁₀ of `grad_norm/total` over all steps since the last one,
+                                        with `histogram_every_n_steps`
+    `weight_norm/total`, `/<module>`    norm of the weights that had a gradient, before the step, with
+                                        ``updates=True``
+    `update_norm/total`, `/<module>`    norm of what the step added to them; 0 where the update was skipped
+    `update_ratio/total`, `/<module>`   update norm over weight norm; left out where the weights are 0
+    ==================================  ==========================================================================
+
+    With several optimizers each name ends in `/optimizer_0`, `/optimizer_1`, …. Gradients are whole (accumulated) and
+    unscaled. They are measured on the trainer's logging steps only (``log_every_n_steps``) and read in one transfer.
+    The order in which callbacks are listed does not matter: the monitor goes first by itself. Every logger of the
+    trainer gets the metrics, and `trainer.callback_metrics` has the latest.
+
+    *Recurrent modules* are torch's `nn.LSTM`, `nn.GRU`, `nn.RNN` and their cells, this library's cells, and modules
+    that name their parameters likewise (`weight_ih…`, `weight_hh…`). Gates are i, f, g, o of an LSTM, r, z, n of a GRU,
+    and `Cell.gate_names` of this library's cells. A recurrent norm that shrinks away while the input norm stays tells
+    of vanishing gradients; one that towers over it, of exploding ones.
+
+    *Histograms* measure the norm at every step, and not on logging steps only: one more pass over all gradients a step,
+    or none where `AdaptiveGradientClipping` stands beside, which measures it anyhow. The norms wait on the device and
+    are read with the other values on the first logging step that is so many optimizer steps after the last histogram;
+    past 65,536 the oldest are lost. A `WandbLogger` and a `TensorBoardLogger` get each histogram; at the end of the fit
+    ``plots/gradient_norm_histogram.png`` below the run's folder shows all of them, and goes to the loggers as well
+    (matplotlib is needed).
+
+    *Updates* take a copy of the weights on logging steps, from before the step to the end of the batch: as much memory
+    as the optimizer's trainable weights (on each rank its shard of them). Where an optimizer steps several times in a
+    batch, norms and updates are those of its last step; what is changed afterwards in the batch counts for it.
+
+    Args:
+        depth: how many parts of a parameter's name make its module: with 1 `decoder.cell.weight` counts for `decoder`,
+            with 2 for `decoder.cell`.
+        top_k: of how many parameters, those of the largest norms (NaN and infinity first), to log the norm by name.
+        max_modules: at most so many modules, and so many recurrent modules, get metrics, first come first served; the
+            others share those of `other`.
+        gates: whether to log norms by gate.
+        updates: whether to log the norms of weights and updates.
+        histogram_every_n_steps: how many optimizer steps to gather for a histogram; None: no histograms.
+
+    Raises:
+        ValueError: a setting is out of its range.
+        MisconfigurationException: at the start of a fit, if gradients cannot be read there (DeepSpeed, FSDP1, LBFGS).
+        ModuleNotFoundError: at the start of a fit, if histograms are asked for and matplotlib is missing.
+
+    >>> from lightning.pytorch import Trainer
+    >>> monitor = GradientNormMonitor(top_k=3, gates=True)
+    >>> trainer = Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 1,
+        top_k: int = 0,
+        max_modules: int = 32,
+        gates: bool = False,
+        updates: bool = False,
+        histogram_every_n_steps: int | None = None,
+    ) -> None:
+        every = 1 if histogram_every_n_steps is None else histogram_every_n_steps
+        settings = (
+            ("depth", depth, 1),
+            ("top_k", top_k, 0),
+            ("max_modules", max_modules, 1),
+            ("histogram_every_n_steps", every, 1),
+        )
+        for name, value, least in settings:
+            if value < least:
+                raise ValueError(f"GradientNormMonitor: {name} is {value!r}; it must be at least {least}")
+        self.depth = depth
+        self.top_k = top_k
+        self.max_modules = max_modules
+        self.gates = gates
+        self.updates = updates
+        self.histogram_every_n_steps = histogram_every_n_steps
+        self._due: dict[int, MonitoredStep] = {}
+        self._histograms: dict[int, NormHistogram] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Under which a checkpoint keeps the histograms: two instances of different settings each have their own."""
+        return self._generate_state_key(
+            depth=self.depth,
+            top_k=self.top_k,
+            max_modules=self.max_modules,
+            gates=self.gates,
+            updates=self.updates,
+            histogram_every_n_steps=self.histogram_every_n_steps,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The histograms by optimizer index, with the norms not yet read; empty without histograms."""
+        if self.histogram_every_n_steps is None:
+            return {}
+        return {"histograms": {str(index): histogram.state_dict() for index, histogram in self._histograms.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue a checkpoint's histograms."""
+        self._histograms = {
+            int(index): NormHistogram.from_state_dict(state) for index, state in state_dict["histograms"].items()
+        }
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies whose gradients cannot be read, and go before whatever changes gradients."""
+        if stage != "fit":
+            return
+        self._due.clear()
+        refuse_unsupported_strategy(trainer, "GradientNormMonitor")
+        if self.histogram_every_n_steps is not None:
+            require_matplotlib("GradientNormMonitor(histogram_every_n_steps=...)")
+        if trainer.global_step == 0:
+            self._histograms.clear()
+        go_first(trainer, self)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse optimizers whose steps have no one gradient."""
+        refuse_unsupported_optimizer(trainer, "GradientNormMonitor")
+        forget_steps(trainer.optimizers)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Measure, on a logging step; for histograms, on each."""
+        step = shared_step(optimizer, self, gradient_scaler(trainer))
+        if not step.parameters:
+            return
+        index = trainer.optimizers.index(optimizer)
+        if self.histogram_every_n_steps is not None:
+            self._histograms.setdefault(index, NormHistogram()).record(step.total)
+        if is_logging_step(trainer):
+            self._due[index] = MonitoredStep.take(step, pl_module, gates=self.gates, updates=self.updates)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Log what was measured: only now every clipper has done its work, wherever it is listed."""
+        if not self._due:
+            return
+        due, self._due = self._due, {}
+        tensors = {index: measured.to_read() for index, measured in due.items()}
+        every = self.histogram_every_n_steps or 1
+        full = [index for index, histogram in self._histograms.items() if histogram.waiting.count >= every]
+        values = read_together(
+            [tensor for group in tensors.values() for tensor in group]
+            + [self._histograms[index].take() for index in full]
+        )
+        metrics: dict[str, float] = {}
+        for index, measured in due.items():
+            own, values = values[: len(tensors[index])], values[len(tensors[index]) :]
+            named = measured.metrics(own, pl_module, depth=self.depth, max_modules=self.max_modules, top_k=self.top_k)
+            metrics |= {name + metric_suffix(trainer, index): value for name, value in named.items()}
+        log_metrics(trainer, metrics)
+        for index, norms in zip(full, values, strict=True):
+            self._log_histogram(trainer, index, norms)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the histograms."""
+        self._draw_histograms(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draw what there is of the histograms: a training that broke off is where they are looked for."""
+        with suppress(RuntimeError):  # of a device that cannot be read any more
+            self._draw_histograms(trainer)
+
+    def _log_histogram(self, trainer: Trainer, index: int, norms: list[float]) -> None:
+        logs = self._histograms[index].add(norms)
+        log_histogram(trainer, "grad_norm/histogram" + metric_suffix(trainer, index), logs)
+
+    def _draw_histograms(self, trainer: Trainer) -> None:
+        waiting = [index for index, histogram in self._histograms.items() if histogram.waiting.count]
+        values = read_together([self._histograms[index].take() for index in waiting])
+        for index, norms in zip(waiting, values, strict=True):
+            self._log_histogram(trainer, index, norms)
+        for index, histogram in self._histograms.items():
+            suffix = metric_suffix(trainer, index)
+            figure = histogram.draw("Gradient norm" + suffix.replace("/", " of ")) if trainer.is_global_zero else None
+            if figure is not None:
+                log_figure(trainer, "gradient_norm_histogram" + suffix, figure)

@@ -1,0 +1,108 @@
+"""What goes to a trainer's loggers, and when: metrics, histograms, figures."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "plots"
+
+
+def is_logging_step(trainer: Trainer) -> bool:
+    """Whether the trainer logs at the end of this training batch; the same answer all through the batch."""
+    return trainer._logger_connector.should_update_logs
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The training metrics' step number."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def log_metrics(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Hand metrics to every logger under the training metrics' step number, and to `trainer.callback_metrics`."""
+    if not metrics:
+        return
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=logged_step(trainer))
+
+
+def metric_suffix(trainer: Trainer, optimizer_index: int) -> str:
+    """What is added to metric names to tell several optimizers apart; empty where there is one."""
+    return f"/optimizer_{optimizer_index}" if len(trainer.optimizers) > 1 else ""
+
+
+def log_histogram(trainer: Trainer, name: str, values: list[float]) -> None:
+    """Hand a histogram of values to the trainer's Weights & Biases and TensorBoard loggers; no values, no histogram."""
+    if not trainer.is_global_zero or not values:
+        return
+    step = logged_step(trainer)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            histogram: Any = wandb.Histogram(values)
+            logger.log_metrics({name: histogram}, step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram(name, torch.tensor(values), global_step=step)
+
+
+def log_figure(trainer: Trainer, name: str, figure: "Figure", *, folder: Path | None = None) -> Path | None:
+    """Write a figure below the run's log folder, and hand it to every logger that takes pictures.
+
+    Those are Weights & Biases' and any other logger with its ``log_image(key, images, step=)``, and TensorBoard's.
+    Ranks but the first do nothing, and nothing is waited for: it may be called by the first rank alone, and when a
+    training broke off. A file that cannot be written is warned about: it is not worth the training.
+
+    Args:
+        trainer: whose loggers and log folder to use.
+        name: of the figure, as a metric's; a slash makes a folder of the file's name.
+        figure: matplotlib's.
+        folder: for the file, in place of the log folder's ``plots``.
+
+    Returns:
+        The file, ``<log folder>/plots/<name>.png``, always replaced as a whole; None on other ranks, or if it could not
+        be written.
+    """
+    if not trainer.is_global_zero:
+        return None
+    step = logged_step(trainer)
+    path: Path | None = (folder or _log_folder(trainer) / FOLDER) / f"{name}.png"
+    try:
+        _write(figure, cast(Path, path))
+    except OSError as error:
+        rank_zero_warn(f"The figure {name!r} could not be written to {path}: {error}")
+        path = None
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, global_step=step, close=False)
+        elif path is not None and callable(log_image := getattr(logger, "log_image", None)):
+            log_image(key=name, images=[str(path)], step=step)
+    return path
+
+
+def _log_folder(trainer: Trainer) -> Path:
+    # As `trainer.log_dir`, which is a broadcast: it would wait for ranks that have nothing to draw, or have failed.
+    folder: str | None = None
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        folder = logger.log_dir if isinstance(logger, TensorBoardLogger | CSVLogger) else logger.save_dir
+    return Path(folder or trainer.default_root_dir)
+
+
+def _write(figure: "Figure", path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(partial, dpi=130, format="png")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

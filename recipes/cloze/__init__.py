@@ -1,0 +1,1 @@
+"""The cloze recipe: blanks filled in from both sides."""

@@ -1,0 +1,1 @@
+"""The command line: what can be said, and how it is read."""

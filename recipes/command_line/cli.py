@@ -1,0 +1,341 @@
+"""What the recipes' command lines share: run folders, shipped configurations, tracking, resuming."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+from filelock import FileLock
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.command_line.arguments import map_values, value_of, with_value
+from rnn_blocks.recipes.command_line.parser import RecipeParser
+from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
+from rnn_blocks.recipes.run.averaging import average_checkpoints, kept_checkpoints
+from rnn_blocks.recipes.run.checkpoints import (
+    AtomicCheckpointIO,
+    KeptCheckpoints,
+    LastCheckpoint,
+    Mode,
+    RandomState,
+    best_checkpoint,
+    check_disk_space,
+    check_fits,
+    read_checkpoint,
+)
+from rnn_blocks.recipes.run.finite import StopOnNonFinite
+from rnn_blocks.recipes.run.folder import (
+    AVERAGED,
+    BEST,
+    ENVIRONMENT,
+    LAST,
+    OUTPUT_DIR,
+    RunFolder,
+    find_checkpoint,
+    inherited_run_folder,
+    new_run_folder,
+    run_of_checkpoint,
+)
+from rnn_blocks.recipes.run.plots import RunPlots
+from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
+from rnn_blocks.recipes.run.tracking import LoggerChoice, TrackedRun, make_loggers, offline_runs, tracked_run_id
+
+
+class RecipeCLI(LightningCLI):
+    """A recipe's ``fit``, ``validate`` and ``test``.
+
+    A recipe gives its name, its model and its data; what it wires between the two it adds in
+    ``add_arguments_to_parser``.
+
+    Args:
+        model_class: the LightningModule.
+        datamodule_class: its data.
+        args: the command line, from the subcommand on.
+    """
+
+    recipe: ClassVar[str]
+    monitor: ClassVar[str] = "val/loss"
+    monitors: ClassVar[dict[str, Mode]] = {"val/loss": "min"}
+
+    def __init__(self, model_class: Any, datamodule_class: Any, args: list[str]) -> None:
+        self.checkpoint_path: Path | None = None
+        self.checkpoint: dict[str, Any] = {}
+        self.folder: RunFolder | None = None
+        self._resumed: RunFolder | None = None
+        self._lock: FileLock | None = None
+        args = self._prepared(args)
+        defaults = {"default_config_files": [str(shipped_configs(self.recipe)[DEFAULT])]}
+        try:
+            super().__init__(
+                model_class,
+                datamodule_class,
+                save_config_callback=None,
+                parser_class=RecipeParser,
+                parser_kwargs={
+                    "prog": f"rnn-blocks {self.recipe}",
+                    "allow_abbrev": False,
+                    **dict.fromkeys(self.subcommands(), defaults),
+                },
+                auto_configure_optimizers=False,
+                seed_everything_default=1,
+                args=args,
+            )
+        finally:
+            self._leave_folder()
+
+    def _leave_folder(self) -> None:
+        if self.folder is not None and self._lock is not None:
+            self.folder.leave(self._lock)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of the Trainer that a recipe offers, and their arguments that come from elsewhere."""
+        hidden = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
+        return dict.fromkeys(("fit", "validate", "test"), hidden)
+
+    def _prepared(self, args: list[str]) -> list[str]:
+        """Names made paths (``--config ptb-small``, ``--ckpt_path last``); a checkpoint brings its run's config."""
+        if not args or args[0] not in self.subcommands() or {"-h", "--help"} & set(args):
+            return args
+        command, *rest = args
+        output_dir = Path(value_of(rest, "--output_dir") or OUTPUT_DIR)
+        given = value_of(rest, "--ckpt_path")
+        if given is None and command != "fit":
+            given = BEST
+            rest += ["--ckpt_path", BEST]
+        first: list[str] = []
+        if given is not None:
+            self.checkpoint_path = find_checkpoint(given, output_dir / self.recipe)
+            self.checkpoint = read_checkpoint(self.checkpoint_path)
+            run = run_of_checkpoint(self.checkpoint_path)
+            if run is not None:
+                first = ["--config", str(run.config)]
+                if command == "fit" and self.checkpoint_path.stem == LAST:
+                    self._resumed = run  # the newest state of a run goes on with it; any other starts a run of its own
+            rest = with_value(rest, "--ckpt_path", str(self.checkpoint_path))
+        return [
+            command,
+            *first,
+            *map_values(rest, ("--config", "-c"), lambda name: str(config_path(self.recipe, name))),
+        ]
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options that belong to a run."""
+        group = parser.add_argument_group("run", "Where a run lies and where its metrics go")
+        group.add_argument(
+            "--output_dir", type=str, default=OUTPUT_DIR, help="Folder that the run's own folder goes into"
+        )
+        group.add_argument("--name", type=str | None, default=None, help="Added to the name of the run's folder")
+        group.add_argument(
+            "--logger",
+            type=LoggerChoice,
+            default="wandb",
+            help="wandb (online if logged in, else offline), tensorboard, or csv alone; metrics.csv is always written",
+        )
+        group.add_argument(
+            "--monitor",
+            type=str,
+            default=self.monitor,
+            help=f"What the best checkpoint has the best of: {', '.join(self.monitors)}",
+        )
+        group.add_argument("--project", type=str, default="rnn-blocks", help="Project in Weights & Biases")
+        group.add_argument(
+            "--checkpoint_every_n_steps", type=int, default=200, help="Steps between two writes of last.ckpt"
+        )
+        group.add_argument(
+            "--average_checkpoints",
+            type=int,
+            default=0,
+            help="Keep this many of the best checkpoints, and at the end write and validate the mean of their weights",
+        )
+        parser.set_defaults({"trainer.enable_model_summary": False})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's, with a short usage line and the Trainer's many options below the recipe's own."""
+        usage = f"rnn-blocks {self.recipe} {subcommand} [--config NAME|PATH] [options]"
+        parser = super()._prepare_subcommand_parser(klass, subcommand, usage=usage, **kwargs)
+        groups: Any = parser._action_groups
+        trainer = next(group for group in groups if any(a.dest == "trainer.max_steps" for a in group._group_actions))
+        groups.sort(key=lambda group: group is trainer)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's, without its warning that the process has arguments too."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's configuration is its run's ``config.yaml``, which is already read."""
+
+    def before_instantiate_classes(self) -> None:
+        """Make the run's folder before any long work."""
+        options = self.config[self.config["subcommand"]]
+        if options["trainer"].get("logger") not in (None, True, False):
+            raise InputError("--trainer.logger: choose by --logger wandb|tensorboard|csv")
+        if options["monitor"] not in self.monitors:
+            raise InputError(f"--monitor {options['monitor']}: choose one of {', '.join(self.monitors)}")
+        if options["checkpoint_every_n_steps"] < 1:
+            raise InputError(
+                f"--checkpoint_every_n_steps must be at least 1, got {options['checkpoint_every_n_steps']}"
+            )
+        if options["average_checkpoints"] < 0 or options["average_checkpoints"] == 1:
+            raise InputError(
+                f"--average_checkpoints must be 2 or more, or 0 for none, got {options['average_checkpoints']}"
+            )
+        if self.config["subcommand"] != "fit":
+            return
+        inherited = inherited_run_folder()
+        if inherited is not None:
+            self.folder = inherited
+            return
+        runs = Path(options["output_dir"]) / self.recipe
+        if getattr(rank_zero_only, "rank", 0) != 0:  # started by torchrun, SLURM, …: the first rank writes for all
+            runs.mkdir(parents=True, exist_ok=True)
+            self.folder = self._resumed or RunFolder(runs)
+            return
+        self.folder = self._resumed or new_run_folder(runs, options["name"])
+        self._lock = self.folder.lock()
+        os.environ[ENVIRONMENT] = str(self.folder.path.resolve())
+
+    def instantiate_classes(self) -> None:
+        """Lightning's; what a class says of its arguments is bad input.
+
+        Raises:
+            InputError: with the message of the class, without what the parser puts around it.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            root: BaseException = error
+            while root.__cause__ is not None:
+                root = root.__cause__
+                if isinstance(root, InputError):
+                    break
+            raise root if isinstance(root, InputError) else InputError(str(root)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Lightning's, with the run's loggers, checkpoints and plots."""
+        options = self.config[self.config["subcommand"]]
+        data_state = self.checkpoint.get(type(self.datamodule).__qualname__)
+        if self.checkpoint_path is not None:
+            check_fits(self.checkpoint, self.model, self.checkpoint_path)
+            if data_state is None:
+                raise InputError(
+                    f"{self.checkpoint_path}: holds no tokenizer: not a checkpoint of the {self.recipe} recipe"
+                )
+        if self.folder is None:
+            return super().instantiate_trainer(logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()])
+        if data_state is not None:
+            if "optimizer_states" not in self.checkpoint:
+                raise InputError(
+                    f"{self.checkpoint_path}: holds weights alone: no training goes on with them; give 'last' or 'best'"
+                )
+            self.datamodule.load_state_dict(data_state)  # raises for other data before anything is written
+        check_disk_space(self.model, self.folder.path, options["average_checkpoints"])
+        _check_schedule(self.checkpoint, options["trainer"].get("max_steps") or -1)
+        resumed = self._resumed is not None
+        loggers = make_loggers(
+            options["logger"],
+            self.folder,
+            project=options["project"],
+            recipe=self.recipe,
+            run_id=tracked_run_id(self.checkpoint) if resumed else None,
+            resume_step=self.checkpoint["global_step"] if resumed else None,
+        )
+        trainer = super().instantiate_trainer(
+            logger=loggers, default_root_dir=self.folder.path, plugins=[AtomicCheckpointIO()]
+        )
+        self._add_callbacks(trainer, options)
+        return trainer
+
+    def _add_callbacks(self, trainer: pl.Trainer, options: Namespace) -> None:
+        assert self.folder is not None
+        config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
+        monitor, mode = options["monitor"], self.monitors[options["monitor"]]
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:0] = [TrackedRun(self.folder, _without_checkpoint(config)), *self.extra_callbacks(options)]
+        callbacks += [
+            RandomState(),
+            StopOnNonFinite(),
+            RunPlots(self.folder),
+            best_checkpoint(self.folder, monitor, mode),
+            LastCheckpoint(self.folder, options["checkpoint_every_n_steps"]),
+        ]
+        if options["average_checkpoints"]:
+            callbacks.append(KeptCheckpoints(self.folder, monitor, mode, options["average_checkpoints"]))
+
+    def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
+        """The recipe's own callbacks."""
+        return []
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        if config.get("enable_progress_bar") is not False:
+            callbacks = [*callbacks, RecipeProgressBar(refresh_rate=10)]
+        config["enable_checkpointing"] = False  # Lightning's default one: the run's own are added
+        return super()._instantiate_trainer(config, callbacks)
+
+    def after_validate(self) -> None:
+        """Say the result."""
+        self._say("val")
+
+    def after_test(self) -> None:
+        """Say the result."""
+        self._say("test")
+
+    def _say(self, split: Literal["val", "test"]) -> None:
+        """Write a pass's result to standard output: each recipe its own."""
+
+    def after_fit(self) -> None:
+        """Average, where that was asked for, and say where things lie."""
+        assert self.folder is not None
+        if self.config["fit"]["average_checkpoints"]:
+            self._average(self.folder)
+        if not self.trainer.is_global_zero:
+            return
+        lines = [f"Run        {self.folder.path}"]
+        for name in (BEST, LAST, AVERAGED):
+            if self.folder.checkpoint(name).is_file():
+                lines.append(f"Checkpoint {self.folder.checkpoint(name)}")
+        lines += [f"Plot       {path}" for path in sorted(self.folder.plots.glob("*.png"))]
+        lines.append(f"Metrics    {self.folder.metrics}")
+        offline = offline_runs(self.folder)
+        if offline:
+            lines.append(f"W&B run    {offline[-1]}  (offline; upload with: wandb sync {offline[-1]})")
+        elif (self.folder.path / "wandb").is_dir():
+            lines.append(f"W&B run    {self.folder.path / 'wandb'}")
+        sys.stdout.write("\n".join(lines) + "\n")
+
+    def _average(self, folder: RunFolder) -> None:
+        """Write the mean of the kept checkpoints, validate it, and say which is better, it or the best of them."""
+        kept = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, KeptCheckpoints))
+        best, monitor = kept.best_model_score, kept.monitor
+        if best is None or monitor is None:
+            return
+        path = folder.checkpoint(AVERAGED)
+        if self.trainer.is_global_zero:
+            AtomicCheckpointIO().save_checkpoint(average_checkpoints(kept_checkpoints(folder)), path)
+        self.trainer.strategy.barrier()
+        self.trainer.loggers = []  # what is measured now is of no step of the training
+        self.trainer.validate(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)
+        score = self.trainer.callback_metrics[monitor]
+        if self.trainer.is_global_zero:
+            better = AVERAGED if (score > best if kept.mode == "max" else score < best) else BEST
+            told = f"{monitor} of the averaged weights {score:.4g}, of the best checkpoint {best:.4g}"
+            sys.stdout.write(f"{told}: take --ckpt_path {better}\n")
+
+
+def _check_schedule(checkpoint: dict[str, Any], max_steps: int) -> None:
+    for schedule in checkpoint.get("lr_schedulers", []):
+        total = schedule.get("total_steps")  # of OneCycleLR, which cannot go on
+        if total is not None and max_steps > total:
+            raise InputError(
+                f"--trainer.max_steps {max_steps}: the checkpoint's learning-rate schedule ends at step {total}; "
+                "start a new training with a longer schedule, or choose a schedule without an end"
+            )
+
+
+def _without_checkpoint(config: str) -> str:
+    return "".join(line for line in config.splitlines(keepends=True) if not line.startswith("ckpt_path:"))

@@ -1,0 +1,45 @@
+"""The shipped configurations, called by bare name."""
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+
+from rnn_blocks.recipes import InputError
+
+DEFAULT = "default"
+
+
+def shipped_configs(recipe: str) -> dict[str, Path]:
+    """The configurations of a recipe, by name.
+
+    >>> "default" in shipped_configs("language-model")
+    True
+    """
+    folder = Path(str(files("rnn_blocks.recipes"))) / recipe.replace("-", "_") / "configs"
+    return {path.stem: path for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.stem)}
+
+
+def config_path(recipe: str, given: str) -> Path:
+    """The file that ``--config`` means: a path, or the name of a shipped configuration.
+
+    Raises:
+        InputError: where it is neither, with the names that are near.
+
+    >>> config_path("language-model", "default").name
+    'default.yaml'
+    >>> config_path("language-model", "defalt")  # doctest: +NORMALIZE_WHITESPACE
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: --config defalt: no such file or shipped configuration; did you mean
+    'default'?
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    shipped = shipped_configs(recipe)
+    if given in shipped:
+        return shipped[given]
+    near = difflib.get_close_matches(given, shipped, n=3, cutoff=0.5)
+    meant = " or ".join(repr(name) for name in near)
+    hint = f"did you mean {meant}?" if near else f"shipped are {', '.join(shipped)}"
+    raise InputError(f"--config {given}: no such file or shipped configuration; {hint}")

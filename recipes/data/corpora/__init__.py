@@ -1,0 +1,1 @@
+"""Where text comes from: files, Python's standard library, the Hugging Face Hub."""

@@ -1,0 +1,225 @@
+"""Plain and gzip text files: checked, hashed, and read from one byte to another."""
+
+import codecs
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.corpora.corpus import SPLITS, Split
+from rnn_blocks.recipes.data.corpora.remember import remembered
+
+_READ_BYTES = 1 << 18
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a file tells: the hash and the length of its (uncompressed) text."""
+
+    digest: str
+    num_bytes: int
+
+
+class FileCorpus:
+    r"""Text from files, plain or gzip, in UTF-8.
+
+    One file is split by position: the first 90 % train, 5 % validation, 5 % test, cut at ends of lines.
+
+    Args:
+        train: the file to train on, or the only file.
+        val: the validation file; with ``test``.
+        test: the test file; with ``val``.
+        memory: a folder in which the hashes of big files are kept; see ``remembered``.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "lines.txt")
+    ...     _ = path.write_text("a line\n" * 100)
+    ...     corpus = FileCorpus(path)
+    ...     _ = corpus.fingerprint()
+    ...     [corpus.num_bytes(split) // 7 for split in SPLITS]
+    [90, 5, 5]
+    """
+
+    def __init__(
+        self, train: Path, val: Path | None = None, test: Path | None = None, *, memory: Path | None = None
+    ) -> None:
+        if (val is None) != (test is None):
+            raise ValueError(f"val and test go together, got val={val} and test={test}")
+        self._paths = [train] if val is None or test is None else [train, val, test]
+        self._memory = memory
+        self._ranges: dict[Split, tuple[Path, int, int]] = {}
+
+    @property
+    def name(self) -> str:
+        """The paths."""
+        return ", ".join(map(str, self._paths))
+
+    def fingerprint(self) -> str:
+        """Reads all files through once; returns a hash of their text. See ``Corpus``."""
+        # What can be seen at once comes before the first long read.
+        for path in self._paths:
+            with _open(path):
+                pass
+        scans = [scan(path, self._memory) for path in self._paths]
+        if len(scans) == 3:
+            files = zip(SPLITS, self._paths, scans, strict=True)
+            self._ranges = {split: (path, 0, found.num_bytes) for split, path, found in files}
+        else:
+            path, total = self._paths[0], scans[0].num_bytes
+            ends = [0, _line_end(path, total * 90 // 100), _line_end(path, total * 95 // 100), total]
+            self._ranges = {split: (path, ends[i], ends[i + 1]) for i, split in enumerate(SPLITS)}
+        return hashlib.sha256(json.dumps([found.digest for found in scans]).encode()).hexdigest()
+
+    def num_bytes(self, split: Split) -> int:
+        """Bytes of a split's (uncompressed) text."""
+        _, start, stop = self._range(split)
+        return stop - start
+
+    def pieces(self, split: Split) -> Iterator[str]:
+        """A split's text, in order, in pieces."""
+        return read_text(*self._range(split))
+
+    def _range(self, split: Split) -> tuple[Path, int, int]:
+        if not self._ranges:
+            self.fingerprint()
+        return self._ranges[split]
+
+
+def read_text(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    """Yields the text of a file between two byte offsets (of the uncompressed text), piece by piece.
+
+    Raises:
+        InputError: the file is missing, is no text in UTF-8 (with the byte's offset), or is damaged gzip.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = start
+    for data in _read_bytes(path, start, stop):
+        pending = len(decoder.getstate()[0])
+        yield _decode(path, decoder, data, offset - pending)
+        offset += len(data)
+    pending = len(decoder.getstate()[0])
+    yield _decode(path, decoder, b"", offset - pending, final=True)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a file without their ends (a newline, or a carriage return and one).
+
+    Raises:
+        InputError: the file is missing, a line is no text in UTF-8 (with the line's number), or it is damaged gzip.
+    """
+    with open_text(path) as file:
+        for number, data in enumerate(file, start=1):
+            try:
+                line = data.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}: line {number} is not text in UTF-8: byte 0x{data[error.start]:02x} at place"
+                    f" {error.start + 1} of the line; convert the file to UTF-8"
+                ) from None
+            if "\0" in line:
+                raise InputError(f"{path}: a binary file, not text: byte 0x00 in line {number}; give text in UTF-8")
+            yield line.removesuffix("\n").removesuffix("\r")
+
+
+def scan(path: Path, memory: Path | None = None) -> Scan:
+    """Reads a file through once: checks that it is text and hashes it.
+
+    Args:
+        path: a plain or gzip text file.
+        memory: a folder in which the result for a big file is kept; see ``remembered``.
+
+    Raises:
+        InputError: as ``read_text``; also where the file is empty.
+    """
+
+    def read() -> list[str | int]:
+        digest, num_bytes = hashlib.sha256(), 0
+        for text in read_text(path):
+            data = text.encode()
+            digest.update(data)
+            num_bytes += len(data)
+        if num_bytes == 0:
+            raise InputError(f"{path}: the file is empty; give a file with text in it")
+        return [digest.hexdigest(), num_bytes]
+
+    digest, num_bytes = remembered(path, memory, read)
+    return Scan(str(digest), int(num_bytes))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: this is a folder; give a text or gzip file") from None
+    except OSError as error:
+        raise InputError(f"{path}: the file cannot be read ({error.strerror})") from None
+    with file:
+        yield file
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, unpacked where it is gzip.
+
+    Raises:
+        InputError: the file cannot be read, or, while it is read, it is damaged gzip.
+    """
+    with _open(path) as file:
+        packed = file.read(2) == GZIP_MAGIC
+        file.seek(0)
+        if not packed:
+            yield file
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        except EOFError:
+            raise InputError(f"{path}: the gzip file is cut short; download or pack it again") from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path}: the gzip file is damaged ({error})") from None
+
+
+def _read_bytes(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    with open_text(path) as file:
+        file.seek(start)
+        left = stop - start if stop is not None else None
+        while data := file.read(_READ_BYTES if left is None else min(_READ_BYTES, left)):
+            if left is not None:
+                left -= len(data)
+            yield data
+
+
+def _decode(path: Path, decoder: codecs.IncrementalDecoder, data: bytes, offset: int, *, final: bool = False) -> str:
+    try:
+        text = decoder.decode(data, final)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(
+            f"{path}: not text in UTF-8: byte 0x{byte:02x} at offset {offset + error.start}; convert the file to UTF-8"
+        ) from None
+    if (place := text.find("\0")) >= 0:
+        offset += len(text[:place].encode())
+        raise InputError(f"{path}: a binary file, not text: byte 0x00 at offset {offset}; give text in UTF-8")
+    return text
+
+
+def _line_end(path: Path, offset: int) -> int:
+    """The first place from ``offset`` on to cut the text at: after a line, else a word, else a character."""
+    if offset == 0:
+        return 0
+    ahead = next(_read_bytes(path, offset - 1, offset + _READ_BYTES), b"")  # from the byte before: it may end a line
+    for mark in (b"\n", b" "):
+        if (place := ahead.find(mark)) >= 0:
+            return offset + place
+    return next((offset + i for i, byte in enumerate(ahead[1:]) if byte & 0xC0 != 0x80), offset)

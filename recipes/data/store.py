@@ -1,0 +1,215 @@
+"""A corpus's token ids on disk: made once, found again by content and settings."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import tokenizers
+from filelock import FileLock
+
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.corpora.corpus import SPLITS, Corpus, Split, blocks, utf8_length
+from rnn_blocks.recipes.data.progress import with_progress
+from rnn_blocks.recipes.data.settings import TokenizerSettings
+
+# Part of every key: raise it when the same text and settings would give other files.
+_FORMAT = 1
+# An Encoding takes about a hundred bytes a token; 256 KiB of text at once keep that at some ten megabytes.
+_BLOCKS_AT_ONCE = 64
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """The token ids of one split, as raw integers on disk.
+
+    Attributes:
+        path: the file.
+        dtype: ``uint16`` or ``uint32``.
+        num_tokens: how many ids it holds.
+        num_bytes: bytes of the text in UTF-8 that they stand for.
+    """
+
+    path: Path
+    dtype: str
+    num_tokens: int
+    num_bytes: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the file is there in its full length."""
+        try:
+            return self.path.stat().st_size == self.num_tokens * np.dtype(self.dtype).itemsize
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """A tokenized corpus.
+
+    Attributes:
+        fingerprint: hash of the corpus's text.
+        tokenizer_json: the tokenizer, as ``tokenizers.Tokenizer.from_str`` reads it.
+        splits: the token ids of each split.
+    """
+
+    fingerprint: str
+    tokenizer_json: str
+    splits: dict[Split, TokenFile]
+
+
+def default_cache_dir() -> Path:
+    """``$RNN_BLOCKS_CACHE``, else ``$XDG_CACHE_HOME/rnn-blocks``, else ``~/.cache/rnn-blocks``."""
+    if own := os.environ.get("RNN_BLOCKS_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "rnn-blocks"
+
+
+def cache_home(cache_dir: Path, kind: str) -> Path:
+    """The folder for one kind of corpus below the cache folder, made where it is not there.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    home = cache_dir / kind
+    with cache_errors(home):
+        home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def prepare_text(corpus: Corpus, settings: TokenizerSettings, cache_dir: Path) -> PreparedText:
+    """Tokenizes a corpus, or finds what was made of the same text with the same settings before.
+
+    Several processes may call it at once: one works, the others wait for it. The finished files appear all at once.
+
+    Args:
+        corpus: where the text comes from.
+        settings: which tokenizer, and how it comes by its vocabulary.
+        cache_dir: the folder below which the files lie.
+
+    Raises:
+        InputError: the text or the vocabulary cannot be read, or the cache folder cannot be written.
+    """
+    home = cache_home(cache_dir, "text")
+    settings_key = settings.key()
+    fingerprint = corpus.fingerprint()
+    parts = [_FORMAT, tokenizers.__version__, fingerprint, settings_key]
+    folder = home / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+    return find_or_make(
+        folder, load=lambda: _load(folder, fingerprint), make=lambda partial: _make(corpus, settings, partial)
+    )
+
+
+def find_or_make(folder: Path, *, load: Callable[[], Made | None], make: Callable[[Path], None]) -> Made:
+    """Returns what a folder of the cache holds, and makes it first where it is not there.
+
+    Several processes may call it at once: one makes it, the others wait. The folder appears at once, when it is whole.
+
+    Args:
+        folder: where it lies, below the cache folder.
+        load: reads it, None where it is not there or not whole.
+        make: writes its files into the folder that it is given.
+
+    Raises:
+        InputError: the cache folder cannot be written.
+    """
+    if found := load():
+        return found
+    with cache_errors(folder.parent), FileLock(folder.with_suffix(".lock")):
+        if found := load():
+            return found
+        partial = folder.with_suffix(".partial")  # left behind by a run that was killed, if it is there
+        for leftover in (partial, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir()
+        try:
+            make(partial)
+            os.replace(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    made = load()
+    assert made is not None
+    return made
+
+
+def write_tokens(
+    path: Path, text: Iterable[str], tokenizer: tokenizers.Tokenizer, dtype: str | None = None
+) -> TokenFile:
+    """Encodes blocks of text and writes the ids, a few blocks at a time.
+
+    Args:
+        path: the file to write.
+        text: blocks of text.
+        tokenizer: what encodes them.
+        dtype: ``uint16`` or ``uint32``; the smaller that holds the vocabulary where it is not given.
+    """
+    dtype = dtype or ("uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32")
+    num_tokens = num_bytes = 0
+    stream = iter(text)
+    with path.open("wb") as file:
+        while batch := list(islice(stream, _BLOCKS_AT_ONCE)):
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                ids = np.array(encoding.ids, dtype=dtype)
+                file.write(ids.tobytes())
+                num_tokens += len(ids)
+            num_bytes += sum(map(utf8_length, batch))
+        file.flush()
+        os.fsync(file.fileno())
+    return TokenFile(path, dtype, num_tokens, num_bytes)
+
+
+def _make(corpus: Corpus, settings: TokenizerSettings, folder: Path) -> None:
+    def text(split: Split, doing: str) -> Iterator[str]:
+        return with_progress(blocks(corpus.pieces(split)), f"{doing} {split}", corpus.num_bytes(split))
+
+    tokenizer = settings.build(lambda: text("train", "learning the vocabulary of"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    counts = {}
+    for split in SPLITS:
+        file = write_tokens(folder / f"{split}.bin", text(split, "tokenizing"), tokenizer)
+        counts[split] = {name: value for name, value in asdict(file).items() if name != "path"}
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1))
+
+
+def _load(folder: Path, fingerprint: str) -> PreparedText | None:
+    try:
+        counts = json.loads((folder / "counts.json").read_text())
+        tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    splits = {split: TokenFile(folder / f"{split}.bin", **counts[split]) for split in SPLITS}
+    if not all(file.whole for file in splits.values()):
+        return None
+    return PreparedText(fingerprint, tokenizer_json, splits)
+
+
+@contextmanager
+def cache_errors(home: Path) -> Iterator[None]:
+    """Tells of a folder below the cache folder that cannot be written, and what to do about it."""
+    cache_dir = home.parent
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InputError(
+                f"cache folder {cache_dir}: no room for the token files ({reason}); {_ELSEWHERE}"
+            ) from error
+        raise InputError(f"cache folder {cache_dir}: cannot be written ({reason}); {_ELSEWHERE}") from error
+
+
+_ELSEWHERE = "give another folder as cache_dir, or set RNN_BLOCKS_CACHE"

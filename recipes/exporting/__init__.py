@@ -1,1 +1,0 @@
-"""Trained models as graphs that run without this library."""

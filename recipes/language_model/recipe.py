@@ -1,0 +1,175 @@
+"""The language-model recipe: train on text, measure perplexity and bits per byte, write text."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from tokenizers import Tokenizer
+
+from rnn_blocks.modules import LanguageModel
+from rnn_blocks.modules.generation import check_sampling
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.command_line.cli import RecipeCLI
+from rnn_blocks.recipes.language_model.adaptation import (
+    Adaptation,
+    adaptation_of,
+    add_adaptation_options,
+    measure_adaptively,
+)
+from rnn_blocks.recipes.language_model.data import TextDataModule
+from rnn_blocks.recipes.language_model.samples import TextSamples
+from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint
+from rnn_blocks.recipes.run.load import load_model
+
+NAME = "language-model"
+
+
+class LanguageModelCLI(RecipeCLI):
+    """``rnn-blocks language-model fit|validate|test``."""
+
+    recipe = NAME
+
+    def __init__(self, args: list[str]) -> None:
+        self._adaptation: Adaptation | None = None
+        super().__init__(LanguageModel, TextDataModule, args)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            add_adaptation_options(parser)
+        return parser
+
+    def before_instantiate_classes(self) -> None:
+        """Look at the options before any long work."""
+        super().before_instantiate_classes()
+        if self.config["subcommand"] != "fit":
+            self._adaptation = adaptation_of(self.config[self.config["subcommand"]])
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The recipes' own; a model that adapts reads its text in order, in one process."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if self._adaptation is not None and trainer.world_size > 1:
+            raise InputError(
+                f"--cache and --dynamic read the text in one process, not in {trainer.world_size}: "
+                "give --trainer.devices 1"
+            )
+        return trainer
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The samples, and the size of the vocabulary, which the data know."""
+        super().add_arguments_to_parser(parser)
+        group = parser.add_argument_group("samples", "Text written at each validation")
+        group.add_argument("--samples.prompts", type=list[str], default=[], help="What to continue; none by default")
+        group.add_argument("--samples.max_tokens", type=int, default=100, help="Tokens to add")
+        group.add_argument("--samples.temperature", type=float, default=0.8, help="0 takes the most probable token")
+        parser.link_arguments("data", "model.vocab_size", compute_fn=_vocabulary_size, apply_on="instantiate")
+
+    def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
+        """Samples of text."""
+        samples = options["samples"]
+        if not samples["prompts"]:
+            return []
+        assert self.folder is not None
+        return [
+            TextSamples(
+                self.folder,
+                samples["prompts"],
+                max_tokens=samples["max_tokens"],
+                temperature=samples["temperature"],
+            )
+        ]
+
+    def _say(self, split: Literal["val", "test"]) -> None:
+        # beside what a compressor makes of the same text
+        metrics = self.trainer.callback_metrics
+        if self.trainer.is_global_zero:
+            gzip = self.datamodule.gzip_bits_per_byte(split)
+            sys.stdout.write(
+                f"{split}: perplexity {metrics[f'{split}/perplexity']:.2f}, "
+                f"bits per byte {metrics[f'{split}/bits_per_byte']:.3f} (gzip -9 of the same text: {gzip:.3f})\n"
+            )
+            sys.stdout.flush()
+        if self._adaptation is not None:
+            adapted = measure_adaptively(self.model, self.datamodule, self.trainer, split, self._adaptation)
+            for way, found in adapted.items():
+                sys.stdout.write(
+                    f"{split}: perplexity {found['perplexity']:.2f}, bits per byte {found['bits_per_byte']:.3f} with "
+                    f"{way}\n"
+                )
+
+
+def _vocabulary_size(data: TextDataModule) -> int:
+    data.prepare()
+    return data.vocabulary_size
+
+
+def generate(
+    prompt: str,
+    ckpt_path: str = "best",
+    max_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    output_dir: str = OUTPUT_DIR,
+) -> None:
+    """Continue a prompt, writing to standard output as the text comes.
+
+    Args:
+        prompt: The text to continue.
+        ckpt_path: A checkpoint, a run's folder, or 'best' or 'last' of the newest run.
+        max_tokens: How many tokens to add.
+        temperature: Divides the logits; 0 takes the most probable token.
+        top_k: Draw only from the k most probable tokens.
+        top_p: Draw only from the most probable tokens that together reach this probability.
+        seed: Makes the draw repeatable.
+        output_dir: Folder of the runs, for 'best' and 'last'.
+    """
+    model, tokenizer = load_language_model(find_checkpoint(ckpt_path, Path(output_dir) / NAME))
+    ids = tokenizer.encode(prompt).ids
+    if not ids:
+        raise InputError("--prompt: the tokenizer makes no token of it; give some text")
+    if max_tokens < 1:
+        raise InputError(f"--max_tokens must be at least 1, got {max_tokens}")
+    try:
+        check_sampling(temperature, top_k, top_p)  # before anything is written
+        stream = model.stream(torch.tensor([ids]), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        written = tokenizer.decode(ids)
+        sys.stdout.write(written)
+        for _ in range(max_tokens):
+            ids.append(int(next(stream)))
+            text = tokenizer.decode(ids)
+            if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
+                sys.stdout.write(text[len(written) :])
+                sys.stdout.flush()
+                written = text
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    sys.stdout.write("\n")
+
+
+def load_language_model(path: Path) -> tuple[LanguageModel, Tokenizer]:
+    """The model and the tokenizer of a checkpoint.
+
+    Args:
+        path: a checkpoint that the recipe wrote.
+
+    Raises:
+        InputError: where it is not one.
+
+    >>> load_language_model(Path("no.ckpt"))
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: no.ckpt: no such checkpoint
+    """
+    model, state = load_model(path, LanguageModel, TextDataModule, NAME)
+    return model, Tokenizer.from_str(state["tokenizer"])
+
+
+CLI = LanguageModelCLI
+FUNCTIONS: dict[str, Callable[..., None]] = {"generate": generate}

@@ -1,0 +1,1 @@
+"""Many cells over many lengths, trained into one table and one picture."""

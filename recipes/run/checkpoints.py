@@ -1,0 +1,237 @@
+"""Checkpoints that are whole or not there, and from which a run goes on bit for bit."""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.run.folder import BEST, LAST, RunFolder
+
+Mode: TypeAlias = Literal["min", "max"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the checkpoint and renames, so that its name only ever stands for a whole file.
+
+    (Lightning's own writes in the system's temporary folder; from another file system its "move" is a copy.)
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "model.ckpt")
+    >>> AtomicCheckpointIO().save_checkpoint({"step": 3}, path)
+    >>> AtomicCheckpointIO().load_checkpoint(path), [p.name for p in path.parent.iterdir()]
+    ({'step': 3}, ['model.ckpt'])
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write the checkpoint; on a full disk the one that was there stays, and the error says so."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process leaves is written over
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError | RuntimeError):
+                kept = f"{path} still holds the checkpoint before it" if path.exists() else "none was written"
+                raise OSError(f"{path}: the checkpoint could not be written ({error}); {kept}") from error
+            raise
+
+    def load_checkpoint(
+        self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint: tensors, numbers, strings and their containers, no code."""
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        InputError: where the file is cut off, damaged, or not a checkpoint.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "cut.ckpt"); _ = path.write_bytes(b"PK")
+    >>> try: read_checkpoint(path)
+    ... except InputError as error: print(str(error).split(": ", 1)[1][:36])
+    not a checkpoint, or cut off (2 byte
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such checkpoint") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a checkpoint, or cut off ({path.stat().st_size:,} bytes): {reason}") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path}: not a checkpoint: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def check_fits(checkpoint: dict[str, Any], model: nn.Module, path: Path) -> None:
+    """Make sure that a checkpoint holds this model's parameters.
+
+    Raises:
+        InputError: naming the first parameter that is missing, left over, or of another shape.
+
+    >>> check_fits({"state_dict": {}}, nn.Linear(2, 1), Path("other.ckpt"))
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: other.ckpt: a checkpoint of another model: it lacks 'weight'
+    """
+    wanted, held = model.state_dict(), checkpoint.get("state_dict", {})
+    for name, tensor in wanted.items():
+        if name not in held:
+            raise InputError(f"{path}: a checkpoint of another model: it lacks {name!r}")
+        if held[name].shape != tensor.shape:
+            raise InputError(
+                f"{path}: a checkpoint of another model: {name!r} is {tuple(held[name].shape)} there and "
+                f"{tuple(tensor.shape)} in this configuration"
+            )
+    for name in held:
+        if name not in wanted:
+            raise InputError(f"{path}: a checkpoint of another model: this configuration has no {name!r}")
+
+
+def check_disk_space(model: nn.Module, folder: Path, kept: int = 0) -> None:
+    """Make sure that the checkpoints to come have room, before any long work.
+
+    Args:
+        model: whose checkpoints they are.
+        folder: where they go.
+        kept: how many there are beside the usual ones, of weights alone.
+
+    Raises:
+        InputError: naming what is free and what is needed.
+
+    >>> check_disk_space(nn.Linear(2, 1), Path("."))
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    needed = (4 * 2 + kept) * size + 2**20  # best, last and one being written, each with the optimizer's state
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder}: {free / 2**20:,.0f} MiB are free, the checkpoints of this model need about "
+            f"{needed / 2**20:,.0f} MiB; make room or give another folder by --output_dir"
+        )
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt``: written every so many steps and at the end, to resume from.
+
+    Args:
+        folder: the run's.
+        every_n_steps: optimizer steps between two writes.
+
+    >>> LastCheckpoint(RunFolder(Path("run")), every_n_steps=100).filename
+    'last'
+    """
+
+    def __init__(self, folder: RunFolder, every_n_steps: int) -> None:
+        super().__init__(
+            dirpath=folder.checkpoints,
+            filename=LAST,
+            every_n_train_steps=every_n_steps,
+            enable_version_counter=False,
+        )
+        self._path = folder.checkpoint(LAST)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write again what was written before the step's validation: a run resumed from that would leave it out."""
+        if trainer.state.fn == TrainerFn.FITTING and 0 < trainer.global_step == self._last_global_step_saved:
+            trainer.save_checkpoint(self._path)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write once more."""
+        if trainer.global_step != self._last_global_step_saved:
+            trainer.save_checkpoint(self._path)
+
+
+def best_checkpoint(folder: RunFolder, monitor: str, mode: Mode = "min") -> ModelCheckpoint:
+    """``best.ckpt``: written when ``monitor`` has never been lower, or with the mode ``"max"`` higher.
+
+    >>> best_checkpoint(RunFolder(Path("run")), "val/loss").monitor
+    'val/loss'
+    """
+    return ModelCheckpoint(
+        dirpath=folder.checkpoints, filename=BEST, monitor=monitor, mode=mode, enable_version_counter=False
+    )
+
+
+class KeptCheckpoints(ModelCheckpoint):
+    """``kept/step-….ckpt``: the weights of the best few validations, to be averaged.
+
+    Args:
+        folder: the run's.
+        monitor: what says which are the best.
+        mode: whether low or high is good.
+        count: how many are kept.
+
+    >>> KeptCheckpoints(RunFolder(Path("run")), "val/bleu", "max", count=5).save_top_k
+    5
+    """
+
+    def __init__(self, folder: RunFolder, monitor: str, mode: Mode, count: int) -> None:
+        super().__init__(
+            dirpath=folder.kept,
+            filename="step-{step:06d}",
+            auto_insert_metric_name=False,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=count,
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+
+
+class RandomState(Callback):
+    """Keeps the random number generators in the checkpoint and sets them before the first step after it.
+
+    >>> sorted(RandomState().state_dict())
+    ['cuda', 'numpy', 'python', 'torch']
+    """
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators of Python, NumPy and torch, as numbers and tensors."""
+        name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (whoever uses it is saved)
+        return {
+            "python": random.getstate(),
+            "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember them until the first step: what happens before it draws numbers too."""
+        self._restored = state_dict
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set them."""
+        if self._restored is None:
+            return
+        state, self._restored = self._restored, None
+        random.setstate(state["python"])
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        torch.set_rng_state(state["torch"])
+        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,192 @@
+"""A run's folder: where everything it writes lies, and nothing of any other run."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rnn_blocks.recipes import InputError
+
+ENVIRONMENT = "RNN_BLOCKS_RUN_FOLDER"  # tells the processes that a run starts for its other ranks where it lies
+LAST, BEST, AVERAGED = "last", "best", "averaged"
+OUTPUT_DIR = "runs"  # that all runs go into, a folder a recipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places in a run's folder.
+
+    >>> RunFolder(Path("runs/language-model/2026-01-31_12-00-00")).checkpoint("last").as_posix()
+    'runs/language-model/2026-01-31_12-00-00/checkpoints/last.ckpt'
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def kept(self) -> Path:
+        """The folder of checkpoints that are kept to be averaged."""
+        return self.checkpoints / "kept"
+
+    @property
+    def metrics(self) -> Path:
+        """All logged metrics."""
+        return self.path / "metrics.csv"
+
+    @property
+    def plots(self) -> Path:
+        """The folder of plots."""
+        return self.path / "plots"
+
+    @property
+    def samples(self) -> Path:
+        """Text that the model wrote at each validation."""
+        return self.path / "samples.txt"
+
+    def checkpoint(self, name: str) -> Path:
+        """The checkpoint called ``last``, ``best`` or ``averaged``."""
+        return self.checkpoints / f"{name}.ckpt"
+
+    def lock(self) -> FileLock:
+        """Keep every other process out of this folder until this one ends.
+
+        Raises:
+            InputError: where another process is writing into it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(f"{self.path}: another process is training in this folder") from error
+        return lock
+
+    def leave(self, lock: FileLock) -> None:
+        """Let other processes in again; a folder that nothing was written to goes."""
+        empty = {path.name for path in self.path.iterdir()} <= {".lock", "checkpoints"} and not any(
+            self.checkpoints.iterdir()
+        )
+        if empty:
+            shutil.rmtree(self.path)
+        lock.release()
+
+
+def new_run_folder(parent: Path, name: str | None = None) -> RunFolder:
+    """Make a folder that no run has written to: ``parent/DATE_TIME[-name]``.
+
+    Raises:
+        InputError: where it cannot be made or written to.
+
+    >>> import tempfile
+    >>> folder = new_run_folder(Path(tempfile.mkdtemp()), "small")
+    >>> folder.path.name.endswith("-small"), folder.checkpoints.is_dir()
+    (True, True)
+    """
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    stem = f"{stamp}-{name}" if name else stamp
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            break
+        folder = RunFolder(path)
+        folder.checkpoints.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"{parent}: cannot write here ({error.strerror}); give another folder by --output_dir"
+        ) from error
+    return folder
+
+
+def find_checkpoint(given: str, parent: Path) -> Path:
+    """The file that ``--ckpt_path`` means: a path, a run's folder, or a name (``best``) of the newest run's.
+
+    Raises:
+        InputError: where there is no such file, naming the runs that there are.
+
+    >>> find_checkpoint("last", Path("no-such-folder"))
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: --ckpt_path last: there is no run in no-such-folder yet
+    """
+    if given in (LAST, BEST, AVERAGED):
+        found = [path for run in runs(parent) if (path := run.checkpoint(given)).is_file()]
+        if not found:
+            if runs(parent):
+                raise InputError(f"--ckpt_path {given}: no run in {parent} has a checkpoints/{given}.ckpt yet")
+            raise InputError(f"--ckpt_path {given}: there is no run in {parent} yet")
+        return max(found, key=lambda path: path.stat().st_mtime_ns)
+    path = Path(given)
+    if path.is_dir():
+        for name in (BEST, LAST):
+            if (inside := RunFolder(path).checkpoint(name)).is_file():
+                return inside
+        raise InputError(f"--ckpt_path {given}: this folder holds no checkpoints/best.ckpt or checkpoints/last.ckpt")
+    if not path.is_file():
+        there = ", ".join(str(run.path) for run in runs(parent)[-3:]) or "none"
+        raise InputError(
+            f"--ckpt_path {given}: no such file; valid are a checkpoint, a run's folder, 'last', 'best' and 'averaged' "
+            f"(newest runs: {there})"
+        )
+    return path
+
+
+def runs(parent: Path) -> list[RunFolder]:
+    """The runs in ``parent``, oldest first.
+
+    >>> runs(Path("no-such-folder"))
+    []
+    """
+    if not parent.is_dir():
+        return []
+    return [RunFolder(path) for path in sorted(parent.iterdir()) if (path / "checkpoints").is_dir()]
+
+
+def run_of_checkpoint(checkpoint: Path) -> RunFolder | None:
+    """The run whose folder a checkpoint lies in, if it lies in one.
+
+    >>> run_of_checkpoint(Path("elsewhere/model.ckpt")) is None
+    True
+    """
+    within = checkpoint.resolve().parent
+    folder = RunFolder(within.parent)
+    if within.name == folder.kept.name:
+        folder = RunFolder(within.parent.parent)
+    return folder if folder.config.is_file() else None
+
+
+def inherited_run_folder() -> RunFolder | None:
+    """The folder that the process which started this rank made, if this is a rank that was started so.
+
+    >>> inherited_run_folder() is None
+    True
+    """
+    path = os.environ.get(ENVIRONMENT)
+    return RunFolder(Path(path)) if path and os.environ.get("LOCAL_RANK", "0") != "0" else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place and move it there: whoever reads it finds it as it was, or all of the new.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "table.md"); write_whole(path, "| a |"); path.read_text()
+    '| a |'
+    """
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text)
+    os.replace(partial, path)

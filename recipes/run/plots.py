@@ -1,0 +1,168 @@
+"""Pictures of a run: its loss, its gradient norm with the threshold, and BLEU where translations are scored."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from rnn_blocks.callbacks.figures import BLUE, GREY, ORANGE, RED, new_figure
+from rnn_blocks.recipes.run.folder import RunFolder
+from rnn_blocks.recipes.run.metrics_csv import read_metrics
+from rnn_blocks.recipes.run.tracking import wandb_logger
+
+Series = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+class RunPlots(Callback):
+    """Draws ``loss.png``, ``gradient_norm.png`` and ``bleu.png`` from the metrics when training ends, or breaks off.
+
+    Args:
+        folder: the run's.
+
+    >>> RunPlots(RunFolder(Path("run"))).state_key
+    'RunPlots'
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw."""
+        self._draw(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Draw what there is."""
+        self._draw(trainer)
+
+    def _draw(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        paths = draw_run(self._folder)
+        tracker = wandb_logger(trainer)
+        if tracker is not None and paths:
+            tracker.log_image("plots", [str(path) for path in paths], caption=[path.stem for path in paths])
+
+
+def draw_run(folder: RunFolder) -> list[Path]:
+    """Draw a run's plots from its ``metrics.csv``.
+
+    Returns:
+        The pictures; none where nothing was logged yet.
+
+    >>> draw_run(RunFolder(Path("no-such-folder")))
+    []
+    """
+    if not folder.metrics.is_file():
+        return []
+    rows = read_metrics(folder.metrics)
+    folder.plots.mkdir(exist_ok=True)
+    paths = []
+    for name, draw in (("loss", _draw_loss), ("gradient_norm", _draw_gradient_norm), ("bleu", _draw_bleu)):
+        figure = draw(rows)
+        if figure is not None:
+            path = folder.plots / f"{name}.png"
+            figure.savefig(path, dpi=130)
+            paths.append(path)
+    return paths
+
+
+def _series(rows: list[dict[str, str]], name: str) -> Series:
+    points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.array(steps), np.array(values)
+
+
+def _draw_loss(rows: list[dict[str, str]]) -> Any | None:
+    steps, loss = _series(rows, "train/loss")
+    val_steps, val_loss = _series(rows, "val/loss")
+    if not len(steps) and not len(val_steps):
+        return None
+    tokens = any(row.get("val/perplexity") for row in rows) or not len(val_steps)
+    figure, axes = new_figure("Loss", "step", "cross-entropy, nats a token" if tokens else "loss")
+    axes.plot(steps, loss, color=BLUE, alpha=0.25 if len(loss) > 50 else 0.9, linewidth=1)
+    if len(loss) > 50:
+        window = max(5, len(loss) // 50)
+        smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], smooth, color=BLUE, label=f"train (mean of {window} logged)")
+    elif len(loss):
+        axes.lines[0].set_label("train")
+    if len(val_loss):
+        axes.plot(val_steps, val_loss, color=ORANGE, marker="o", markersize=4, label="validation")
+        with np.errstate(over="ignore"):  # of a run that diverged: inf
+            perplexity = np.exp(val_loss[-1])
+        axes.annotate(
+            f"perplexity {perplexity:.4g}" if tokens else f"{val_loss[-1]:.3g}",
+            (val_steps[-1], val_loss[-1]),
+            textcoords="offset points",
+            xytext=(-4, 10),
+            ha="right",
+            color=ORANGE,
+        )
+    every = np.concatenate([loss, val_loss])
+    every = every[np.isfinite(every)]
+    if len(every):
+        low, high = every.min(), np.quantile(every, 0.99)
+        axes.set_ylim(low - 0.05 * (high - low + 1e-3), high + 0.15 * (high - low + 1e-3))
+    axes.legend(frameon=False)
+    return figure
+
+
+def _draw_gradient_norm(rows: list[dict[str, str]]) -> Any | None:
+    steps, norms = _series(rows, "grad_norm/total")
+    if not len(steps):
+        return None
+    figure, axes = new_figure("Gradient norm", "step", "norm")
+    axes.plot(steps, norms, color=BLUE, linewidth=1, alpha=0.8, label="gradient norm, before clipping")
+    limit_steps, limits = _series(rows, "grad_clip/threshold")
+    if len(limits):
+        axes.plot(limit_steps, limits, color=ORANGE, linewidth=1.5, label="threshold")
+    clip_steps, coefficients = _series(rows, "grad_clip/coefficient")
+    norm_at = dict(zip(steps.tolist(), norms.tolist(), strict=True))
+    clipped = [step for step, c in zip(clip_steps.tolist(), coefficients.tolist(), strict=True) if c < 1]
+    clipped = [step for step in clipped if step in norm_at]
+    fraction_steps, fractions = _series(rows, "grad_clip/clipped_fraction")
+    if clipped:
+        label = f"clipped ({len(clipped)} of {len(steps)} logged steps)"
+        axes.scatter(clipped, [norm_at[step] for step in clipped], color=RED, s=10, zorder=3, label=label)
+    axes.set_yscale("log")
+    if len(fractions):
+        share = axes.twinx()
+        share.fill_between(fraction_steps, fractions * 100, color=GREY, alpha=0.2, linewidth=0, step="mid")
+        share.set_ylim(0, 100)
+        share.set_ylabel("steps clipped since the last log, %", color=GREY)
+        share.spines[["top"]].set_visible(False)
+        axes.set_zorder(share.get_zorder() + 1)
+        axes.patch.set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _draw_bleu(rows: list[dict[str, str]]) -> Any | None:
+    steps, bleu = _series(rows, "val/bleu")
+    if not len(steps):
+        return None
+    figure, axes = new_figure("Translation quality on the validation split", "step", "percent")
+    for name, label, colour in (
+        ("val/bleu", "BLEU", BLUE),
+        ("val/chrf", "chrF", ORANGE),
+        ("val/exact_match", "exactly right", GREY),
+    ):
+        places, scores = _series(rows, name)
+        if len(places):
+            axes.plot(places, scores, color=colour, marker="o", markersize=4, label=label)
+    best = int(bleu.argmax())
+    axes.annotate(
+        f"{bleu[best]:.2f}",
+        (steps[best], bleu[best]),
+        textcoords="offset points",
+        xytext=(0, 8),
+        ha="center",
+        color=BLUE,
+    )
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure

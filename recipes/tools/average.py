@@ -1,0 +1,31 @@
+"""``rnn-blocks RECIPE average``: a checkpoint of the mean weights of several."""
+
+import sys
+from pathlib import Path
+
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.run.averaging import average_checkpoints, kept_checkpoints
+from rnn_blocks.recipes.run.checkpoints import AtomicCheckpointIO
+from rnn_blocks.recipes.run.folder import AVERAGED, RunFolder
+
+
+def average(run: str | None = None, checkpoints: list[str] = [], output: str | None = None) -> None:  # noqa: B006
+    """Write a checkpoint of the mean weights of several.
+
+    Args:
+        run: A run's folder: of its best checkpoints, which a training with --average_checkpoints keeps.
+        checkpoints: The checkpoints, in place of a run.
+        output: The file to write; by default averaged.ckpt beside the run's other checkpoints, or here.
+    """
+    if (run is None) == (not checkpoints):
+        raise InputError("give either --run RUN or --checkpoints A B …")
+    folder = None if run is None else RunFolder(Path(run))
+    paths = list(map(Path, checkpoints)) if folder is None else kept_checkpoints(folder)
+    if len(paths) < 2:
+        raise InputError(f"{len(paths)} checkpoint{'s' * (len(paths) != 1)} cannot be averaged; give two or more")
+    target = Path(output) if output else Path(f"{AVERAGED}.ckpt") if folder is None else folder.checkpoint(AVERAGED)
+    AtomicCheckpointIO().save_checkpoint(average_checkpoints(paths), target)
+    sys.stdout.write(f"{target}: the mean of {', '.join(map(str, paths))}\n")
+
+
+FUNCTION = average

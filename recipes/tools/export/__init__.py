@@ -1,0 +1,1 @@
+"""A checkpoint's model for use without training."""

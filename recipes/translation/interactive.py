@@ -1,0 +1,68 @@
+"""``interactive``: what is typed, translated line by line."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Unpack
+
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint
+from rnn_blocks.recipes.translation.attention_map import attention_text
+from rnn_blocks.recipes.translation.translator import SearchArguments, SearchOptions, Translator
+from rnn_blocks.signatures import with_options_of
+
+PROMPT = "> "
+
+
+@with_options_of(SearchOptions, but=("attention",))
+def interactive(
+    ckpt_path: str = "best",
+    alignments: bool = False,
+    device: str = "auto",
+    output_dir: str = OUTPUT_DIR,
+    **search: Unpack[SearchArguments],
+) -> None:
+    """Translate what is typed, a line at a time; Ctrl-D ends it.
+
+    Args:
+        ckpt_path: A checkpoint, a run's folder, or 'best', 'last' or 'averaged' of the newest run.
+        n_best: Translations shown, each with its score: its log-probability in nats, with the search's penalties.
+        alignments: Show where the best translation looked.
+        device: Where to compute: cpu, cuda, cuda:1, …; auto is a GPU where there is one.
+        output_dir: Folder of the runs, for 'best', 'last' and 'averaged'.
+    """
+    options = SearchOptions(**search, attention=alignments)
+    translator = Translator.load(find_checkpoint(ckpt_path, Path(output_dir) / "translation"), device)
+    if alignments and translator.model.decoder.attention is None:
+        raise InputError("--alignments: this model has no attention")
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (lines can be edited and called back)
+    terminal = sys.stdin.isatty()
+    while True:
+        try:
+            line = input(PROMPT if terminal else "")
+            line.encode()  # bytes that are no UTF-8 came as lone surrogates
+        except UnicodeError:
+            sys.stderr.write("not text in UTF-8\n")
+            continue
+        except EOFError:
+            sys.stdout.write("\n" * terminal)
+            return
+        except KeyboardInterrupt:  # drops what was typed
+            sys.stdout.write("\n")
+            continue
+        sys.stdout.write(shown(translator, line, options))
+        sys.stdout.flush()
+
+
+def shown(translator: Translator, line: str, options: SearchOptions) -> str:
+    """What is shown of a line: its translations with their scores, and the attention of the best."""
+    (found,) = translator([line], options)
+    text = "".join(f"{each.score:9.4f}  {each.text}\n" for each in found)
+    if options.attention and found:
+        weights = found[0].hypothesis.attention
+        assert weights is not None
+        (ids,) = translator.encode([line])
+        labels = translator.codec.source_tokens(ids), translator.target_tokens(found[0].hypothesis)
+        text += "\n" + attention_text(weights, *labels) + "\n"
+    return text

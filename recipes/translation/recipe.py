@@ -1,0 +1,72 @@
+"""The translation recipe: train on pairs of lines, measure BLEU, chrF and exact matches."""
+
+import sys
+from collections.abc import Callable
+from typing import ClassVar
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from rnn_blocks.modules import Seq2Seq
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.command_line.cli import RecipeCLI
+from rnn_blocks.recipes.run.checkpoints import Mode
+from rnn_blocks.recipes.translation.interactive import interactive
+from rnn_blocks.recipes.translation.pairs.data import ParallelDataModule
+from rnn_blocks.recipes.translation.samples import PaddingFraction, TranslationSamples
+from rnn_blocks.recipes.translation.translate import translate
+
+
+class TranslationCLI(RecipeCLI):
+    """``rnn-blocks translation fit|validate|test``."""
+
+    recipe = "translation"
+    monitor = "val/bleu"
+    monitors: ClassVar[dict[str, Mode]] = {
+        "val/bleu": "max",
+        "val/chrf": "max",
+        "val/exact_match": "max",
+        "val/loss": "min",
+    }
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(Seq2Seq, ParallelDataModule, args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The samples, and the sizes of the vocabularies, which the data know."""
+        super().add_arguments_to_parser(parser)
+        group = parser.add_argument_group("samples", "Sentences of the validation split translated at each validation")
+        group.add_argument("--samples.sentences", type=int, default=8, help="How many, spread over the split")
+        group.add_argument("--samples.attention", type=int, default=2, help="Of how many the attention is drawn")
+        for side in ("source", "target"):
+            name = f"{side}_vocab_size"
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
+        """Translations of a few sentences, and how much of a batch is padding."""
+        assert self.folder is not None
+        samples = options["samples"]
+        for name in ("sentences", "attention"):
+            if samples[name] < 0:
+                raise InputError(f"--samples.{name} must be 0 or more, got {samples[name]}")
+        return [
+            PaddingFraction(),
+            TranslationSamples(self.folder, sentences=samples["sentences"], attention=samples["attention"]),
+        ]
+
+    def _say(self, split: str) -> None:
+        metrics = self.trainer.callback_metrics
+        if self.trainer.is_global_zero:
+            sys.stdout.write(
+                f"{split}: BLEU {metrics[f'{split}/bleu']:.2f}, chrF {metrics[f'{split}/chrf']:.2f}, "
+                f"exactly right {metrics[f'{split}/exact_match']:.2f} %, perplexity "
+                f"{metrics[f'{split}/perplexity']:.3f}\n"
+            )
+
+
+CLI = TranslationCLI
+FUNCTIONS: dict[str, Callable[..., None]] = {
+    "translate": translate,
+    "interactive": interactive,
+}
