@@ -16,11 +16,11 @@ import yaml
 import rnn_blocks
 from rnn_blocks import Cell, ElmanCell, Recurrent
 from rnn_blocks.recipes.__main__ import RECIPES, main
+from rnn_blocks.recipes.data.settings import TokenizerSettings
 from rnn_blocks.recipes.long_range.tasks import make_task
-from rnn_blocks.recipes.metrics_csv import read_metrics
-from rnn_blocks.recipes.parallel.settings import ParallelTokenizerSettings
-from rnn_blocks.recipes.run_folder import RunFolder, runs
-from rnn_blocks.recipes.text.settings import TokenizerSettings
+from rnn_blocks.recipes.run.folder import RunFolder, runs
+from rnn_blocks.recipes.run.metrics_csv import read_metrics
+from rnn_blocks.recipes.translation.pairs.settings import ParallelTokenizerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
@@ -248,9 +248,16 @@ def test_every_metric_of_a_run_is_in_the_table(
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_shipped_configuration_is_described(recipe: str) -> None:
     page = (ROOT / "docs" / "recipes" / f"{recipe}.md").read_text()
-    shipped = [path.stem for path in (ROOT / "recipes" / "configs" / recipe).glob("*.yaml")]
+    shipped = [path.stem for path in (ROOT / "recipes" / recipe.replace("-", "_") / "configs").rglob("*.yaml")]
     assert shipped
     assert [name for name in shipped if f"| `{name}` |" not in page] == []
+
+
+def test_every_place_that_contributing_names_is_there() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    named = re.findall(r"`((?:rnn_blocks|callbacks|recipes|tests|docs)/(?!_build)[\w<>*./]+)`", page)
+    assert len(named) > 30
+    assert [place for place in named if not list(ROOT.glob(re.sub(r"<\w+>", "*", place).rstrip("/")))] == []
 
 
 def test_every_benchmark_is_described() -> None:
