@@ -18,9 +18,9 @@ from tiny_runs import options, recipe, start
 from rnn_blocks import GRU
 from rnn_blocks.modules import Seq2Seq
 from rnn_blocks.recipes.run.folder import RunFolder
+from rnn_blocks.recipes.translation import translate as module
 from rnn_blocks.recipes.translation.attention_map import alignment_pairs
 from rnn_blocks.recipes.translation.pairs.codec import TextCodec
-from rnn_blocks.recipes.translation import translate as module
 from rnn_blocks.recipes.translation.translate import read_groups
 from rnn_blocks.recipes.translation.translator import SearchOptions, Translation, Translator
 
