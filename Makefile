@@ -1,11 +1,12 @@
 # make demo   trains the default language model from nothing, tests it, and lets it write
 # make test   the default tests, in the same environment, in two processes (JOBS=4: in four)
+# make gpu    everything that only a GPU can show, in eight minutes (OPTIONS='--device cpu --quick': without one)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 JOBS ?= 2
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow lint types docs wheel check clean
+.PHONY: demo test test-slow gpu lint types docs wheel check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rnn-blocks language-model fit
@@ -19,6 +20,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+# Needs no environment of its own: the one that has torch for this machine's GPU, by PYTHON=… or else .venv.
+gpu:
+	$(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON),$(BIN)/python) tests/gpu/check.py $(OPTIONS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

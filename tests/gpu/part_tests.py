@@ -1,0 +1,58 @@
+"""The tests that wait for a GPU: the callbacks' first, where waiting for the device is an error, then all others."""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from options import read_options
+from rows import Row, tell
+
+TESTS = Path(__file__).resolve().parents[1]
+ON_GPU = {  # what is run, and which of it: the parameter of a test that takes a device is "cuda"
+    "the callbacks' matrix": ("callbacks/test_matrix_gpu.py", None),
+    "the callbacks": ("callbacks", "cuda or gpu"),
+    "engine, cells, layers": ("engine cells layers", "cuda or gpu"),
+    "seq2seq, modules": ("seq2seq modules", "cuda or gpu"),
+}
+ON_CPU = {  # the same questions, as far as a CPU can answer them
+    "the callbacks' matrix, and noise": ("callbacks/test_matrix.py engine/test_dropout.py", "gan or cpu"),
+}
+
+
+def run(name: str, paths: str, chosen: str | None, options: argparse.Namespace) -> None:
+    """One call of pytest: a row for each test that failed, and one for those that passed."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result.xml")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={result}"]
+        command += ["-k", chosen] if chosen else []
+        command += ["-m", "slow or not slow", *(str(TESTS / path) for path in paths.split())]
+        ran = subprocess.run(command, timeout=options.seconds, check=False)
+        cases = list(ElementTree.parse(result).iter("testcase")) if result.exists() else []
+    passed, skipped = 0, 0
+    for case in cases:
+        bad = case.find("failure") if case.find("error") is None else case.find("error")
+        if bad is not None:
+            said = (bad.get("message") or "").splitlines() or [""]
+            tell(Row("tests", str(case.get("name")), ok=False, note=said[0][:300]))
+        elif case.find("skipped") is not None:
+            skipped += 1
+        else:
+            passed += 1
+    note = f"{skipped} skipped" if skipped else ""
+    if not passed:
+        note = f"pytest ran none, exit {ran.returncode}; {note}"
+    tell(Row("tests", name, passed > 0 and ran.returncode == 0, passed, "tests passed", note))
+
+
+def main() -> None:
+    """The callbacks first."""
+    options = read_options(__doc__)
+    for name, (paths, chosen) in (ON_GPU if options.device == "cuda" else ON_CPU).items():
+        run(name, paths, chosen, options)
+
+
+if __name__ == "__main__":
+    main()
