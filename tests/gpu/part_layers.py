@@ -14,7 +14,7 @@ import rnn_blocks as rb
 from rnn_blocks.engine import linear_scan
 from rnn_blocks.layers.recurrent import Engine
 
-SIZES = {"C2": (20, 35, 650, 2), "C3": (64, 128, 256, 1), "wide": (64, 256, 1024, 2), "long": (8, 2048, 512, 1)}
+SIZES = {"wide": (64, 256, 1024, 2), "long": (8, 2048, 512, 1), "C2": (20, 35, 650, 2), "C3": (64, 128, 256, 1)}
 QUICK_SIZES = {"tiny": (4, 6, 16, 2)}
 REFERENCES: dict[str, type[nn.RNNBase]] = {"nn.LSTM": nn.LSTM, "nn.GRU": nn.GRU, "nn.RNN": nn.RNN}
 LAYERS: dict[str, tuple[Callable[[int, int], rb.Cell], str]] = {
@@ -28,9 +28,7 @@ LAYERS: dict[str, tuple[Callable[[int, int], rb.Cell], str]] = {
     "MinGRU": (rb.MinGRUCell, "nn.LSTM"),
     "LRU": (rb.LRUCell, "nn.LSTM"),
 }
-ENGINES: dict[str, tuple[Engine, ...]] = {  # "auto" is cuDNN for the first three, a scan for the linear ones
-    name: ("auto",) if name in ("MinGRU", "LRU") else ("auto", "fused", "compiled") for name in LAYERS
-}
+Shape = tuple[int, int, int, int]
 
 
 def training(module: nn.Module, inputs: Tensor) -> Callable[[], None]:
@@ -45,45 +43,52 @@ def training(module: nn.Module, inputs: Tensor) -> Callable[[], None]:
     return run
 
 
-def measure(size: str, shape: tuple[int, int, int, int], dtype: torch.dtype, deadline: Deadline, device: str) -> None:
-    """All layers at one size, each engine against torch's own."""
-    batch, steps, width, depth = shape
-    at = f"{size} {shape}, {str(dtype).removeprefix('torch.')}"
-    inputs = torch.randn(steps, batch, width, device=device, dtype=dtype)
-    torchs = {name: training(make(width, width, depth).to(device, dtype), inputs) for name, make in REFERENCES.items()}
-    for run in torchs.values():
-        run()
-    for name, milliseconds in medians(torchs, device).items():
-        tell(Row("layers", f"{name}, {at}", None, milliseconds, "ms"))
-    work = {
-        f"{name}, {engine}, {at}": functools.partial(
-            against_torch, name, engine, at, inputs, width, depth, torchs, device
-        )
-        for name in LAYERS
-        for engine in ENGINES[name]
-        if not (engine == "compiled" and (size == "tiny" or (size != "wide" and name in ("LSTM", "GRU", "Elman"))))
-    }
-    deadline.each("layers", work)
+class Setting:
+    """Inputs of one size and kind, and torch's own layers on them.
+
+    Args:
+        size: its name.
+        shape: batch, steps, width, layers.
+        dtype: of inputs and weights.
+        device: where.
+    """
+
+    def __init__(self, size: str, shape: Shape, dtype: torch.dtype, device: str) -> None:
+        batch, steps, self.width, self.depth = shape
+        self.name = f"{size} {shape}, {str(dtype).removeprefix('torch.')}"
+        self.device = device
+        self.inputs = torch.randn(steps, batch, self.width, device=device, dtype=dtype)
+        self.torchs = {
+            name: training(make(self.width, self.width, self.depth).to(device, dtype), self.inputs)
+            for name, make in REFERENCES.items()
+        }
+
+    def measure_references(self) -> None:
+        """A row of each."""
+        for run in self.torchs.values():
+            run()
+        for name, milliseconds in medians(self.torchs, self.device).items():
+            tell(Row("layers", f"{name}, {self.name}", None, milliseconds, "ms"))
+
+    def measure(self, name: str, engine: Engine) -> None:
+        """One layer on one engine, beside torch's."""
+        cell, reference = LAYERS[name]
+        stack = rb.RecurrentStack(cell, self.width, self.width, num_layers=self.depth, engine=engine, batch_first=False)
+        run = training(stack.to(self.device, self.inputs.dtype), self.inputs)
+        seconds = first_call(run, self.device)
+        found = medians({name: run, reference: self.torchs[reference]}, self.device)
+        note = f"{found[name]:.3g} ms, the first call {seconds:.1f} s"
+        ratio = found[name] / found[reference]
+        tell(Row("layers", f"{name}, {engine}, {self.name}", None, ratio, f"÷ {reference}", note))
 
 
-def against_torch(
-    name: str,
-    engine: Engine,
-    at: str,
-    inputs: Tensor,
-    width: int,
-    depth: int,
-    torchs: dict[str, Callable[[], None]],
-    device: str,
-) -> None:
-    """One layer on one engine."""
-    cell, reference = LAYERS[name]
-    stack = rb.RecurrentStack(cell, width, width, num_layers=depth, engine=engine, batch_first=False)
-    run = training(stack.to(device, inputs.dtype), inputs)
-    seconds = first_call(run, device)
-    found = medians({name: run, reference: torchs[reference]}, device)
-    note = f"{found[name]:.3g} ms, the first call {seconds:.1f} s"
-    tell(Row("layers", f"{name}, {engine}, {at}", None, found[name] / found[reference], f"÷ {reference}", note))
+def engines_of(name: str, device: str) -> tuple[Engine, ...]:
+    """What is measured of a layer: "auto", and what it is not."""
+    if name in ("MinGRU", "LRU"):
+        return ("auto",)  # a scan
+    if name in ("LSTM", "GRU", "Elman"):
+        return ("auto", "fused", "compiled")  # on a GPU cuDNN
+    return ("auto", "fused") if device == "cuda" else ("auto", "compiled")
 
 
 def one_step(width: int, device: str) -> None:
@@ -179,10 +184,16 @@ def main() -> None:
             "peak memory": functools.partial(memory, sizes.get("C3", (4, 6, 16, 2)), device),
         },
     )
-    for dtype in (torch.bfloat16, torch.float32)[: 1 if options.quick else 2]:
-        for size, shape in sorted(sizes.items(), key=lambda item: item[0] != "wide"):
-            work = functools.partial(measure, size, shape, dtype, deadline, device)
-            deadline.each("layers", {f"{size}, {dtype}": work})
+    dtypes = (torch.bfloat16, torch.float32)[: 1 if options.quick else 2]
+    settings = [Setting(size, shape, dtype, device) for size, shape in sizes.items() for dtype in dtypes]
+    work = {setting.name: setting.measure_references for setting in settings}
+    chosen: tuple[Engine, ...] = ("auto", "fused") if options.quick else ("auto", "fused", "compiled")
+    for engine in chosen:  # what a user gets comes first
+        for setting in settings:
+            for name in LAYERS:
+                if engine in engines_of(name, "cuda" if options.quick else device):
+                    work[f"{name}, {engine}, {setting.name}"] = functools.partial(setting.measure, name, engine)
+    deadline.each("layers", work)
 
 
 if __name__ == "__main__":

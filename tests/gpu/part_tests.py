@@ -26,7 +26,8 @@ def run(name: str, paths: str, chosen: str | None, options: argparse.Namespace) 
     """One call of pytest: a row for each test that failed, and one for those that passed."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={result}"]
+        # -P: else the folder rnn_blocks/ of the checkout, which lacks callbacks/, would stand before the package
+        command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={result}"]
         command += ["-k", chosen] if chosen else []
         command += ["-m", "slow or not slow", *(str(TESTS / path) for path in paths.split())]
         ran = subprocess.run(command, timeout=options.seconds, check=False)
