@@ -1,14 +1,9 @@
 """Callbacks for any Lightning project: gradient norms, a clipping threshold that nobody sets, averaged weights.
 
-Each subject has a room:
-
-- ``clipping``: the threshold and its policies, non-finite gradients, the bound on updates, advice on a threshold;
-- ``norm_monitor``: norms by module, gate and parameter, their histograms, updates;
-- ``gradient_flow``: how far back in time gradients reach;
-- ``averaging``: weights averaged from where validation stops to improve.
-
-They stand on ``measuring``, what is measured of a step's gradients and weights with torch alone, on ``figures``, and on
-``trainer``, the one place that knows Lightning.
+Each subject has a room: ``clipping`` (the threshold and its policies, non-finite gradients, the bound on updates,
+advice), ``norm_monitor`` (by module, gate and parameter; histograms, updates), ``gradient_flow`` (how far back in time
+gradients reach) and ``averaging``. They stand on ``measuring`` (a step's gradients and weights, with torch alone), on
+``figures``, and on ``trainer``, the one place that knows Lightning.
 """
 
 from rnn_blocks.callbacks.averaging import NonMonotonicAveraging

@@ -243,12 +243,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """The LightningModules and what goes with them, when they are asked for: cells and layers need torch alone."""
-    if name in __all__ or name == "modules":
-        modules = import_module(f"{__name__}.modules")
-        return modules if name == "modules" else getattr(modules, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take every name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        """The LightningModules and what goes with them, when they are asked for: cells and layers need torch alone."""
+        if name in __all__ or name == "modules":
+            modules = import_module(f"{__name__}.modules")
+            return modules if name == "modules" else getattr(modules, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -52,10 +52,11 @@ def with_options_of(base: Callable[..., Any], *, but: Collection[str] = ()) -> C
     """
 
     def decorate(extended: Extended) -> Extended:
-        function: Any = vars(extended)["__init__"] if isinstance(extended, type) else extended
-        signature = inspect.signature(function)
-        *own, last = signature.parameters.values()
-        if last.kind is not last.VAR_KEYWORD:
+        function: Any = vars(extended).get("__init__") if isinstance(extended, type) else extended
+        signature = inspect.signature(function or (lambda: None))
+        own = list(signature.parameters.values())
+        last = own.pop() if own else None
+        if last is None or last.kind is not last.VAR_KEYWORD:
             raise TypeError(f"{extended.__name__} takes no **options that those of {base.__name__} could be")
         added = [
             parameter

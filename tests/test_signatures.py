@@ -82,3 +82,15 @@ def test_without_options_of_its_own_to_spell_out_it_refuses():
         class Narrow(Base):
             def __init__(self, size: int) -> None:
                 super().__init__(size)
+
+    with pytest.raises(TypeError, match=r"Bare takes no \*\*options"):
+
+        @with_options_of(Base)
+        class Bare(Base):
+            pass
+
+    with pytest.raises(TypeError, match=r"nothing takes no \*\*options"):
+
+        @with_options_of(Base)
+        def nothing() -> None:
+            pass

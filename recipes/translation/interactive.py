@@ -17,6 +17,7 @@ PROMPT = "> "
 @with_options_of(SearchOptions, but=("attention",))
 def interactive(
     ckpt_path: str = "best",
+    *,
     alignments: bool = False,
     device: str = "auto",
     output_dir: str = OUTPUT_DIR,

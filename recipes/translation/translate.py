@@ -28,6 +28,7 @@ def translate(
     input: str = STANDARD,
     output: str = STANDARD,
     ckpt_path: str = "best",
+    *,
     scores: bool = False,
     alignments: bool = False,
     attention_file: str | None = None,

@@ -16,6 +16,7 @@ from rnn_blocks.layers.recurrent import Engine
 
 SIZES = {"wide": (64, 256, 1024, 2), "long": (8, 2048, 512, 1), "C2": (20, 35, 650, 2), "C3": (64, 128, 256, 1)}
 QUICK_SIZES = {"tiny": (4, 6, 16, 2)}
+MEMORY_AT = (64, 128, 256, 1)
 REFERENCES: dict[str, type[nn.RNNBase]] = {"nn.LSTM": nn.LSTM, "nn.GRU": nn.GRU, "nn.RNN": nn.RNN}
 LAYERS: dict[str, tuple[Callable[[int, int], rb.Cell], str]] = {
     "LSTM": (rb.LSTMCell, "nn.LSTM"),
@@ -147,23 +148,18 @@ def scan(steps: int, batch: int, width: int, device: str, *, compiling: bool) ->
         tell(Row("layers", f"linear_scan, {at}", None, found["ours"] / found[name], f"÷ {name}"))
 
 
-def memory(shape: tuple[int, int, int, int], device: str) -> None:
+def memory(name: str, shape: Shape, device: str) -> None:
     """Peak memory of a training step, beside torch's LSTM's."""
     if device == "cpu":
-        tell(
-            Row(
-                "layers", "peak memory", note="needs a GPU; tests/benchmarks/recurrent_layers.py measures that of a CPU"
-            )
-        )
+        tell(Row("layers", "peak memory", note="needs a GPU; on a CPU: tests/benchmarks/recurrent_layers.py"))
         return
     batch, steps, width, depth = shape
     inputs = torch.randn(steps, batch, width, device=device)
     torchs = peak_mebibytes(training(nn.LSTM(width, width, depth).to(device), inputs))
-    tell(Row("layers", f"peak memory, nn.LSTM, {shape}", None, torchs, "MiB"))
-    for name, (cell, _) in LAYERS.items():
-        stack = rb.RecurrentStack(cell, width, width, num_layers=depth, batch_first=False).to(device)
-        own = peak_mebibytes(training(stack, inputs))
-        tell(Row("layers", f"peak memory, {name}, {shape}", None, own / torchs, "÷ nn.LSTM", f"{own:.0f} MiB"))
+    stack = rb.RecurrentStack(LAYERS[name][0], width, width, num_layers=depth, batch_first=False).to(device)
+    own = peak_mebibytes(training(stack, inputs))
+    note = f"{own:.0f} MiB, nn.LSTM {torchs:.0f}"
+    tell(Row("layers", f"peak memory, {name}, {shape}", None, own / torchs, "÷ nn.LSTM", note))
 
 
 def main() -> None:
@@ -181,7 +177,6 @@ def main() -> None:
         {
             "one step": functools.partial(one_step, width, device),
             "scan": functools.partial(scan, steps, 8, width, device, compiling=not options.quick),
-            "peak memory": functools.partial(memory, sizes.get("C3", (4, 6, 16, 2)), device),
         },
     )
     dtypes = (torch.bfloat16, torch.float32)[: 1 if options.quick else 2]
@@ -193,6 +188,9 @@ def main() -> None:
             for name in LAYERS:
                 if engine in engines_of(name, "cuda" if options.quick else device):
                     work[f"{name}, {engine}, {setting.name}"] = functools.partial(setting.measure, name, engine)
+        if engine == "auto":
+            for name in LAYERS if device == "cuda" else ["LSTM"]:
+                work[f"peak memory, {name}"] = functools.partial(memory, name, MEMORY_AT, device)
     deadline.each("layers", work)
 
 

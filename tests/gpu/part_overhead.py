@@ -65,7 +65,11 @@ def counted_waits(device: str) -> Iterator[list[str]]:
                 yield waits
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-                waits += [f"{Path(one.filename).name}:{one.lineno}" for one in told if "synchroniz" in str(one.message)]
+                waits += [
+                    f"{Path(one.filename).name}:{one.lineno}"
+                    for one in told
+                    if "called a synchronizing" in str(one.message)
+                ]
         return
     reads: list[str] = []
     kept = {name: getattr(Tensor, name) for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu")}

@@ -4,6 +4,7 @@ import argparse
 import csv
 import functools
 import importlib.util
+import math
 import os
 import statistics
 import sys
@@ -128,8 +129,8 @@ def check_speed(recipes: Recipes) -> None:
     """The default recipe, and the same model of nn.LSTM."""
     layer = "torch_layer.TorchLSTM"
     sizes = {"model.layer.init_args.input_size": 256, "model.layer.init_args.hidden_size": 256}
-    steps = {"trainer.max_steps": 20, "trainer.log_every_n_steps": 5} if recipes.quick else {"trainer.max_steps": 1000}
-    shared = {"data.source": recipes.text, "samples.prompts": "[]", "trainer.val_check_interval": 500} | steps
+    steps = {"trainer.max_steps": 20, "trainer.log_every_n_steps": 5} if recipes.quick else {"trainer.max_steps": 500}
+    shared = {"data.source": recipes.text, "samples.prompts": "[]", "trainer.val_check_interval": 250} | steps
     if recipes.quick:
         shared |= {"data.vocab_size": 300, "data.batch_size": 8, "data.bptt": 16, "trainer.val_check_interval": 20}
     speeds = {}
@@ -146,9 +147,9 @@ def check_speed(recipes: Recipes) -> None:
 
 
 def speed(run: Path) -> float:
-    """Tokens a second, in the middle of a run's second half."""
+    """Tokens a second, in the middle of a run's second half; NaN where it ended before it had logged any."""
     found = column(run, "throughput/tokens_per_second")
-    return statistics.median(found[len(found) // 2 :])
+    return statistics.median(found[len(found) // 2 :]) if found else math.nan
 
 
 def check_shipped(recipes: Recipes, name: str, data: Path, seconds: float) -> None:
@@ -163,6 +164,7 @@ def check_shipped(recipes: Recipes, name: str, data: Path, seconds: float) -> No
         stand_in = few_pairs(recipes.folder) if recipes.quick else {"data.source": "numbers"}
     there = not recipes.quick and all(list(path.parent.glob(f"{path.name}*")) for path in files.values())
     given: dict[str, object] = {f"data.{split}": path for split, path in files.items()} if there else stand_in
+    limit |= {"trainer.limit_val_batches": 20, "trainer.log_every_n_steps": 5}
     if recipes.quick:
         sizes = {f"model.{side}.init_args.hidden_size": size for side, size in (("encoder", 16), ("decoder", 32))}
         limit |= sizes | {"data.vocab_size": 280, "trainer.max_steps": 3}

@@ -129,11 +129,13 @@ def main() -> None:
     engines = ("native", "fused", "scan", "loop")  # "auto" is one of them, or the compiled one
     for name in cells:
         work[name] = functools.partial(check_cell, name, engines, options.device)
+    chosen = ["elman-tanh"] if options.quick else compiled(cells)
+    first, last = chosen[: len(COMPILED)], chosen[len(COMPILED) :]
+    compiling = functools.partial(check_cell, engines=("compiled",), device=options.device, cases=2 - options.quick)
+    work |= {f"{name}, compiled": functools.partial(compiling, name) for name in first}
     for name in layers:
         work[f"{name} "] = functools.partial(check_layer, name, options.device)
-    for name in ["elman-tanh"] if options.quick else compiled(cells):
-        compiling = functools.partial(check_cell, name, ("compiled",), options.device, cases=1 if options.quick else 2)
-        work[f"{name}, compiled"] = compiling
+    work |= {f"{name}, compiled": functools.partial(compiling, name) for name in last}
     deadline.each("zoo", work)
 
 
