@@ -24,11 +24,11 @@ BOUND = "bound on updates (Adam), a step"
 
 
 class SmallTensors(LightningModule):
-    """500 tensors of 64 numbers, in ten modules."""
+    """Tensors of 64 numbers, in ten modules."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 500) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(nn.ParameterList(torch.randn(64) for _ in range(50)) for _ in range(10))
+        self.parts = nn.ModuleList(nn.ParameterList(torch.randn(64) for _ in range(count // 10)) for _ in range(10))
 
     def loss(self) -> Tensor:
         return sum((weight.square().sum() for weight in self.parameters()), torch.zeros(()))
@@ -49,14 +49,17 @@ class LargeLanguageModel(LightningModule):
         return nn.functional.cross_entropy(logits.flatten(0, 1), self.tokens[1:].flatten())
 
 
-def callbacks_step(module: LightningModule, optimizer: torch.optim.Optimizer, policy: Auto) -> Callable[[bool], None]:
+def callbacks_step(
+    module: LightningModule, optimizer: torch.optim.Optimizer, policy: Auto, accelerator: str = "cpu"
+) -> Callable[[bool], None]:
     """Both callbacks' hooks in one step, as a Trainer calls them, loggers aside."""
     callbacks = [GradientNormMonitor(), AdaptiveGradientClipping(policy)]
     trainer = Trainer(
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
-        accelerator="cpu",
+        accelerator=accelerator,
+        devices=1,
         enable_progress_bar=False,
         enable_model_summary=False,
     )

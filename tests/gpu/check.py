@@ -208,7 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = ["--device", options.device, "--data", str(options.data), *["--quick"] * options.quick]
     end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as kept:
-        path = [*package_path(Path(kept)), str(ROOT / "tests"), str(ROOT / "tests" / "callbacks")]
+        helpers = [str(ROOT / "tests" / folder) for folder in ("", "callbacks", "benchmarks")]
+        path = [*package_path(Path(kept)), *helpers]
         environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONPATH=os.pathsep.join(path + _given("PYTHONPATH")))
 
         def run(number: int) -> None:

@@ -8,49 +8,15 @@ from pathlib import Path
 
 import timing
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from clipping_cost import SmallTensors, callbacks_step
 from options import read_options
 from rows import Deadline, Row, tell
 from timing import medians
 from torch import Tensor, nn
 
-from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor
+from rnn_blocks.callbacks import Auto
 
 KINDS = {"Adam, fused": functools.partial(torch.optim.Adam, fused=True), "SGD": torch.optim.SGD}
-
-
-class Tensors(LightningModule):
-    """So many tensors of 64 numbers."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(nn.ParameterList(torch.randn(64) for _ in range(count // 10)) for _ in range(10))
-
-
-def hooks_of(module: LightningModule, optimizer: torch.optim.Optimizer, device: str) -> Callable[[bool], None]:
-    """Both callbacks' hooks in one step, as a Trainer calls them, loggers aside."""
-    callbacks = [GradientNormMonitor(), AdaptiveGradientClipping()]
-    trainer = Trainer(
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        accelerator=device,
-        devices=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.strategy.connect(module)
-    trainer.strategy.optimizers = [optimizer]
-    trainer.state.fn = "fit"
-
-    def step(logging: bool) -> None:
-        trainer.log_every_n_steps = 1 if logging else 0
-        for callback in callbacks:
-            callback.on_before_optimizer_step(trainer, module, optimizer)
-        for callback in callbacks:
-            callback.on_train_batch_end(trainer, module, None, None, 0)
-
-    return step
 
 
 @contextmanager
@@ -93,12 +59,12 @@ def counted_waits(device: str) -> Iterator[list[str]]:
 def measure(count: int, kind: str, device: str) -> None:
     """One model and optimizer."""
     torch.manual_seed(0)
-    module = Tensors(count).to(device)
+    module = SmallTensors(count).to(device)
     parameters = list(module.parameters())
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     optimizer = KINDS[kind](parameters, lr=1e-6)
-    step = hooks_of(module, optimizer, device)
+    step = callbacks_step(module, optimizer, Auto(), accelerator=device)
     torchs = functools.partial(nn.utils.clip_grad_norm_, parameters, 1.0, foreach=True)
     runs: dict[str, Callable[[], object]] = {
         "torch": torchs,
