@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from rnn_blocks.callbacks.trainer import (
-    AVERAGING,
     Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,
-    TrainerFn,
+    averages_weights,
     callbacks_of,
     go_last,
+    is_fitting,
     log_metrics,
     rank_zero_info,
     refuse_sharded_parameters,
@@ -134,8 +134,11 @@ class NonMonotonicAveraging(Callback):
         if stage != "fit":
             return
         refuse_sharded_parameters(trainer, "NonMonotonicAveraging")
-        kinds = (NonMonotonicAveraging, *AVERAGING)
-        others = [other for other in callbacks_of(trainer, self) if isinstance(other, kinds)]
+        others = [
+            other
+            for other in callbacks_of(trainer, self)
+            if isinstance(other, NonMonotonicAveraging) or averages_weights(other)
+        ]
         if others:
             raise MisconfigurationException(
                 f"NonMonotonicAveraging and {type(others[0]).__name__} would both average the weights: remove one"
@@ -168,12 +171,12 @@ class NonMonotonicAveraging(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the averages be validated."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        if is_fitting(trainer):
             self._use_averages(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to average, if validation has stopped improving."""
-        if self._started_at_step is not None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        if self._started_at_step is not None or not is_fitting(trainer) or trainer.sanity_checking:
             return
         known = trainer.callback_metrics
         if self.monitor not in known:
@@ -220,7 +223,7 @@ class NonMonotonicAveraging(Callback):
         """Let a training go on from the last weights; all else takes the averages."""
         last = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("last_weights")
         self._last = None if last is None else {name: weight.clone() for name, weight in last.items()}
-        if trainer.state.fn == TrainerFn.FITTING:
+        if is_fitting(trainer):
             self.use_last(pl_module)
 
     @torch.no_grad()
@@ -254,7 +257,7 @@ class _GoOnFromLast(Callback):
         self._averaging = averaging
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        if is_fitting(trainer):
             self._averaging.use_last(pl_module)
 
 

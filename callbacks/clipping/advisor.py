@@ -14,10 +14,10 @@ from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
     Trainer,
-    TrainerFn,
     callbacks_of,
     go_first,
     gradient_scaler,
+    is_fitting,
     log_figure,
     log_metrics,
     metric_suffix,
@@ -174,7 +174,7 @@ class ClippingAdvisor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Advise on what was seen, if the user or an error ends the training."""
-        if self._reported or trainer.state.fn != TrainerFn.FITTING:
+        if self._reported or not is_fitting(trainer):
             return
         try:
             self._report(trainer)

@@ -1,10 +1,6 @@
 """All of Lightning that the callbacks know: its classes, its loggers, its strategies, and its state."""
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from rnn_blocks.callbacks.trainer.loggers import (
     is_logging_step,
@@ -14,8 +10,15 @@ from rnn_blocks.callbacks.trainer.loggers import (
     logged_step,
     metric_suffix,
 )
-from rnn_blocks.callbacks.trainer.others import AVERAGING, callbacks_of, go_first, go_last
-from rnn_blocks.callbacks.trainer.state import gradient_scaler, parameter_names
+from rnn_blocks.callbacks.trainer.namespaces import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    is_overridden,
+)
+from rnn_blocks.callbacks.trainer.others import averages_weights, callbacks_of, go_first, go_last
+from rnn_blocks.callbacks.trainer.state import gradient_scaler, is_fitting, parameter_names
 from rnn_blocks.callbacks.trainer.strategies import (
     refuse_sharded_parameters,
     refuse_unsupported_optimizer,
@@ -23,16 +26,16 @@ from rnn_blocks.callbacks.trainer.strategies import (
 )
 
 __all__ = [
-    "AVERAGING",
     "Callback",
     "LightningModule",
     "MisconfigurationException",
     "Trainer",
-    "TrainerFn",
+    "averages_weights",
     "callbacks_of",
     "go_first",
     "go_last",
     "gradient_scaler",
+    "is_fitting",
     "is_logging_step",
     "is_overridden",
     "log_figure",

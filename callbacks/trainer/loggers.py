@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from rnn_blocks.callbacks.trainer.namespaces import Trainer, is_lightnings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,13 +46,13 @@ def log_histogram(trainer: Trainer, name: str, values: list[float]) -> None:
         return
     step = logged_step(trainer)
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if is_lightnings(logger, "WandbLogger"):
             import wandb
 
             histogram: Any = wandb.Histogram(values)
             logger.log_metrics({name: histogram}, step=step)
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_histogram(name, torch.tensor(values), global_step=step)
+        elif is_lightnings(logger, "TensorBoardLogger"):
+            cast(Any, logger).experiment.add_histogram(name, torch.tensor(values), global_step=step)
 
 
 def log_figure(trainer: Trainer, name: str, figure: "Figure", *, folder: Path | None = None) -> Path | None:
@@ -82,8 +82,8 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure", *, folder: Path | 
         rank_zero_warn(f"The figure {name!r} could not be written to {path}: {error}")
         path = None
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, global_step=step, close=False)
+        if is_lightnings(logger, "TensorBoardLogger"):
+            cast(Any, logger).experiment.add_figure(name, figure, global_step=step, close=False)
         elif path is not None and callable(log_image := getattr(logger, "log_image", None)):
             log_image(key=name, images=[str(path)], step=step)
     return path
@@ -94,7 +94,7 @@ def _log_folder(trainer: Trainer) -> Path:
     folder: str | None = None
     if trainer.loggers:
         logger = trainer.loggers[0]
-        folder = logger.log_dir if isinstance(logger, TensorBoardLogger | CSVLogger) else logger.save_dir
+        folder = logger.log_dir if is_lightnings(logger, "TensorBoardLogger", "CSVLogger") else logger.save_dir
     return Path(folder or trainer.default_root_dir)
 
 

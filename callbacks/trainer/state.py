@@ -1,8 +1,9 @@
 """What a trainer and its module know that gradients are read by."""
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+
+from rnn_blocks.callbacks.trainer.namespaces import LightningModule, Trainer
 
 
 def gradient_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
@@ -14,3 +15,8 @@ def gradient_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
 def parameter_names(module: LightningModule) -> dict[Tensor, str]:
     """Name of each parameter, as it is without `torch.compile`."""
     return {parameter: name.replace("_orig_mod.", "") for name, parameter in module.named_parameters()}
+
+
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether it is in `fit`, be it in a validation there, and not in `validate`, `test` or `predict`."""
+    return trainer.state.fn == "fit"

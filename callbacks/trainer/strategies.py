@@ -1,19 +1,18 @@
 """Which trainers a callback can serve: strategies that hide or shard what it needs, optimizers without one gradient."""
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.optim import LBFGS
+
+from rnn_blocks.callbacks.trainer.namespaces import MisconfigurationException, Trainer, is_lightnings
 
 
 def refuse_unsupported_strategy(trainer: Trainer, callback: str) -> None:
     """Raise `MisconfigurationException` if the trainer's strategy keeps whole gradients out of a callback's sight."""
-    if isinstance(trainer.strategy, DeepSpeedStrategy):
+    if is_lightnings(trainer.strategy, "DeepSpeedStrategy"):
         raise MisconfigurationException(
             f"{callback} cannot be used with DeepSpeed, which keeps its gradients to itself and ignores changes made "
             "to them. Remove the callback and set `gradient_clipping` in DeepSpeed's config, or use another strategy."
         )
-    if isinstance(trainer.strategy, FSDPStrategy):
+    if is_lightnings(trainer.strategy, "FSDPStrategy"):
         raise MisconfigurationException(
             f"{callback} cannot be used with FSDPStrategy, whose gradients are shards that look like whole tensors, so "
             "that their norms would be too small. Use ModelParallelStrategy (FSDP2), whose shards know what they are."
@@ -22,7 +21,7 @@ def refuse_unsupported_strategy(trainer: Trainer, callback: str) -> None:
 
 def refuse_sharded_parameters(trainer: Trainer, callback: str) -> None:
     """Raise `MisconfigurationException` if no rank has the parameters whole."""
-    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+    if is_lightnings(trainer.strategy, "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"):
         raise MisconfigurationException(
             f"{callback} cannot be used with {type(trainer.strategy).__name__}, which shards the "
             "parameters. Use DDP or one device."
