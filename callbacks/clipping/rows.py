@@ -7,24 +7,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
-from torch.optim import Optimizer
 
-from rnn_blocks.callbacks.clipping.units import NO_NORMS, Parameters, all_parameters, multiply_each_
+from rnn_blocks.callbacks.clipping.units import NO_NORMS, ByParameter, Groups, multiply_each_
 from rnn_blocks.callbacks.measuring.norms import row_norms, stored_values
 from rnn_blocks.callbacks.measuring.step import StepGradients
 
 
-class Rows(Parameters):
+class ByRow(ByParameter):
     """Each output unit is one: a row of a parameter of two or more dimensions; any other parameter as a whole.
 
     Units stand parameter after parameter, row after row. A sparse gradient has only the rows that it stores.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer)
-        self._rows = [_num_rows(parameter) for parameter in all_parameters(optimizer)]
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
+        self._rows = [_num_rows(parameter) for group in groups for parameter in group]
         self._begins = [0, *itertools.accumulate(self._rows)]  # the first unit of each parameter, and the end
-        self.sizes = [sum(map(_num_rows, group["params"])) for group in optimizer.param_groups]
+        self.sizes = [sum(map(_num_rows, group)) for group in groups]
         self._parameter_of_unit = torch.arange(len(self._rows)).repeat_interleave(torch.tensor(self._rows))
         self._parts: _Parts | None = None
 
@@ -39,12 +38,9 @@ class Rows(Parameters):
         rows = row_norms(matrices) if matrices else []
         return absent.index_copy(0, parts.units, torch.cat([current[parts.whole], *rows]))
 
-    def weight_norms(self, optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
+    def weight_norms(self, groups: Groups) -> list[Tensor]:
         """Of every row, frozen or not."""
-        return [
-            torch.cat(row_norms(group["params"])) if group["params"] else NO_NORMS
-            for group in optimizer.param_groups[first_group:]
-        ]
+        return [torch.cat(row_norms(group)) if group else NO_NORMS for group in groups]
 
     def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
         """Whole parameters in one call by device, others one by one."""

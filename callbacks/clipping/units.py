@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.optim import Optimizer
 from rnn_blocks.callbacks.clipping.update_length import effective_learning_rate, group_learning_rates, weight_norms
 from rnn_blocks.callbacks.measuring.norms import scale_, stored_values, tensor_norms, total_norm
 from rnn_blocks.callbacks.measuring.step import StepGradients
+
+Groups = Sequence[Sequence[Tensor]]
+"""Parameters by parameter group."""
 
 NO_NORMS = torch.empty(0, dtype=torch.float64)
 """Of a parameter group without parameters."""
@@ -21,26 +25,29 @@ class Units(ABC):
 
     S stands for the shape of what there is of each unit: ``()`` in the scope "global", ``(units,)`` in the others.
 
+    Args:
+        groups: the parameters that are clipped, by parameter group.
+
     Attributes:
         sizes: number of units in each parameter group.
     """
 
     sizes: list[int]
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._numbers = _numbers(optimizer)
+    def __init__(self, groups: Groups) -> None:
+        self._numbers = [len(group) for group in groups]
 
-    def fits(self, optimizer: Optimizer) -> bool:
-        """Whether the optimizer still has the parameters that these units were made of."""
-        return self._numbers == _numbers(optimizer)
+    def fits(self, groups: Groups) -> bool:
+        """Whether these are still the parameters that the units were made of."""
+        return self._numbers == [len(group) for group in groups]
 
     @abstractmethod
     def norms(self, gradients: StepGradients) -> Tensor:
         """Norm of each unit's gradient as it is now, S; NaN where there is none."""
 
     @abstractmethod
-    def weight_norms(self, optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
-        """Norms of the units' weights by parameter group from `first_group` on, ``()`` or ``(its units,)`` each."""
+    def weight_norms(self, groups: Groups) -> list[Tensor]:
+        """Norms of the units' weights by group, ``()`` or ``(its units,)`` each."""
 
     @abstractmethod
     def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
@@ -82,17 +89,17 @@ class Units(ABC):
 class Whole(Units):
     """All gradients of the optimizer are one unit."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer)
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
         self.sizes = [1 for _ in self._numbers]
 
     def norms(self, gradients: StepGradients) -> Tensor:
         """``()``."""
         return gradients.clipped_total
 
-    def weight_norms(self, optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
+    def weight_norms(self, groups: Groups) -> list[Tensor]:
         """``()`` each, without frozen weights: they make no step, and would loosen the bound of all others."""
-        return weight_norms(optimizer, first_group)
+        return weight_norms(groups)
 
     def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
         """In one call by device."""
@@ -111,12 +118,12 @@ class Whole(Units):
         return effective_learning_rate(optimizer, gradients)
 
 
-class Parameters(Units):
+class ByParameter(Units):
     """Each parameter is a unit."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer)
-        self.places = {id(parameter): place for place, parameter in enumerate(all_parameters(optimizer))}
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
+        self.places = {id(parameter): place for place, parameter in enumerate(chain.from_iterable(groups))}
         self._present: list[int] = []
         self._present_index = torch.empty(0, dtype=torch.int64)
         self.sizes = self._numbers
@@ -129,12 +136,9 @@ class Parameters(Units):
             return norms
         return norms.new_full((len(self.places),), math.nan).index_copy(0, index, norms)
 
-    def weight_norms(self, optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
+    def weight_norms(self, groups: Groups) -> list[Tensor]:
         """Of every parameter, frozen or not."""
-        return [
-            tensor_norms(group["params"]) if group["params"] else NO_NORMS
-            for group in optimizer.param_groups[first_group:]
-        ]
+        return [tensor_norms(group) if group else NO_NORMS for group in groups]
 
     def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
         """In one call by device."""
@@ -166,11 +170,11 @@ class Parameters(Units):
         return coefficient if index is None else coefficient[index]
 
 
-class Groups(Parameters):
+class ByGroup(ByParameter):
     """Each parameter group is a unit."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer)
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
         self.sizes = [1 for _ in self._numbers]
 
     def norms(self, gradients: StepGradients) -> Tensor:
@@ -178,9 +182,9 @@ class Groups(Parameters):
         parts = torch.split(gradients.current_norms, [len(group) for group in gradients.groups])
         return torch.stack([total_norm(part) if len(part) else part.new_full((), math.nan) for part in parts])
 
-    def weight_norms(self, optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
+    def weight_norms(self, groups: Groups) -> list[Tensor]:
         """Over each group without its frozen weights, ``(1,)``."""
-        return [norm.reshape(1) for norm in weight_norms(optimizer, first_group)]
+        return [norm.reshape(1) for norm in weight_norms(groups)]
 
     def count(self, gradients: StepGradients) -> int:
         """As many as there are groups with a gradient."""
@@ -189,15 +193,6 @@ class Groups(Parameters):
     def _of_gradients(self, gradients: StepGradients, coefficient: Tensor) -> Tensor:
         parts = zip(coefficient.unbind(), gradients.groups, strict=True)
         return torch.cat([part.expand(len(group)) for part, group in parts])
-
-
-def _numbers(optimizer: Optimizer) -> list[int]:
-    return [len(group["params"]) for group in optimizer.param_groups]
-
-
-def all_parameters(optimizer: Optimizer) -> list[Tensor]:
-    """In the order of its parameter groups."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def multiply_each_(values: Sequence[Tensor], coefficients: Tensor, read: bool) -> None:

@@ -1,13 +1,14 @@
 """How long the updates of adaptive optimizers may be: measured on a sample, bounded through the learning rate."""
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
-from torch.optim import ASGD, SGD, Optimizer, RMSprop
+from torch.optim import Optimizer, RMSprop
 from torch.utils.hooks import RemovableHandle
 
 from rnn_blocks.callbacks.measuring.norms import stored_values, tensor_norms
@@ -45,6 +46,7 @@ class UpdateBound:
     Args:
         optimizer: not yet stepped, or to be continued by `load_state_dict`.
         longest: of the middle matrix, length of the longest update over ‖W₀ᵢ‖.
+        chosen: the parameters that count; groups without any keep their rate. None: all of them.
 
     Attributes:
         coefficient: what the last step's learning rate was multiplied by.
@@ -58,9 +60,10 @@ class UpdateBound:
     (0.1, 0.5)
     """
 
-    def __init__(self, optimizer: Optimizer, longest: float) -> None:
+    def __init__(self, optimizer: Optimizer, longest: float, chosen: Container[Tensor] | None = None) -> None:
         self.optimizer = optimizer
         self.longest = longest
+        self._chosen = chosen
         self.coefficient = 1.0
         self._steps = 0
         self._highest_rate = 0.0
@@ -71,7 +74,7 @@ class UpdateBound:
         self._trained: list[bool] = []
         self._sample: Sample | None = None
         self._before: Tensor | None = None
-        self._rates: list[float | Tensor] | None = None
+        self._rates: list[tuple[dict[str, Any], float | Tensor]] | None = None
         self._hooks: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -125,10 +128,11 @@ class UpdateBound:
 
     def _before_step(self) -> None:
         self._restore_rates()  # after a step that an error broke off
-        rates: list[float | Tensor] = [group.get("lr", math.nan) for group in self.optimizer.param_groups]
+        groups = self._groups()
+        rates: list[float | Tensor] = [group.get("lr", math.nan) for group in groups]
         if any(isinstance(rate, Tensor) and rate.is_cuda for rate in rates) or math.nan in rates:
             return  # a rate that only the device knows, or none at all
-        rate = max(float(rate) for rate in rates)
+        rate = max((float(rate) for rate in rates), default=0.0)
         self._highest_rate = max(self._highest_rate, rate)
         self._steps += 1
         measures = self._steps & (self._steps - 1) == 0 if self._steps < EVERY else self._steps % EVERY == 0
@@ -145,8 +149,8 @@ class UpdateBound:
         ratio = self._sample.first_ratio(self._first_update()) if self._ratio is None else self._ratio
         self.coefficient = min(1.0, self.longest / (self._highest_rate * ratio)) if self._highest_rate else 1.0
         if self.coefficient < 1:
-            self._rates = rates
-            for group in self.optimizer.param_groups:
+            self._rates = list(zip(groups, rates, strict=True))
+            for group in groups:
                 group["lr"] = group["lr"] * self.coefficient
         if measures and rate:
             self._before = self._sample.take()
@@ -156,7 +160,7 @@ class UpdateBound:
         before, self._before = self._before, None
         if before is None or self._sample is None:
             return
-        rate = max(float(group["lr"]) for group in self.optimizer.param_groups) * self.coefficient
+        rate = max(float(group["lr"]) for group in self._groups()) * self.coefficient
         measured = self._sample.ratio(before, self._sample.take()) / rate
         if measured.is_cuda:
             self._measured = torch.empty((), dtype=measured.dtype, pin_memory=True)
@@ -169,7 +173,7 @@ class UpdateBound:
     def _current_sample(self) -> "Sample | None":
         """Of the weights that tell how long an update is; None: there are none."""
         every = enumerate(weight for group in self.optimizer.param_groups for weight in group["params"])
-        trained = {place: weight for place, weight in every if weight.requires_grad}
+        trained = {place: weight for place, weight in every if weight.requires_grad and self._counts(weight)}
         new = [place for place in trained if place not in self._initial_norms]
         if new:
             norms = tensor_norms([trained[place] for place in new]).tolist()
@@ -193,9 +197,19 @@ class UpdateBound:
 
     def _restore_rates(self) -> None:
         if self._rates is not None:
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=False):
+            for group, rate in self._rates:
                 group["lr"] = rate
             self._rates = None
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameter groups that are bounded."""
+        groups = self.optimizer.param_groups
+        return (
+            groups if self._chosen is None else [group for group in groups if any(map(self._counts, group["params"]))]
+        )
+
+    def _counts(self, weight: Tensor) -> bool:
+        return self._chosen is None or weight in self._chosen
 
 
 class Sample:
@@ -262,49 +276,3 @@ def _copies(weight: Tensor) -> int:
     replicas = (mesh.size(dim) for dim, placement in enumerate(weight.placements) if isinstance(placement, Replicate))
     # Its mesh may be one of several like it: ranks that would split up other parameters hold this one alike.
     return dist.get_world_size() // mesh.size() * math.prod(replicas)
-
-
-class UpdateBounds:
-    """The bound of each of a training's optimizers whose update does not scale with the gradient."""
-
-    def __init__(self) -> None:
-        self._states: dict[int, dict[str, Any]] = {}
-        self._bounds: dict[int, UpdateBound] = {}
-
-    def start(self, optimizers: list[Optimizer], longest: float | None) -> None:
-        """Bound the updates of a training that begins, or goes on from the state that was loaded."""
-        self.stop()
-        if longest is None:
-            return
-        for index, optimizer in enumerate(optimizers):
-            if isinstance(optimizer, SGD | ASGD):
-                continue
-            bound = self._bounds[index] = UpdateBound(optimizer, longest)
-            if index in self._states:
-                bound.load_state_dict(self._states[index])
-            bound.attach()
-
-    def stop(self) -> None:
-        """Leave the optimizers as they were."""
-        self._states |= {index: bound.state_dict() for index, bound in self._bounds.items()}
-        for bound in self._bounds.values():
-            bound.detach()
-        self._bounds = {}
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.stop()
-        self._states = {}
-
-    def coefficient(self, index: int) -> float | None:
-        """What the last learning rate of an optimizer was multiplied by; None: it is not bounded."""
-        return self._bounds[index].coefficient if index in self._bounds else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Dicts, lists and numbers, by the optimizers' indices."""
-        states = self._states | {index: bound.state_dict() for index, bound in self._bounds.items()}
-        return {str(index): state for index, state in states.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        self._states = {int(index): bound for index, bound in state.items()}

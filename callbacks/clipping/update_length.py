@@ -1,5 +1,7 @@
 """How long the update is that a gradient makes, where it scales with the gradient."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.optim import ASGD, SGD, Optimizer
@@ -47,14 +49,14 @@ def group_learning_rates(optimizer: Optimizer) -> float | list[float | Tensor] |
     return rates
 
 
-def weight_norms(optimizer: Optimizer, first_group: int = 0) -> list[Tensor]:
-    """Norm ``()`` of the trainable weights of each parameter group from `first_group` on.
+def weight_norms(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Norm ``()`` of the trainable weights of each parameter group.
 
     Frozen weights are left out: they make no step, and a large frozen embedding would loosen the bound of all others.
     """
     norms = []
-    for group in optimizer.param_groups[first_group:]:
-        weights = [weight for weight in group["params"] if weight.requires_grad]
+    for group in groups:
+        weights = [weight for weight in group if weight.requires_grad]
         norms.append(total_norm(tensor_norms(weights)) if weights else torch.zeros((), dtype=torch.float64))
     return norms
 

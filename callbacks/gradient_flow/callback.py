@@ -8,6 +8,13 @@ import torch
 from torch import nn
 
 from rnn_blocks.callbacks.figures import require_matplotlib
+from rnn_blocks.callbacks.gradient_flow.compiled import (
+    compiled_around,
+    not_measured,
+    perhaps_compiled_around,
+    plain_name,
+    runs_eagerly,
+)
 from rnn_blocks.callbacks.gradient_flow.history import FlowHistory, decay_rate
 from rnn_blocks.callbacks.gradient_flow.plot import flow_figure
 from rnn_blocks.callbacks.gradient_flow.recorder import FlowRecorder, StatesOf, recurrences
@@ -143,6 +150,7 @@ class GradientFlowMonitor(Callback):
         self.history: dict[str, FlowHistory] = {}
         self._targets: dict[str, nn.Module] = {}
         self._recorder: FlowRecorder | None = None
+        self._went_back = False
         self._measured_at = -1
         self._drawn = 0
         self._warned: set[str] = set()
@@ -181,20 +189,20 @@ class GradientFlowMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers: only now all of them are there."""
         found, refused = recurrences(pl_module)
-        modules = dict(pl_module.named_modules())
+        modules = {plain_name(name): module for name, module in pl_module.named_modules()}
         for name in [*(self.layers or []), *self.states]:
-            if name not in modules:
+            if plain_name(name) not in modules:
                 raise ValueError(
                     f"GradientFlowMonitor: {name!r} is no module of this {type(pl_module).__name__}; with a recurrence "
                     f"of their own are {', '.join(map(repr, found)) or 'none'}"
                 )
-        within = [f"{name}." for name in self.layers or []]
+        within = [f"{plain_name(name)}." for name in self.layers or []]
         wanted = {
             name: module
             for name, module in found.items()
             if self.layers is None or any(f"{name}.".startswith(prefix) for prefix in within)
         }
-        wanted = {name: modules[name] for name in self.states} | wanted
+        wanted = {name: modules[plain_name(name)] for name in self.states} | wanted
         for name, reason in refused.items():
             if name not in wanted:
                 self._warn_once(name, reason)
@@ -209,18 +217,28 @@ class GradientFlowMonitor(Callback):
                 "or raise `max_layers`"
             )
         self._targets = dict(list(wanted.items())[: self.max_layers])
+        self._leave_out(
+            {
+                name: around
+                for name, module in self._targets.items()
+                if (name in self.states or not runs_eagerly(module)) and (around := compiled_around(pl_module, module))
+            }
+        )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to record, on a measuring step."""
         step = logged_step(trainer)
-        if step % self.every_n_steps or step == self._measured_at or not trainer.is_global_zero:
+        due = step % self.every_n_steps == 0 and step != self._measured_at
+        if not due or not self._targets or not trainer.is_global_zero:
             return
+        self._went_back = False
         self._recorder = FlowRecorder(self._targets, self.states, self.source)
         self._recorder.attach()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run again what gradients have come back through."""
         if self._recorder is not None:
+            self._went_back = True
             scaler = gradient_scaler(trainer)
             device = pl_module.device
             scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=device))
@@ -241,9 +259,10 @@ class GradientFlowMonitor(Callback):
         metrics: dict[str, float] = {}
         for name, reason in recorder.problems.items():
             self._warn_once(name, reason)
+        self._explain_silence(recorder, pl_module, step)
         curves = recorder.read()
         for name in self.states:
-            if name in self._targets and name not in curves:
+            if name in recorder.called and name not in curves:
                 self._warn_once(
                     name,
                     "was not measured: no gradient reached the states that its function handed out; they must be the "
@@ -291,6 +310,30 @@ class GradientFlowMonitor(Callback):
                 f"by a factor of {rate:.3g}, over {span} steps by {reach:.1e}; {ADVICE[alarm]}."
             )
         history.alarm = alarm
+
+    def _explain_silence(self, recorder: FlowRecorder, pl_module: LightningModule, step: int) -> None:
+        """Tell of layers whose calls were not seen in a step."""
+        silent = [name for name in self._targets if name not in recorder.called]
+        perhaps = perhaps_compiled_around(pl_module)
+        went_through = self._went_back or bool(recorder.called)
+        hidden: dict[str, str] = {}
+        for name in silent:
+            eager = name not in self.states and runs_eagerly(self._targets[name])
+            if recorder.traced(name) or (perhaps and went_through and not eager):
+                hidden[name] = perhaps or "what was compiled"
+            elif went_through:
+                self._warn_once(
+                    name,
+                    f"was not called in step {step}; it is measured in the steps that call it, but not where a "
+                    "function that torch.compile compiled does",
+                )
+        self._leave_out(hidden)
+
+    def _leave_out(self, hidden: Mapping[str, str]) -> None:
+        """Measure layers no more that run compiled: a hook on them would only have them compiled once more."""
+        self._targets = {name: module for name, module in self._targets.items() if name not in hidden}
+        for around in dict.fromkeys(hidden.values()):
+            rank_zero_warn(not_measured([name for name in hidden if hidden[name] == around], around))
 
     def _warn_once(self, name: str, reason: str) -> None:
         if name not in self._warned:

@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
+from rnn_blocks.callbacks.gradient_flow.compiled import (
+    forget_traced,
+    note_traced,
+    plain_name,
+    runs_eagerly,
+    was_traced,
+)
 from rnn_blocks.callbacks.gradient_flow.replay_layer import LayerCall
 from rnn_blocks.callbacks.gradient_flow.replay_torch import TorchCall
 from rnn_blocks.callbacks.gradient_flow.state_replay import Caught, Flow, Source, flow, squared_norms
@@ -45,6 +52,10 @@ class FlowRecorder:
         targets: modules with a recurrence, by name: `Recurrent` layers of this library, torch's, and those of `states`.
         states: for modules that hand out their states, what makes them of the module, its arguments and its output.
         source: see `GradientFlowMonitor`.
+
+    Attributes:
+        problems: of layers that are not measured, or not as a whole, the reason.
+        called: the layers that were called where hooks see it, measured or not.
     """
 
     def __init__(self, targets: Mapping[str, nn.Module], states: Mapping[str, StatesOf], source: Source) -> None:
@@ -53,6 +64,7 @@ class FlowRecorder:
         self.source = source
         self.flows: dict[str, list[Flow]] = {}
         self.problems: dict[str, str] = {}
+        self.called: set[str] = set()
         self._calls: list[tuple[str, LayerCall | TorchCall | StatesCall]] = []
         self._entered: dict[str, TorchCall] = {}
         self._handles: list[RemovableHandle] = []
@@ -61,11 +73,15 @@ class FlowRecorder:
 
     def attach(self) -> None:
         """Begin to record."""
+        forget_traced(self.targets)
         for name, module in self.targets.items():
             if name in self.states:
                 self._handles.append(module.register_forward_hook(partial(self._keep_states, name)))
             elif isinstance(module, nn.RNNBase):
-                enter, leave = partial(self._enter, name), partial(self._leave, name)
+                enter: Any = partial(self._enter, name)
+                leave: Any = partial(self._leave, name)
+                if runs_eagerly(module):  # but a compiler around it would take the hooks for a part of the model
+                    enter, leave = torch.compiler.disable(enter), torch.compiler.disable(leave)
                 self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, with_kwargs=True))
             else:
@@ -111,11 +127,19 @@ class FlowRecorder:
             read[name] = (norms, error)
         return read
 
+    def traced(self, name: str) -> bool:
+        """Whether a layer went into a compiled graph, where it is not seen."""
+        return was_traced(name)
+
     def _recording(self, name: str) -> bool:
-        # Without gradients there is nothing to catch; within a backward pass it is a checkpointed part's second run.
-        if not self._open or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # asked first: all that is looked at before would be guarded
+            note_traced(name)
             return False
-        if torch._C._current_graph_task_id() != -1:
+        if not self._open:
+            return False
+        self.called.add(name)
+        # Without gradients there is nothing to catch; within a backward pass it is a checkpointed part's second run.
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return False
         if sum(name == other for other, _ in self._calls) < MAX_CALLS:
             return True
@@ -166,7 +190,7 @@ class FlowRecorder:
 
 
 def recurrences(root: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The recurrent layers of a module by their names, and, of those that cannot be measured, the reason.
+    """The recurrent layers of a module by their plain names (without `torch.compile`), and, of those that cannot be measured, the reason.
 
     >>> found, refused = recurrences(nn.ModuleDict({"encoder": nn.GRU(2, 3), "other": nn.LSTM(2, 3, proj_size=2)}))
     >>> list(found), list(refused)
@@ -179,21 +203,12 @@ def recurrences(root: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
     for name, module in root.named_modules():
         if not isinstance(module, nn.RNNBase | Recurrent):
             continue
-        if _compiled(root, name):
-            refused[name.replace("_orig_mod.", "")] = (
-                "is within a torch.compile'd module, whose graph hands out no states"
-            )
-        elif isinstance(module, nn.RNNBase) and module.proj_size:
+        name = plain_name(name)
+        if isinstance(module, nn.RNNBase) and module.proj_size:
             refused[name] = f"has a projection of its outputs (proj_size={module.proj_size}), which is not supported"
         else:
             found[name] = module
     return found, refused
-
-
-def _compiled(root: nn.Module, name: str) -> bool:
-    parts = name.split(".") if name else []
-    within = [root, *(root.get_submodule(".".join(parts[: end + 1])) for end in range(len(parts)))]
-    return "_orig_mod" in parts or any(part._compiled_call_impl is not None for part in within)
 
 
 def _joined(flows: Sequence[Flow]) -> Tensor:

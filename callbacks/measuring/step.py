@@ -1,6 +1,6 @@
 """The gradients of one optimizer step, measured once and shared by every callback that asks."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -29,9 +29,8 @@ class StepGradients:
         self.parameters = [parameter for group in self.groups for parameter in group]
         self.clipped_norms: Tensor | None = None
         self._readers: set[int] = set()
-        # A fused optimizer unscales inside `step`; unscaled here, its gradients read and clip as any other's do.
-        if scaler is not None and self.parameters and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)
+        if scaler is not None and self.parameters:
+            _unscale(scaler, optimizer)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -61,6 +60,49 @@ class StepGradients:
             return self.total
         return total_norm(self.clipped_norms)
 
+    def note_clipped(self, norms: Tensor) -> None:
+        """Take down what `current_norms` are from now on, for the gradients have been changed."""
+        self.clipped_norms = norms
+
+
+class ChosenGradients(StepGradients):
+    """Some of the gradients of a step, as if there were no others; what is noted of them is noted of the whole step.
+
+    Args:
+        step: the whole.
+        chosen: which parameters.
+    """
+
+    def __init__(self, step: StepGradients, chosen: Container[Tensor]) -> None:
+        self._step = step
+        self.groups = [[parameter for parameter in group if parameter in chosen] for group in step.groups]
+        self.parameters = [parameter for group in self.groups for parameter in group]
+        self._places = [place for place, parameter in enumerate(step.parameters) if parameter in chosen]
+        self.clipped_norms = None
+
+    @cached_property
+    def _index(self) -> Tensor:
+        return torch.tensor(self._places).to(self._step.norms.device, non_blocking=True)
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """As of the whole step."""
+        return self._step.norms[self._index]
+
+    @property
+    def current_norms(self) -> Tensor:
+        """As of the whole step."""
+        return self._step.current_norms[self._index]
+
+    @property
+    def clipped_total(self) -> Tensor:
+        """As of the whole step."""
+        return total_norm(self.current_norms)
+
+    def note_clipped(self, norms: Tensor) -> None:
+        """As of the whole step."""
+        self._step.note_clipped(self._step.current_norms.index_copy(0, self._index, norms))
+
 
 _steps: WeakKeyDictionary[Optimizer, StepGradients] = WeakKeyDictionary()
 
@@ -87,3 +129,12 @@ def forget_steps(optimizers: Sequence[Optimizer]) -> None:
     """Begin afresh: an optimizer that outlives a fit must not bring its last step into the next one."""
     for optimizer in optimizers:
         _steps.pop(optimizer, None)
+
+
+def _unscale(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
+    """Unless that has been done, as by a Trainer, which leaves it to a fused optimizer's `step` all the same."""
+    try:
+        scaler.unscale_(optimizer)
+    except RuntimeError as error:
+        if "has already been called" not in str(error):
+            raise

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from rnn_blocks.callbacks.measuring.parameters import parameter_names
 from rnn_blocks.callbacks.measuring.recurrent_weights import (
     RecurrentModule,
     gate_norms,
@@ -16,7 +17,7 @@ from rnn_blocks.callbacks.measuring.recurrent_weights import (
 )
 from rnn_blocks.callbacks.measuring.step import StepGradients
 from rnn_blocks.callbacks.measuring.weight_updates import WeightsBefore
-from rnn_blocks.callbacks.trainer import LightningModule, parameter_names
+from rnn_blocks.callbacks.trainer import LightningModule
 
 
 class MonitoredStep:

@@ -8,6 +8,7 @@ from rnn_blocks.callbacks.trainer.loggers import (
     log_histogram,
     log_metrics,
     logged_step,
+    logs_this_step,
     metric_suffix,
 )
 from rnn_blocks.callbacks.trainer.namespaces import (
@@ -18,7 +19,7 @@ from rnn_blocks.callbacks.trainer.namespaces import (
     is_overridden,
 )
 from rnn_blocks.callbacks.trainer.others import averages_weights, callbacks_of, go_first, go_last
-from rnn_blocks.callbacks.trainer.state import gradient_scaler, is_fitting, parameter_names
+from rnn_blocks.callbacks.trainer.state import gradient_scaler, is_fitting
 from rnn_blocks.callbacks.trainer.strategies import (
     refuse_sharded_parameters,
     refuse_unsupported_optimizer,
@@ -42,8 +43,8 @@ __all__ = [
     "log_histogram",
     "log_metrics",
     "logged_step",
+    "logs_this_step",
     "metric_suffix",
-    "parameter_names",
     "rank_zero_info",
     "rank_zero_warn",
     "refuse_sharded_parameters",

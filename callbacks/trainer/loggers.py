@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from rnn_blocks.callbacks.trainer.namespaces import Trainer, is_lightnings
+from rnn_blocks.callbacks.trainer.namespaces import LightningModule, Trainer, is_lightnings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +19,15 @@ FOLDER = "plots"
 def is_logging_step(trainer: Trainer) -> bool:
     """Whether the trainer logs at the end of this training batch; the same answer all through the batch."""
     return trainer._logger_connector.should_update_logs
+
+
+def logs_this_step(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether an optimizer step that is about to be made may be logged, now or at the end of a later batch.
+
+    Under automatic optimisation what is logged is the step of a batch that logs. Under manual optimisation an optimizer
+    may step when nothing is logged, and not when something is: what is logged is its last step.
+    """
+    return is_logging_step(trainer) or not module.automatic_optimization
 
 
 def logged_step(trainer: Trainer) -> int:

@@ -1,20 +1,14 @@
-"""What a trainer and its module know that gradients are read by."""
+"""What a trainer knows that gradients are read by."""
 
 import torch
-from torch import Tensor
 
-from rnn_blocks.callbacks.trainer.namespaces import LightningModule, Trainer
+from rnn_blocks.callbacks.trainer.namespaces import Trainer
 
 
 def gradient_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
     """The trainer's gradient scaler under ``precision="16-mixed"``, else None."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled() else None
-
-
-def parameter_names(module: LightningModule) -> dict[Tensor, str]:
-    """Name of each parameter, as it is without `torch.compile`."""
-    return {parameter: name.replace("_orig_mod.", "") for name, parameter in module.named_parameters()}
 
 
 def is_fitting(trainer: Trainer) -> bool:

@@ -236,7 +236,4 @@ class TestEffectiveLearningRate:
     def test_initial_weights_are_measured_by_group_without_the_frozen(self):
         first, second = self.weights()
         frozen = nn.Parameter(torch.full((1000,), 1e3), requires_grad=False)
-        optimizer = torch.optim.SGD(
-            [{"params": [first, frozen]}, {"params": [second]}, {"params": [frozen.clone()]}], lr=1.0
-        )
-        assert [norm.item() for norm in weight_norms(optimizer)] == [5.0, 12.0, 0.0]
+        assert [norm.item() for norm in weight_norms([[first, frozen], [second], [frozen]])] == [5.0, 12.0, 0.0]

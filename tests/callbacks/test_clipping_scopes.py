@@ -217,7 +217,7 @@ def test_two_instances_clip_one_after_the_other_each_in_its_scope():
 SHARDED = """
 import torch
 import torch.distributed as dist
-from rnn_blocks.callbacks.clipping.callback import UNITS
+from rnn_blocks.callbacks.clipping.clipper import UNITS
 from rnn_blocks.callbacks.measuring.step import StepGradients
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -243,13 +243,14 @@ def clip(net, scope, read):
         p.grad = distribute_tensor(gradient, p.device_mesh, p.placements) if isinstance(p, DTensor) else gradient
     first, *others = net.parameters()
     optimizer = torch.optim.SGD([{"params": [first]}, {"params": others}], lr=1.0)
-    units, gradients = UNITS[scope](optimizer), StepGradients(optimizer)
+    groups = [group["params"] for group in optimizer.param_groups]
+    units, gradients = UNITS[scope](groups), StepGradients(optimizer)
     norms = units.norms(gradients)
     coefficient = torch.where(norms > 0.8, 0.8 / norms, 1.0)
     units.multiply_(gradients, coefficient, read)
     after = units.clipped_norms(gradients, norms, coefficient)
     assert_close(after, torch.stack([whole(p.grad).double().norm() for p in net.parameters()]), rtol=1e-5, atol=0)
-    return norms, units.weight_norms(optimizer), [whole(p.grad) for p in net.parameters()]
+    return norms, units.weight_norms(groups), [whole(p.grad) for p in net.parameters()]
 
 one, sharded = net(), net()
 fully_shard(sharded[0], mesh=mesh)  # by rows, of which 5 do not split evenly

@@ -1,0 +1,296 @@
+"""Clipping one optimizer's gradients by a threshold that follows them, in any training loop: torch alone."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import ASGD, SGD, Optimizer
+
+from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradients, leaves_out_updates
+from rnn_blocks.callbacks.clipping.policies import SCOPES, Auto, ClippingPolicy, Scope, Step
+from rnn_blocks.callbacks.clipping.record import ClippingRecord, Report, join_groups, read_reports
+from rnn_blocks.callbacks.clipping.rows import ByRow
+from rnn_blocks.callbacks.clipping.units import ByGroup, ByParameter, Units, Whole
+from rnn_blocks.callbacks.clipping.update_bound import UpdateBound
+from rnn_blocks.callbacks.measuring.parameters import Chosen
+from rnn_blocks.callbacks.measuring.step import ChosenGradients, StepGradients, forget_steps, shared_step
+
+UNITS: dict[Scope, type[Units]] = {"global": Whole, "group": ByGroup, "parameter": ByParameter, "unit": ByRow}
+
+
+class OtherParametersError(ValueError):
+    """A history is of other parameters than those that there are."""
+
+
+class GradientClipper:
+    """Clips the gradients of one optimizer to a threshold that nobody has to set, in any training loop.
+
+    What `AdaptiveGradientClipping` does for every optimizer of a Lightning Trainer, without a Trainer, to the bit::
+
+        clipper = GradientClipper(optimizer)
+        for batch in batches:
+            loss(batch).backward()
+            clipper.clip()  # before every optimizer.step()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    See there for scopes, non-finite gradients, metrics and cost. Where gradients accumulate, `clip` is called once
+    before the step, as `optimizer.step` is. Under DDP and FSDP2 (`fully_shard`) every rank has its own, and all of them
+    act alike. An optimizer that Lightning Fabric or Accelerate has wrapped is taken as what it wraps.
+
+    Args:
+        optimizer: whose gradients to clip. Every optimizer has a clipper of its own.
+        policy: how the threshold is found: ``"auto"`` for `Auto()`, or any `ClippingPolicy`.
+        scope: what has a threshold of its own; None: the scope that the policy was made for.
+        nonfinite: what to do about a gradient with NaN or infinity: ``"skip"``, ``"zero"`` or ``"raise"``.
+        max_nonfinite: so many steps in a row with a non-finite gradient end the training.
+        include: names of the parameters and modules to clip, with ``*`` for anything; None: all parameters. Gradients
+            with NaN or infinity are looked for in all of them, and acted on for the whole step.
+        exclude: names of those to leave as they are.
+        model: what names parameters, in messages and for `include` and `exclude`; not needed where the optimizer was
+            made of ``model.named_parameters()``.
+        scaler: the gradient scaler of a mixed-precision training. Gradients are unscaled before they are clipped,
+            unless that has been done; overflows are left to it.
+        name: what metrics begin with.
+
+    Raises:
+        ValueError: a setting is not one of its choices, or a name matches no parameter.
+
+    >>> model = nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> clipper = GradientClipper(optimizer, Fixed(1.0))
+    >>> model(torch.full((1, 3), 100.0)).sum().backward()
+    >>> norm = clipper.clip()
+    >>> round(norm.item(), 1), round(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item(), 3)
+    (173.2, 1.0)
+    >>> clipper.metrics()["grad_clip/clipped_fraction"]
+    1.0
+    """
+
+    called: ClassVar[str] = "GradientClipper"
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        policy: ClippingPolicy | Literal["auto"] = "auto",
+        *,
+        scope: Scope | None = None,
+        nonfinite: Literal["skip", "zero", "raise"] = "skip",
+        max_nonfinite: int = 25,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] = (),
+        model: nn.Module | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        name: str = "grad_clip",
+    ) -> None:
+        self.optimizer = unwrapped(optimizer)
+        self.policy, self.scope = checked_settings(self.called, policy, scope, name)
+        self.name = name
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._nonfinite = NonFiniteGradients(self.called, nonfinite, max_nonfinite)
+        try:
+            self._chosen = Chosen(self.optimizer, model, include=listed(include), exclude=listed(exclude) or ())
+        except ValueError as error:
+            raise ValueError(f"{self.called}: {error}") from None
+        self._units: Units | None = None
+        self._record: ClippingRecord | None = None
+        self._steps = 0
+        self._bound: UpdateBound | None = None
+        forget_steps([self.optimizer])
+        if self.policy.longest_update is not None and not isinstance(self.optimizer, SGD | ASGD):
+            chosen = None if self._chosen.all else self._chosen
+            self._bound = UpdateBound(self.optimizer, self.policy.longest_update, chosen)
+            self._bound.attach()
+
+    def clip(self) -> Tensor | None:
+        """Put the step's norm into the history, and clip; to be called once before every step of the optimizer.
+
+        Returns:
+            Norm of the gradients to be clipped, before clipping, ``()``, on their device; None where there are none.
+
+        Raises:
+            NonFiniteGradientError: see `nonfinite` and `max_nonfinite`.
+            ValueError: the history is of other parameters.
+        """
+        whole = shared_step(self.optimizer, self, self._scaler)
+        step, self._steps = self._steps, self._steps + 1
+        gradients = whole if self._chosen.all else ChosenGradients(whole, self._chosen)
+        if not gradients.parameters:
+            return None
+        units = self._current_units()
+        norm = units.norms(gradients)
+        total = gradients.clipped_total
+        record = self._record_step(whole, gradients, units, norm)
+        scaled = self._scaler is not None
+        if self._reads_flags(record):
+            nonfinite, clipped = record.flags.tolist()
+            changed = nonfinite or clipped
+            if clipped:
+                units.multiply_(gradients, record.coefficient, read=True)
+            if nonfinite:
+                self._nonfinite.act(whole, self._chosen.names(), run=record.read_run(), step=step, scaled=scaled)
+        else:
+            record.remember_culprit(whole.norms)
+            units.multiply_(gradients, record.coefficient, read=False)
+            self._nonfinite.act_on_device(self.optimizer, whole, record.flags[0], scaled=scaled)
+            changed = True
+        gradients.note_clipped(
+            units.clipped_norms(gradients, norm, record.coefficient) if changed else gradients.current_norms
+        )
+        return total
+
+    def metrics(self) -> dict[str, float]:
+        """What `AdaptiveGradientClipping` logs, of the last step and of all since `metrics` was called before.
+
+        Waits for the device; to be called when something is logged, and not at every step. Tells of non-finite
+        gradients that it has not told of. Empty before the first step.
+
+        Raises:
+            NonFiniteGradientError: as `clip`, where it could not tell.
+        """
+        return read_metrics([self])[0]
+
+    @property
+    def untold(self) -> bool:
+        """Whether non-finite gradients may have been acted on unseen, of which `metrics` would tell."""
+        return self._nonfinite.deferred is not None
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was: nothing bounds its updates any more."""
+        if self._bound is not None:
+            self._bound.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and counts: dicts, lists, numbers, strings and tensors only."""
+        return {
+            "policy": repr(self.policy),
+            "scope": self.scope,
+            "steps": self._steps,
+            "record": None if self._record is None else self._record.state_dict(),
+            "updates": None if self._bound is None else self._bound.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint's history.
+
+        Raises:
+            ValueError: it is of another policy or scope, or of other parameters.
+        """
+        refuse_other_settings(self.called, state_dict, self.policy, self.scope)
+        self._steps = state_dict["steps"]
+        if state_dict["record"] is not None:
+            record = ClippingRecord.from_state_dict(state_dict["record"])
+            self._refuse_other_units(record, self._current_units())
+            self._record = record
+        if state_dict["updates"] is not None and self._bound is not None:
+            self._bound.load_state_dict(state_dict["updates"])
+
+    def _current_units(self) -> Units:
+        groups = self._chosen.groups()
+        if self._units is None or not self._units.fits(groups):
+            self._units = UNITS[self.scope](groups)
+        return self._units
+
+    def _record_step(
+        self, whole: StepGradients, gradients: StepGradients, units: Units, norm: Tensor
+    ) -> ClippingRecord:
+        if self._record is None:
+            self._record = ClippingRecord()
+        record, groups = self._record, self._chosen.groups()
+        if len(record.weight_norms) < len(units.sizes):
+            record.to(norm.device)
+            fresh = units.weight_norms(groups[len(record.weight_norms) :])
+            record.add_groups([norms.to(norm) for norms in fresh], self.policy)
+        self._refuse_other_units(record, units)
+        record.to(norm.device)
+        nonfinite = ~(whole.clipped_total < math.inf)  # NaN too, in a quarter of the operations of `isfinite`
+        if norm.ndim or whole is not gradients:  # kept out of the histories, though some of its units may be finite
+            norm = norm.masked_fill(nonfinite, math.nan)
+        step = Step(norm, units.learning_rate(self.optimizer, gradients), record.initial_weight_norm)
+        if self.policy.uses_weights:
+            now = [norms.to(norm, non_blocking=True) for norms in units.weight_norms(groups)]
+            step = step._replace(weight_norm=join_groups(now))
+        clip = self.policy.clip(record.history, step)
+        record.history = self.policy.observe(record.history, step)
+        record.count(norm, clip, nonfinite, units.count(gradients))
+        return record
+
+    def _refuse_other_units(self, record: ClippingRecord, units: Units) -> None:
+        if record.sizes != units.sizes[: len(record.sizes)]:
+            raise OtherParametersError(
+                f"{self.called}(scope={self.scope!r}) has the history of an optimizer whose parameter groups have "
+                f"{record.sizes} units, but here they have {units.sizes}. Use a new instance for a new model, or the "
+                "checkpoint of this one; give parameters that are added later a group of their own."
+            )
+
+    def _reads_flags(self, record: ClippingRecord) -> bool:
+        # Reading is free on a CPU. Elsewhere it makes the host wait, and is done only where nothing else can be right:
+        # an update on zero gradients is not a skipped update, for momentum and weight decay act in it.
+        if record.flags.device.type == "cpu":
+            return True
+        return self._nonfinite.choice != "zero" and self._scaler is None and not leaves_out_updates(self.optimizer)
+
+    def _told(self, report: Report) -> dict[str, float]:
+        scaled = self._scaler is not None
+        self._nonfinite.tell(self._chosen.names(), report, step=self._steps, scaled=scaled)
+        metrics = {} if not math.isfinite(report.threshold) else {f"{self.name}/threshold": report.threshold}
+        for name in ("coefficient", "clipped_fraction", "skipped_steps"):
+            metrics[f"{self.name}/{name}"] = getattr(report, name)
+        if self._bound is not None:
+            metrics[f"{self.name}/update_coefficient"] = self._bound.coefficient
+        return metrics
+
+
+def read_metrics(clippers: Sequence[GradientClipper]) -> list[dict[str, float]]:
+    """The `metrics` of several clippers, read in one transfer from the device."""
+    records = {place: clipper._record for place, clipper in enumerate(clippers) if clipper._record is not None}
+    reports = dict(zip(records, read_reports(list(records.values())), strict=True)) if records else {}
+    return [clipper._told(reports[place]) if place in reports else {} for place, clipper in enumerate(clippers)]
+
+
+def checked_settings(
+    owner: str, policy: ClippingPolicy | Literal["auto"], scope: Scope | None, name: str
+) -> tuple[ClippingPolicy, Scope]:
+    """The policy and the scope that are meant.
+
+    Raises:
+        ValueError: a setting is not one of its choices.
+    """
+    if policy != "auto" and not isinstance(policy, ClippingPolicy):
+        raise ValueError(f"{owner}: policy is {policy!r}; it must be 'auto' or a ClippingPolicy, such as Fixed(5.0)")
+    if scope is not None and scope not in SCOPES:
+        raise ValueError(
+            f"{owner}: scope is {scope!r}; choose one of {', '.join(map(repr, SCOPES))}, or None for the policy's own"
+        )
+    if not name:
+        raise ValueError(f"{owner}: name is ''; it must have a character at least")
+    meant: ClippingPolicy = Auto() if isinstance(policy, str) else policy
+    return meant, meant.default_scope if scope is None else scope
+
+
+def refuse_other_settings(owner: str, state: dict[str, Any], policy: ClippingPolicy, scope: Scope) -> None:
+    """Raise `ValueError` if a state is of another policy or scope."""
+    for setting, here in (("policy", repr(policy)), ("scope", scope)):
+        if state[setting] != here:
+            raise ValueError(
+                f"{owner}: the checkpoint's history is of the {setting} {state[setting]}, and this instance has "
+                f"{here}; give it the same {setting}, or begin without that history"
+            )
+
+
+def listed(names: str | Sequence[str] | None) -> list[str] | None:
+    """One name or several as a list.
+
+    >>> listed("head"), listed(["head", "body"]), listed(None)
+    (['head'], ['head', 'body'], None)
+    """
+    return [names] if isinstance(names, str) else None if names is None else list(names)
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """What a wrapper of Lightning, Fabric or Accelerate holds, which makes the steps."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
+        optimizer = inner
+    return optimizer

@@ -1,0 +1,119 @@
+"""The parameters of a model and of an optimizer: what they are called, and which are chosen."""
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import cast
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def parameter_names(model: nn.Module) -> dict[Tensor, str]:
+    """Name of each parameter, as it is without `torch.compile`, `DistributedDataParallel` or Fabric around the model.
+
+    >>> list(parameter_names(nn.Sequential(nn.Linear(2, 2), nn.Tanh())).values())
+    ['0.weight', '0.bias']
+    """
+    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_forward_module"):
+        model = cast(nn.Module, model.module)
+    return {parameter: name.replace("_orig_mod.", "") for name, parameter in model.named_parameters()}
+
+
+class Chosen:
+    """The parameters of one optimizer that are clipped: all of them, or those whose names match.
+
+    A pattern is a name, of a parameter or of a module that holds some, in which ``*`` stands for anything
+    (`fnmatch`): ``"decoder"``, ``"decoder.output.weight"``, ``"*.bias"``.
+
+    Args:
+        optimizer: whose parameters there are; groups may be added to it later.
+        model: whose names count; None: those that the optimizer was given (`torch.optim` takes ``named_parameters()``).
+        include: patterns of the names to choose; None: all.
+        exclude: patterns of the names to leave out of these.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or there are no names.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> [[tuple(weight.shape) for weight in group] for group in Chosen(optimizer, model, exclude=["1"]).groups()]
+    [[(2, 2), (2,)]]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None = None,
+        *,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        self._optimizer = optimizer
+        self._model = model
+        self._include = include
+        self._exclude = exclude
+        self.all = include is None and not exclude
+        self._numbers: list[int] = []
+        self._groups: list[list[Tensor]] = []
+        self._ids: frozenset[int] = frozenset()
+        if not self.all:
+            names = list(self.names().values())
+            for argument, patterns in (("include", include or ()), ("exclude", exclude)):
+                for pattern in patterns:
+                    _refuse_without_match(argument, pattern, names)
+
+    def names(self) -> dict[Tensor, str]:
+        """Of the model's parameters, or of the optimizer's where no model was given; empty where neither tells."""
+        return dict(_names_in(self._optimizer)) if self._model is None else parameter_names(self._model)
+
+    def groups(self) -> list[list[Tensor]]:
+        """The chosen parameters, by parameter group."""
+        if self.all:
+            return [group["params"] for group in self._optimizer.param_groups]
+        numbers = [len(group["params"]) for group in self._optimizer.param_groups]
+        if numbers != self._numbers:
+            names = self.names()
+            self._groups = [
+                [parameter for parameter in group["params"] if self._matches(names.get(parameter, ""))]
+                for group in self._optimizer.param_groups
+            ]
+            self._numbers = numbers
+            self._ids = frozenset(id(parameter) for group in self._groups for parameter in group)
+        return self._groups
+
+    def ids(self) -> frozenset[int]:
+        """`id` of each chosen parameter; empty where all are chosen."""
+        self.groups()
+        return self._ids
+
+    def __contains__(self, parameter: object) -> bool:
+        return self.all or id(parameter) in self.ids()
+
+    def _matches(self, name: str) -> bool:
+        included = self._include is None or any(matches(name, pattern) for pattern in self._include)
+        return included and not any(matches(name, pattern) for pattern in self._exclude)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a parameter's name matches a pattern, or lies below what does.
+
+    >>> matches("decoder.output.weight", "decoder"), matches("decoder.weight", "*.bias")
+    (True, False)
+    """
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _names_in(optimizer: Optimizer) -> Iterator[tuple[Tensor, str]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["params"], group.get("param_names", ()), strict=False)
+
+
+def _refuse_without_match(argument: str, pattern: str, names: list[str]) -> None:
+    if not names:
+        raise ValueError(
+            f"{argument} is {pattern!r}, but parameters have no names here: give the model, or make the optimizer of "
+            "`model.named_parameters()`"
+        )
+    if not any(matches(name, pattern) for name in names):
+        some = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
+        raise ValueError(f"{argument} has {pattern!r}, which matches no parameter; there are {some}")
