@@ -118,6 +118,11 @@ def _multiply_rows_(gradient: Tensor, coefficient: Tensor) -> None:
         values = gradient._values()
         values.mul_(factor[gradient._indices()[0]].view(-1, *[1] * (values.ndim - 1)))
         return
+    if len(gradient) == 1:
+        stored_values(gradient).mul_(
+            factor
+        )  # a DTensor of one row, cut by rows, refuses a factor that it would cut too
+        return
     factor = factor.view(-1, *[1] * (gradient.ndim - 1))
     if isinstance(gradient, DTensor):
         mesh = gradient.device_mesh

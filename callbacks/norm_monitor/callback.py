@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from rnn_blocks.callbacks.figures import require_matplotlib
+from rnn_blocks.callbacks.figures import can_draw, told_without
 from rnn_blocks.callbacks.measuring.step import forget_steps, shared_step
 from rnn_blocks.callbacks.measuring.transfer import read_together
 from rnn_blocks.callbacks.norm_monitor.histogram import NormHistogram
@@ -20,7 +20,9 @@ from rnn_blocks.callbacks.trainer import (
     log_figure,
     log_histogram,
     log_metrics,
+    logs_this_step,
     metric_suffix,
+    rank_zero_warn,
     refuse_unsupported_optimizer,
     refuse_unsupported_strategy,
 )
@@ -48,6 +50,8 @@ class GradientNormMonitor(Callback):
 
     With several optimizers each name ends in `/optimizer_0`, `/optimizer_1`, …. Gradients are whole (accumulated) and
     unscaled. They are measured on the trainer's logging steps only (``log_every_n_steps``) and read in one transfer.
+    Under manual optimisation, where an optimizer may step when nothing is logged and not when something is, every step
+    is measured, and each log shows the last one of each optimizer that has made any since the log before.
     The order in which callbacks are listed does not matter: the monitor goes first by itself. Every logger of the
     trainer gets the metrics, and `trainer.callback_metrics` has the latest.
 
@@ -61,11 +65,12 @@ class GradientNormMonitor(Callback):
     are read with the other values on the first logging step that is so many optimizer steps after the last histogram;
     past 65,536 the oldest are lost. A `WandbLogger` and a `TensorBoardLogger` get each histogram; at the end of the fit
     ``plots/gradient_norm_histogram.png`` below the run's folder shows all of them, and goes to the loggers as well
-    (matplotlib is needed).
+    (left out where matplotlib is missing).
 
     *Updates* take a copy of the weights on logging steps, from before the step to the end of the batch: as much memory
-    as the optimizer's trainable weights (on each rank its shard of them). Where an optimizer steps several times in a
-    batch, norms and updates are those of its last step; what is changed afterwards in the batch counts for it.
+    as the optimizer's trainable weights (on each rank its shard of them), and under manual optimisation at every step.
+    Where an optimizer steps several times in a batch, norms and updates are those of its last step; what is changed
+    afterwards in the batch counts for it.
 
     Args:
         depth: how many parts of a parameter's name make its module: with 1 `decoder.cell.weight` counts for `decoder`,
@@ -80,7 +85,6 @@ class GradientNormMonitor(Callback):
     Raises:
         ValueError: a setting is out of its range.
         MisconfigurationException: at the start of a fit, if gradients cannot be read there (DeepSpeed, FSDP1, LBFGS).
-        ModuleNotFoundError: at the start of a fit, if histograms are asked for and matplotlib is missing.
 
     >>> from lightning.pytorch import Trainer
     >>> monitor = GradientNormMonitor(top_k=3, gates=True)
@@ -146,8 +150,8 @@ class GradientNormMonitor(Callback):
             return
         self._due.clear()
         refuse_unsupported_strategy(trainer, "GradientNormMonitor")
-        if self.histogram_every_n_steps is not None:
-            require_matplotlib("GradientNormMonitor(histogram_every_n_steps=...)")
+        if self.histogram_every_n_steps is not None and not can_draw():
+            rank_zero_warn(told_without("GradientNormMonitor(histogram_every_n_steps=...)"))
         if trainer.global_step == 0:
             self._histograms.clear()
         go_first(trainer, self)
@@ -165,14 +169,16 @@ class GradientNormMonitor(Callback):
         index = trainer.optimizers.index(optimizer)
         if self.histogram_every_n_steps is not None:
             self._histograms.setdefault(index, NormHistogram()).record(step.total)
-        if is_logging_step(trainer):
+        if logs_this_step(trainer, pl_module):
             self._due[index] = MonitoredStep.take(step, pl_module, gates=self.gates, updates=self.updates)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Log what was measured: only now every clipper has done its work, wherever it is listed."""
-        if not self._due:
+        for measured in self._due.values():
+            measured.end()
+        if not self._due or not is_logging_step(trainer):
             return
         due, self._due = self._due, {}
         tensors = {index: measured.to_read() for index, measured in due.items()}
@@ -209,8 +215,10 @@ class GradientNormMonitor(Callback):
         values = read_together([self._histograms[index].take() for index in waiting])
         for index, norms in zip(waiting, values, strict=True):
             self._log_histogram(trainer, index, norms)
+        if not trainer.is_global_zero or not can_draw():
+            return
         for index, histogram in self._histograms.items():
             suffix = metric_suffix(trainer, index)
-            figure = histogram.draw("Gradient norm" + suffix.replace("/", " of ")) if trainer.is_global_zero else None
+            figure = histogram.draw("Gradient norm" + suffix.replace("/", " of "))
             if figure is not None:
                 log_figure(trainer, "gradient_norm_histogram" + suffix, figure)

@@ -23,7 +23,7 @@ from rnn_blocks.callbacks.trainer import LightningModule
 class MonitoredStep:
     """Norms of one optimizer's step, on the device until they are read.
 
-    Taken before the gradients are clipped; `to_read` is called when the step has been made.
+    Taken before the gradients are clipped; `end` is called when the step has been made, and then `to_read`.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class MonitoredStep:
         self._modules = modules
         self._gates = gates
         self._weights = weights
+        self._ended: list[Tensor] | None = None
 
     @classmethod
     def take(cls, step: StepGradients, model: LightningModule, *, gates: bool, updates: bool) -> Self:
@@ -48,10 +49,16 @@ class MonitoredStep:
         known = [(module, norms) for module, norms in found if norms is not None]
         return cls(step, modules, known, WeightsBefore(step.parameters) if updates else None)
 
+    def end(self) -> None:
+        """Measure what the step has done, before another one is made; only the first call does anything."""
+        if self._ended is None:
+            head = torch.stack([self._step.total, self._step.clipped_total])
+            self._ended = [head, *([] if self._weights is None else self._weights.compare())]
+
     def to_read(self) -> list[Tensor]:
         """Total norm and the clipped one; norms by parameter; by gate, of each module; of weights and of updates."""
-        head = torch.stack([self._step.total, self._step.clipped_total])
-        updates = [] if self._weights is None else self._weights.compare()
+        self.end()
+        head, *updates = self._ended or ()
         return [head, self._step.norms, *(norms for _, norms in self._gates), *updates]
 
     def metrics(

@@ -222,14 +222,15 @@ from rnn_blocks.callbacks.measuring.step import StepGradients
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.nn import Linear
 from torch.testing import assert_close
 
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))
 
-def net():
+def make():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Conv1d(5, 3, 1))
+    net = torch.nn.Sequential(Linear(3, 5), torch.nn.Conv1d(5, 3, 1), Linear(4, 1), Linear(1, 4))
     net.plain = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
     return net
 
@@ -252,8 +253,9 @@ def clip(net, scope, read):
     assert_close(after, torch.stack([whole(p.grad).double().norm() for p in net.parameters()]), rtol=1e-5, atol=0)
     return norms, units.weight_norms(groups), [whole(p.grad) for p in net.parameters()]
 
-one, sharded = net(), net()
-fully_shard(sharded[0], mesh=mesh)  # by rows, of which 5 do not split evenly
+one, sharded = make(), make()
+for layer in sharded[0], sharded[2], sharded[3]:
+    fully_shard(layer, mesh=mesh)  # by rows, of which 5 do not split evenly, and 1 not at all
 sharded[1].weight = torch.nn.Parameter(distribute_tensor(sharded[1].weight.detach(), mesh, [Shard(1)]))  # across them
 for scope in UNITS:
     for read in (True, False):
