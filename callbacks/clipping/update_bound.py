@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer, RMSprop
 from torch.utils.hooks import RemovableHandle
 
+from rnn_blocks.callbacks.measuring.before_update import before_update
 from rnn_blocks.callbacks.measuring.norms import stored_values, tensor_norms
 
 SAMPLE = 4096  # elements of each parameter that are looked at
@@ -80,7 +81,7 @@ class UpdateBound:
     def attach(self) -> None:
         """Begin to bound the optimizer's steps."""
         self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step_or_after_closure),
+            before_update(self.optimizer, self._before_step),  # a closure sees, and may set, the user's own rate
             self.optimizer.register_step_post_hook(lambda *_: self._after_step()),
         ]
 
@@ -108,23 +109,6 @@ class UpdateBound:
         self._initial_norms = dict(state["initial_norms"])
         self._measured = None if state["measured"] is None else torch.tensor(state["measured"], dtype=torch.float64)
         self._arrived = None
-
-    def _before_step_or_after_closure(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        # Under automatic optimisation the whole training step runs in the optimizer's closure. It sees, and may set,
-        # the user's own rate; only the update that follows is made at the bounded one.
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        if closure is None:
-            self._before_step()
-            return None
-
-        def closure_at_the_users_rate() -> Any:
-            loss = closure()
-            self._before_step()
-            return loss
-
-        return args[:1], kwargs | {"closure": closure_at_the_users_rate}
 
     def _before_step(self) -> None:
         self._restore_rates()  # after a step that an error broke off

@@ -3,11 +3,13 @@
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.figures import can_draw, told_without
 from rnn_blocks.callbacks.measuring.step import forget_steps, shared_step
 from rnn_blocks.callbacks.measuring.transfer import read_together
+from rnn_blocks.callbacks.norm_monitor.applied import AppliedGradients
 from rnn_blocks.callbacks.norm_monitor.histogram import NormHistogram
 from rnn_blocks.callbacks.norm_monitor.monitored_step import MonitoredStep
 from rnn_blocks.callbacks.trainer import (
@@ -34,6 +36,7 @@ class GradientNormMonitor(Callback):
     ==================================  ==========================================================================
     `grad_norm/total`                   norm of all the optimizer's gradients, before clipping
     `grad_norm/clipped`                 the same after clipping; 0 where the update was skipped
+    `grad_norm/applied`                 the same as the update really used it, with ``check_applied=True``
     `grad_norm/<module>`                norm over one top-level module, before clipping
     `grad_norm/recurrent/<module>`      norm over a recurrent module's recurrent weights: what the last state
                                         comes in by
@@ -72,6 +75,11 @@ class GradientNormMonitor(Callback):
     Where an optimizer steps several times in a batch, norms and updates are those of its last step; what is changed
     afterwards in the batch counts for it.
 
+    *Checks*, with ``check_applied=True``: the norm is measured after the backward pass and in the update, too, and a
+    warning says once where gradients were changed in between without the monitor's knowing (clipped inside
+    `training_step`, after the hook, by a second mechanism), and where clipping has no effect. Two more passes over the
+    gradients on logging steps.
+
     Args:
         depth: how many parts of a parameter's name make its module: with 1 `decoder.cell.weight` counts for `decoder`,
             with 2 for `decoder.cell`.
@@ -81,6 +89,7 @@ class GradientNormMonitor(Callback):
         gates: whether to log norms by gate.
         updates: whether to log the norms of weights and updates.
         histogram_every_n_steps: how many optimizer steps to gather for a histogram; None: no histograms.
+        check_applied: whether to check that the gradients measured are those that the update uses.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -100,6 +109,7 @@ class GradientNormMonitor(Callback):
         gates: bool = False,
         updates: bool = False,
         histogram_every_n_steps: int | None = None,
+        check_applied: bool = False,
     ) -> None:
         every = 1 if histogram_every_n_steps is None else histogram_every_n_steps
         settings = (
@@ -117,6 +127,9 @@ class GradientNormMonitor(Callback):
         self.gates = gates
         self.updates = updates
         self.histogram_every_n_steps = histogram_every_n_steps
+        self.check_applied = check_applied
+        self._applied: dict[int, AppliedGradients] = {}
+        self._said: set[tuple[int, str]] = set()
         self._due: dict[int, MonitoredStep] = {}
         self._histograms: dict[int, NormHistogram] = {}
 
@@ -161,6 +174,31 @@ class GradientNormMonitor(Callback):
         refuse_unsupported_optimizer(trainer, "GradientNormMonitor")
         forget_steps(trainer.optimizers)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to follow gradients to their updates, where that is asked for."""
+        if self.check_applied:
+            self._said.clear()
+            self._applied = {index: AppliedGradients(own) for index, own in enumerate(trainer.optimizers)}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note what is left of the last step's gradients."""
+        if self._applied and logs_this_step(trainer, pl_module):
+            for applied in self._applied.values():
+                applied.start()
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """See whether the training step has changed them."""
+        if self._applied:
+            self._applied[trainer.optimizers.index(optimizer)].before_clearing()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure what the backward pass gives."""
+        if self._applied and logs_this_step(trainer, pl_module):
+            scaler = gradient_scaler(trainer)
+            scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=pl_module.device))
+            for applied in self._applied.values():
+                applied.after_backward(scale)
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, on a logging step; for histograms, on each."""
         step = shared_step(optimizer, self, gradient_scaler(trainer))
@@ -169,8 +207,12 @@ class GradientNormMonitor(Callback):
         index = trainer.optimizers.index(optimizer)
         if self.histogram_every_n_steps is not None:
             self._histograms.setdefault(index, NormHistogram()).record(step.total)
+        if index in self._applied:
+            self._applied[index].at_hook()
         if logs_this_step(trainer, pl_module):
-            self._due[index] = MonitoredStep.take(step, pl_module, gates=self.gates, updates=self.updates)
+            self._due[index] = MonitoredStep.take(
+                step, pl_module, gates=self.gates, updates=self.updates, applied=self._applied.get(index)
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
@@ -193,6 +235,11 @@ class GradientNormMonitor(Callback):
             own, values = values[: len(tensors[index])], values[len(tensors[index]) :]
             named = measured.metrics(own, pl_module, depth=self.depth, max_modules=self.max_modules, top_k=self.top_k)
             metrics |= {name + metric_suffix(trainer, index): value for name, value in named.items()}
+            findings = measured.findings(own, clips_later=bool(trainer.gradient_clip_val))
+            for kind, finding in findings.items():
+                if (index, kind) not in self._said:
+                    self._said.add((index, kind))
+                    rank_zero_warn(f"GradientNormMonitor(check_applied=True), optimizer {index}: {finding}.")
         log_metrics(trainer, metrics)
         for index, norms in zip(full, values, strict=True):
             self._log_histogram(trainer, index, norms)
@@ -203,8 +250,15 @@ class GradientNormMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is of the histograms: a training that broke off is where they are looked for."""
+        self.teardown(trainer, pl_module, "fit")
         with suppress(RuntimeError):  # of a device that cannot be read any more
             self._draw_histograms(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizers as they were."""
+        for applied in self._applied.values():
+            applied.detach()
+        self._applied = {}
 
     def _log_histogram(self, trainer: Trainer, index: int, norms: list[float]) -> None:
         logs = self._histograms[index].add(norms)

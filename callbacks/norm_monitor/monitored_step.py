@@ -17,6 +17,7 @@ from rnn_blocks.callbacks.measuring.recurrent_weights import (
 )
 from rnn_blocks.callbacks.measuring.step import StepGradients
 from rnn_blocks.callbacks.measuring.weight_updates import WeightsBefore
+from rnn_blocks.callbacks.norm_monitor.applied import AppliedGradients, Norms
 from rnn_blocks.callbacks.trainer import LightningModule
 
 
@@ -32,46 +33,61 @@ class MonitoredStep:
         modules: list[RecurrentModule],
         gates: list[tuple[RecurrentModule, Tensor]],
         weights: WeightsBefore | None,
+        applied: AppliedGradients | None,
     ) -> None:
         self._step = step
         self._modules = modules
         self._gates = gates
         self._weights = weights
+        self._applied = applied
         self._ended: list[Tensor] | None = None
 
     @classmethod
-    def take(cls, step: StepGradients, model: LightningModule, *, gates: bool, updates: bool) -> Self:
+    def take(
+        cls,
+        step: StepGradients,
+        model: LightningModule,
+        *,
+        gates: bool,
+        updates: bool,
+        applied: AppliedGradients | None = None,
+    ) -> Self:
         """Measure what may be changed or gone when the step has been made."""
         step.total  # noqa: B018  (measured now)
         modules = recurrent_modules(model)
         own = set(step.parameters)
         found = [(module, gate_norms(module, own)) for module in modules] if gates else []
         known = [(module, norms) for module, norms in found if norms is not None]
-        return cls(step, modules, known, WeightsBefore(step.parameters) if updates else None)
+        return cls(step, modules, known, WeightsBefore(step.parameters) if updates else None, applied)
 
     def end(self) -> None:
         """Measure what the step has done, before another one is made; only the first call does anything."""
         if self._ended is None:
             head = torch.stack([self._step.total, self._step.clipped_total])
+            if self._applied is not None:
+                head = torch.cat([head, self._applied.take(head)])
             self._ended = [head, *([] if self._weights is None else self._weights.compare())]
 
     def to_read(self) -> list[Tensor]:
-        """Total norm and the clipped one; norms by parameter; by gate, of each module; of weights and of updates."""
+        """Total norm, the clipped one and what was applied; by parameter; by gate, of each module; of updates."""
         self.end()
-        head, *updates = self._ended or ()
+        assert self._ended is not None
+        head, *updates = self._ended
         return [head, self._step.norms, *(norms for _, norms in self._gates), *updates]
 
     def metrics(
         self, values: list[list[float]], model: LightningModule, *, depth: int, max_modules: int, top_k: int
     ) -> dict[str, float]:
         """The metrics by name, from the values of `to_read`."""
-        (total, clipped), norms, *others = values
+        (total, clipped, *applied), norms, *others = values
         names = parameter_names(model)
         labels = [names.get(parameter, "other") for parameter in self._step.parameters]
         modules = [_module_of(label, depth) for label in labels]
         metrics = {"grad_norm/total": total}
         if self._step.clipped_norms is not None:
             metrics["grad_norm/clipped"] = clipped if math.isfinite(clipped) else 0.0
+        if applied:
+            metrics["grad_norm/applied"] = applied[1] if math.isfinite(applied[1]) else 0.0
         metrics |= _prefixed("grad_norm/", _joined(zip(modules, norms, strict=True), max_modules))
         metrics |= self._recurrent(norms, max_modules)
         metrics |= self._by_gate(others[: len(self._gates)], max_modules)
@@ -84,6 +100,14 @@ class MonitoredStep:
         # No order holds with NaN in it: what is not finite counts as infinite, and comes first.
         largest = sorted(zip(labels, norms, strict=True), key=lambda own: own[1] if own[1] < math.inf else math.inf)
         return metrics | {f"grad_norm/parameter/{name}": norm for name, norm in largest[::-1][:top_k]}
+
+    def findings(self, values: list[list[float]], *, clips_later: bool) -> dict[str, str]:
+        """What is wrong with the way of the gradients, by kind, from the values of `to_read`; see `Norms`."""
+        (total, clipped, *applied), *_ = values
+        if not applied:
+            return {}
+        after_backward, used, in_vain = applied
+        return Norms(after_backward, total, clipped, used, in_vain).findings(clips_later=clips_later)
 
     def _recurrent(self, norms: list[float], max_modules: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
