@@ -115,6 +115,8 @@ class AdaptiveGradientClipping(Callback):
     Auto(longest_step=0.08, longest_update=0.05, deviations=2.5, window=64)
     """
 
+    of_a_fit = {"_clippers": dict, "_due": set}  # noqa: RUF012
+
     def __init__(
         self,
         policy: ClippingPolicy | Literal["auto"] = "auto",
@@ -186,6 +188,9 @@ class AdaptiveGradientClipping(Callback):
             }
             for index in {**records, **updates}
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_states": self._current_states()}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a trainer that clips by itself, and strategies whose gradients cannot be clipped from outside."""

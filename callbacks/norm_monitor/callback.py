@@ -100,6 +100,8 @@ class GradientNormMonitor(Callback):
     >>> trainer = Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
     """
 
+    of_a_fit = {"_due": dict, "_applied": dict}  # noqa: RUF012
+
     def __init__(
         self,
         *,

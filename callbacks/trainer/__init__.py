@@ -2,6 +2,7 @@
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from rnn_blocks.callbacks.trainer.callback import Callback
 from rnn_blocks.callbacks.trainer.loggers import (
     is_logging_step,
     log_figure,
@@ -12,7 +13,6 @@ from rnn_blocks.callbacks.trainer.loggers import (
     metric_suffix,
 )
 from rnn_blocks.callbacks.trainer.namespaces import (
-    Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,

@@ -4,6 +4,7 @@ Whoever has the first has both, so what is installed tells nothing. Base classes
 by its class's name, whichever package that is in.
 """
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias, Union
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Trainer: TypeAlias = lightning_pytorch.Trainer | pytorch_lightning.Trainer
     LightningModule: TypeAlias = lightning_pytorch.LightningModule | pytorch_lightning.LightningModule
 
-    class Callback(lightning_pytorch.Callback, pytorch_lightning.Callback):  # type: ignore[misc]
+    class EitherCallback(lightning_pytorch.Callback, pytorch_lightning.Callback):  # type: ignore[misc]
         """As below."""
 
     class MisconfigurationException(
@@ -30,17 +31,18 @@ if TYPE_CHECKING:
         """As below."""
 
 else:
-    HALVES = (("lightning.pytorch", "lightning.fabric"), ("pytorch_lightning", "lightning_fabric"))
-    HERE = [names for names in HALVES if find_spec(names[0].partition(".")[0])]
-    _log = vars(rank_zero).get("log")  # each sets it as it is imported: the user's own stays
-    PARTS = [import_module(name) for name, _ in HERE]
-    EXCEPTIONS = [import_module(f"{name}.utilities.exceptions").MisconfigurationException for _, name in HERE]
-    if _log is not None:
-        rank_zero.log = _log
+    HALVES = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
+    HERE = [name for name in HALVES if find_spec(name.partition(".")[0])] or list(HALVES)[:1]
+    # each lets `rank_zero_info` speak through its own logger as it is imported: the user's stays, or else the first's
+    import_module(next((name for name in HERE if name in sys.modules), HERE[0]))
+    _said_through = {name: vars(rank_zero)[name] for name in ("log", "rank_zero_deprecation_category")}
+    PARTS = [import_module(name) for name in HERE]
+    EXCEPTIONS = [import_module(f"{HALVES[name]}.utilities.exceptions").MisconfigurationException for name in HERE]
+    vars(rank_zero).update(_said_through)
     Trainer = Union[tuple(part.Trainer for part in PARTS)]  # noqa: UP007
     LightningModule = Union[tuple(part.LightningModule for part in PARTS)]  # noqa: UP007
 
-    class Callback(*(part.Callback for part in PARTS)):
+    class EitherCallback(*(part.Callback for part in PARTS)):
         """A callback to the trainers of `lightning.pytorch` and of `pytorch_lightning`."""
 
     class MisconfigurationException(*EXCEPTIONS):

@@ -1,24 +1,24 @@
 """The other callbacks of a trainer, and the order that they are called in."""
 
-from rnn_blocks.callbacks.trainer.namespaces import Callback, Trainer, is_lightnings
+from rnn_blocks.callbacks.trainer.namespaces import EitherCallback, Trainer, is_lightnings
 
 
-def averages_weights(callback: Callback) -> bool:
+def averages_weights(callback: EitherCallback) -> bool:
     """Whether it is one of Lightning's that average weights."""
     return is_lightnings(callback, "StochasticWeightAveraging", "WeightAveraging")
 
 
-def callbacks_of(trainer: Trainer, besides: Callback | None = None) -> list[Callback]:
+def callbacks_of(trainer: Trainer, besides: EitherCallback | None = None) -> list[EitherCallback]:
     """All of the trainer's, but for one where it is given, in their order."""
     return [other for other in trainer.callbacks if other is not besides]  # type: ignore[union-attr]
 
 
-def go_first(trainer: Trainer, callback: Callback) -> None:
+def go_first(trainer: Trainer, callback: EitherCallback) -> None:
     """Move a callback before all others, so that it sees gradients before any of them changes them."""
     trainer.callbacks = [callback, *callbacks_of(trainer, callback)]  # type: ignore[union-attr]
 
 
-def go_last(trainer: Trainer, callback: Callback) -> None:
+def go_last(trainer: Trainer, callback: EitherCallback) -> None:
     """Put a callback behind all others, in the place of those of its class that are there."""
     others = [other for other in callbacks_of(trainer) if not isinstance(other, type(callback))]
     trainer.callbacks = [*others, callback]  # type: ignore[union-attr]
