@@ -11,6 +11,7 @@ from rnn_blocks.layers.ready_made_linear import LRU, RGLRU, SRU, LeakyIntegrator
 from rnn_blocks.layers.recurrent import Recurrent
 from rnn_blocks.layers.recurrent_stack import RecurrentStack
 from rnn_blocks.layers.stack import Stack
+from rnn_blocks.layers.torch_layout import TorchLayout
 from rnn_blocks.layers.vanishing_gradient_penalty import vanishing_gradient_penalty
 from rnn_blocks.layers.variational_dropout import VariationalDropout
 from rnn_blocks.layers.weight_drop import WeightDrop
@@ -39,6 +40,7 @@ __all__ = [
     "Recurrent",
     "RecurrentStack",
     "Stack",
+    "TorchLayout",
     "VariationalDropout",
     "WeightDrop",
     "activation_regularisation",
