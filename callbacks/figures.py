@@ -10,16 +10,21 @@ if TYPE_CHECKING:
 BLUE, ORANGE, RED, GREEN, GREY = "#3b6fb6", "#e07b39", "#c23b3b", "#4a8f5a", "#8a8a8a"
 
 
-def require_matplotlib(user: str) -> None:
-    """Raise `ModuleNotFoundError`, naming what wants to draw and what to install, if matplotlib is not there.
+def can_draw() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
 
-    To be called at the start of a fit: at its end the error would come too late.
+
+def told_without(user: str) -> str:
+    """What to warn of at the start of a fit where it is not: who leaves its figures out, and what to install.
+
+    >>> told_without("ClippingAdvisor").partition(",")[0]
+    'ClippingAdvisor leaves its figures out: they are drawn with matplotlib'
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError(
-            f"{user} draws with matplotlib, which is not installed: `pip install matplotlib`, or "
-            "`pip install 'rnn-blocks[recipes]'`."
-        )
+    return (
+        f"{user} leaves its figures out: they are drawn with matplotlib, which is not installed. All else is as it "
+        "would be. For figures, `pip install matplotlib`, or `pip install 'rnn-blocks[recipes]'`."
+    )
 
 
 def new_figure(

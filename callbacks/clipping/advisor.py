@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.clipping.advice import ClippingAdvice
 from rnn_blocks.callbacks.clipping.callback import AdaptiveGradientClipping
-from rnn_blocks.callbacks.figures import require_matplotlib
+from rnn_blocks.callbacks.figures import can_draw, told_without
 from rnn_blocks.callbacks.measuring.norm_buffer import NormBuffer
 from rnn_blocks.callbacks.measuring.step import forget_steps, shared_step
 from rnn_blocks.callbacks.measuring.transfer import read_together
@@ -35,8 +35,8 @@ class ClippingAdvisor(Callback):
     After `steps` steps of every optimizer, or when the fit ends or is broken off before, by whatever exception, it
     prints a table of candidate thresholds and how many of the steps each would have clipped, logs the same, and draws
     the norms with the candidates (``plots/clipping_advice.png`` below the run's folder, and the loggers that take
-    pictures; matplotlib is needed). The norms are those before any clipping, wherever it is listed among the callbacks:
-    it goes first by itself.
+    pictures; left out where matplotlib is missing). The norms are those before any clipping, wherever it is listed
+    among the callbacks: it goes first by itself.
 
     What it recommends is the average norm without spikes, after Pascanu, Mikolov and Bengio 2013, "On the difficulty of
     training recurrent neural networks", section 3.2: the average over a sufficiently large number of updates is a good
@@ -65,7 +65,6 @@ class ClippingAdvisor(Callback):
     Raises:
         ValueError: `steps` is below 1.
         MisconfigurationException: at the start of a fit, if gradients cannot be read there (DeepSpeed, FSDP1, LBFGS).
-        ModuleNotFoundError: at the start of a fit, if matplotlib is missing.
 
     >>> from lightning.pytorch import Trainer
     >>> advisor = ClippingAdvisor(steps=200, stop=True)
@@ -116,7 +115,8 @@ class ClippingAdvisor(Callback):
         if stage != "fit":
             return
         refuse_unsupported_strategy(trainer, "ClippingAdvisor")
-        require_matplotlib("ClippingAdvisor")
+        if not can_draw():
+            rank_zero_warn(told_without("ClippingAdvisor"))
         clippers = [
             type(callback).__name__
             for callback in callbacks_of(trainer)
@@ -193,7 +193,8 @@ class ClippingAdvisor(Callback):
             metrics |= {f"clipping_advice/{name}{suffix}": value for name, value in advice.metrics().items()}
             if trainer.is_global_zero:
                 print(f"\n{advice.table(suffix.removeprefix('/'))}")  # noqa: T201
-                log_figure(trainer, "clipping_advice" + suffix, advice.draw(suffix.removeprefix("/")))
+                if can_draw():
+                    log_figure(trainer, "clipping_advice" + suffix, advice.draw(suffix.removeprefix("/")))
         log_metrics(trainer, metrics)
         silent = [str(index) for index in range(len(trainer.optimizers)) if index not in self.recommendations]
         if silent and self.recommendations:

@@ -58,6 +58,7 @@ class GradientClipper:
     Raises:
         ValueError: a setting is not one of its choices, or a name matches no parameter.
 
+    >>> from rnn_blocks.callbacks import Fixed
     >>> model = nn.Linear(3, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> clipper = GradientClipper(optimizer, Fixed(1.0))

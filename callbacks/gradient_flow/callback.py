@@ -7,22 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from rnn_blocks.callbacks.figures import require_matplotlib
+from rnn_blocks.callbacks.figures import can_draw, told_without
 from rnn_blocks.callbacks.gradient_flow.compiled import (
     compiled_around,
     not_measured,
     perhaps_compiled_around,
-    plain_name,
     runs_eagerly,
 )
 from rnn_blocks.callbacks.gradient_flow.history import FlowHistory, decay_rate
 from rnn_blocks.callbacks.gradient_flow.plot import flow_figure
-from rnn_blocks.callbacks.gradient_flow.recorder import FlowRecorder, StatesOf, recurrences
+from rnn_blocks.callbacks.gradient_flow.recorder import FlowRecorder, StatesOf
 from rnn_blocks.callbacks.gradient_flow.state_replay import Source
+from rnn_blocks.callbacks.gradient_flow.targets import chosen_targets, refuse_nothing_to_measure
 from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
-    MisconfigurationException,
     Trainer,
     gradient_scaler,
     log_figure,
@@ -89,6 +88,13 @@ class GradientFlowMonitor(Callback):
     a copy of the recurrent layers' weights and their inputs; the norms are read in one transfer. A figure takes some
     tenths of a second.
 
+    *Under torch.compile* torch's own layers are measured as ever, since its compiler leaves them as they are. This
+    library's, and modules of `states`, become a part of what is compiled around them, where no hook sees them: those
+    are left out, and a warning tells inside what they run. The training stays the one without this callback; a layer
+    that turns out at the first measurement to run compiled has been compiled once more for it. What runs eagerly, by
+    ``engine="compiled"`` too, is measured: keep a layer out of the compiled part by `torch.compiler.disable` on the
+    forward of the module that calls it, or train some steps without `torch.compile` for the picture.
+
     *Several devices.* Under DDP and `ModelParallelStrategy` (FSDP2) the first rank measures its own share of the batch,
     and others wait for it at their next exchange. DeepSpeed and FSDP1 are refused; layers whose weights are sharded
     even where they run (tensor parallelism) are left out.
@@ -103,18 +109,20 @@ class GradientFlowMonitor(Callback):
         vanishing: warn where, by the fitted rate, less than this part of the gradient is left at the far end.
         exploding: warn where it has grown to more than this at the far end. A layer is warned about once, and again
             when it had recovered in between.
-        figures: whether to draw: when the history has grown by a quarter, and at the end.
+        figures: whether to draw: when the history has grown by a quarter, and at the end. Left out, with a warning at
+            the start, where matplotlib is missing.
         max_layers: at most so many layers are measured.
 
     Raises:
         ValueError: a setting is out of its range, or names what is not there.
         MisconfigurationException: at the start of a fit, if there is nothing to measure, or the strategy is refused.
-        ModuleNotFoundError: at the start of a fit, if figures are wanted and matplotlib is not there.
 
     >>> from lightning.pytorch import Trainer
     >>> monitor = GradientFlowMonitor(every_n_steps=100, source="last")
     >>> trainer = Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
     """
+
+    of_a_fit = {"_targets": dict, "_recorder": lambda: None}  # noqa: RUF012
 
     def __init__(
         self,
@@ -180,37 +188,18 @@ class GradientFlowMonitor(Callback):
         if stage != "fit":
             return
         refuse_unsupported_strategy(trainer, "GradientFlowMonitor")
-        if self.figures:
-            require_matplotlib("GradientFlowMonitor(figures=True)")
+        if self.figures and not can_draw():
+            rank_zero_warn(told_without("GradientFlowMonitor"))
         self._warned.clear()
         if trainer.global_step == 0:
             self.history, self._measured_at, self._drawn = {}, -1, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers: only now all of them are there."""
-        found, refused = recurrences(pl_module)
-        modules = {plain_name(name): module for name, module in pl_module.named_modules()}
-        for name in [*(self.layers or []), *self.states]:
-            if plain_name(name) not in modules:
-                raise ValueError(
-                    f"GradientFlowMonitor: {name!r} is no module of this {type(pl_module).__name__}; with a recurrence "
-                    f"of their own are {', '.join(map(repr, found)) or 'none'}"
-                )
-        within = [f"{plain_name(name)}." for name in self.layers or []]
-        wanted = {
-            name: module
-            for name, module in found.items()
-            if self.layers is None or any(f"{name}.".startswith(prefix) for prefix in within)
-        }
-        wanted = {name: modules[plain_name(name)] for name in self.states} | wanted
+        wanted, refused = chosen_targets(pl_module, self.layers, self.states)
         for name, reason in refused.items():
-            if name not in wanted:
-                self._warn_once(name, reason)
-        if not wanted:
-            raise MisconfigurationException(
-                f"GradientFlowMonitor finds no recurrent layer to measure in this {type(pl_module).__name__}. Remove "
-                "it, or name a module and a function that hands out its states: states={'decoder': function}."
-            )
+            self._warn_once(name, reason)
+        refuse_nothing_to_measure(wanted, pl_module)
         if len(wanted) > self.max_layers:
             rank_zero_warn(
                 f"GradientFlowMonitor measures the first {self.max_layers} of {len(wanted)} layers; choose by `layers` "
@@ -320,12 +309,12 @@ class GradientFlowMonitor(Callback):
         for name in silent:
             eager = name not in self.states and runs_eagerly(self._targets[name])
             if recorder.traced(name) or (perhaps and went_through and not eager):
-                hidden[name] = perhaps or "what was compiled"
+                hidden[name] = perhaps or "a compiled function"
             elif went_through:
                 self._warn_once(
                     name,
-                    f"was not called in step {step}; it is measured in the steps that call it, but not where a "
-                    "function that torch.compile compiled does",
+                    f"was not called in step {step}; it is measured in the steps that call it, but neither by its "
+                    "`step` nor in a function that torch.compile compiled",
                 )
         self._leave_out(hidden)
 
@@ -342,7 +331,7 @@ class GradientFlowMonitor(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         rows = max((history.seen for history in self.history.values()), default=0)
-        if not self.figures or not trainer.is_global_zero or rows == self._drawn:
+        if not self.figures or not can_draw() or not trainer.is_global_zero or rows == self._drawn:
             return
         self._drawn = rows
         for name, history in self.history.items():

@@ -23,7 +23,7 @@ def plain_name(name: str) -> str:
 
 def runs_eagerly(module: nn.Module) -> bool:
     """Whether the compiler leaves a module as it is, wherever it is called."""
-    return isinstance(module, nn.RNNBase) and not getattr(torch._dynamo.config, "allow_rnn", False)
+    return isinstance(module, nn.LSTM | nn.GRU | nn.RNN) and not getattr(torch._dynamo.config, "allow_rnn", False)
 
 
 def compiled_around(root: nn.Module, module: nn.Module) -> str:
@@ -31,8 +31,9 @@ def compiled_around(root: nn.Module, module: nn.Module) -> str:
 
     Of a `forward` of the root, that need not be what runs the module: see `perhaps_compiled_around`.
 
-    >>> net = nn.Sequential(nn.Linear(2, 2), torch.compile(nn.Sequential(nn.Linear(2, 2))))
-    >>> compiled_around(net, net[0]), compiled_around(net, net[1][0])
+    >>> inner = nn.Sequential(nn.Linear(2, 2))
+    >>> net = nn.Sequential(nn.Linear(2, 2), torch.compile(inner, backend="eager"))
+    >>> compiled_around(net, net[0]), compiled_around(net, inner[0])
     ('', "the compiled '1'")
     """
     path = next(name for name, part in root.named_modules() if part is module)
@@ -72,15 +73,14 @@ def not_measured(names: Iterable[str], around: str) -> str:
     """
     return (
         f"GradientFlowMonitor does not measure {', '.join(map(repr, names))}: inside {around} (torch.compile) no hook "
-        "sees a layer. Measured is what runs eagerly: keep the layer out of the compiled part, by "
-        "`layer.forward = torch.compiler.disable(layer.forward)`, or train some steps without torch.compile for the "
-        "picture."
+        "sees a layer. Measured is what runs eagerly: keep it out of the compiled part, by `torch.compiler.disable` on "
+        "the forward of the module that calls it, or train some steps without torch.compile for the picture."
     )
 
 
-@torch.compiler.assume_constant_result  # the compiler calls it while it traces; what it makes of that does not
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def note_traced(name: str) -> None:
-    """Remember that a layer's call went into a compiled graph."""
+    """Remember that a layer's call went into a compiled graph: called by the compiler, and not by what it makes."""
     _traced.add(name)
 
 

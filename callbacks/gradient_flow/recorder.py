@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rnn_blocks.engine import State
     from rnn_blocks.layers import Recurrent
 
+Run = Callable[..., "tuple[Tensor, State]"]
 StatesOf = Callable[[nn.Module, tuple[Any, ...], Any], Sequence[Tensor]]
 MAX_CALLS = 16
 
@@ -86,7 +87,8 @@ class FlowRecorder:
                 self._handles.append(module.register_forward_hook(leave, with_kwargs=True))
             else:
                 # Stacks call their layers' `run` and not the layers, so that there is nothing for a hook to hang on.
-                vars(module)["run"] = partial(self._run, name, cast("Recurrent", module))
+                patch = vars(module).setdefault("run", partial(_recorded_run, module, []))
+                patch.args[1].append((name, self))
                 self._patched.append(module)
         self._open = True
 
@@ -95,7 +97,10 @@ class FlowRecorder:
         for handle in self._handles:
             handle.remove()
         for module in self._patched:
-            vars(module).pop("run", None)
+            recorders = vars(module)["run"].args[1]  # other monitors' too, in the order of the callbacks
+            recorders[:] = [(name, recorder) for name, recorder in recorders if recorder is not self]
+            if not recorders:
+                del vars(module)["run"]
         self._handles, self._patched, self._calls, self._entered = [], [], [], {}
         self._open = False
 
@@ -150,9 +155,8 @@ class FlowRecorder:
         return False
 
     def _run(
-        self, name: str, layer: "Recurrent", inputs: Tensor, state: "State", lengths: Any, resets: Any
+        self, name: str, layer: "Recurrent", run: Run, inputs: Tensor, state: "State", lengths: Any, resets: Any
     ) -> "tuple[Tensor, State]":
-        run = partial(type(layer).run, layer)
         if not self._recording(name) or self._sharded(name, layer):
             return run(inputs, state, lengths, resets)
         call = LayerCall(layer, inputs, state, lengths, resets)
@@ -189,8 +193,24 @@ class FlowRecorder:
         return False
 
 
+def _recorded_run(
+    layer: nn.Module,
+    recorders: Sequence[tuple[str, FlowRecorder]],
+    inputs: Tensor,
+    state: "State",
+    lengths: Any,
+    resets: Any,
+) -> "tuple[Tensor, State]":
+    """In the place of a layer's `run`, for all that record it."""
+    own = cast("Recurrent", layer)
+    run: Run = partial(type(own).run, own)
+    for name, recorder in recorders:
+        run = partial(recorder._run, name, own, run)
+    return run(inputs, state, lengths, resets)
+
+
 def recurrences(root: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The recurrent layers of a module by their plain names (without `torch.compile`), and, of those that cannot be measured, the reason.
+    """The recurrent layers of a module by their plain names, and, of those that cannot be measured, the reason.
 
     >>> found, refused = recurrences(nn.ModuleDict({"encoder": nn.GRU(2, 3), "other": nn.LSTM(2, 3, proj_size=2)}))
     >>> list(found), list(refused)

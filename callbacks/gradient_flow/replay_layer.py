@@ -75,12 +75,15 @@ class LayerCall:
         # For the time of the replay the layer runs by the loop, and the loop by the tap: whatever else its class does
         # in `run`, such as running phases side by side, is done here too.
         layer.engine, vars(cell)["step"] = "loop", tap
+        recorded = vars(layer).pop("run", None)  # another monitor would take this for a call of the training
         try:
             with self.surroundings.again():
                 given = (_leaf(self.inputs), map_state(_leaf, self.state), self.lengths, self.resets)
                 outputs, after = functional_call(MethodCall(layer, "run"), self.weights, given)
         finally:
             layer.engine = engine
+            if recorded is not None:
+                vars(layer)["run"] = recorded
             del vars(cell)["step"]
         reached = self.caught.gradients
         own = reached.get(0) if source == "all" else last_steps_only(reached.get(0), self.lengths)

@@ -16,6 +16,7 @@ def before_update(optimizer: Optimizer, function: Callable[[], object]) -> Remov
     Returns:
         What removes it again.
 
+    >>> import torch
     >>> weight = torch.nn.Parameter(torch.ones(2))
     >>> optimizer = torch.optim.SGD([weight], lr=0.1)
     >>> handle = before_update(optimizer, lambda: print(weight.grad, weight.data))

@@ -34,6 +34,7 @@ class Chosen:
     Raises:
         ValueError: a pattern matches no parameter, or there are no names.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> [[tuple(weight.shape) for weight in group] for group in Chosen(optimizer, model, exclude=["1"]).groups()]

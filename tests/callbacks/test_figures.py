@@ -1,11 +1,8 @@
-import importlib.util
-import sys
-
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from small_trainings import Remember, make_trainer
 
-from rnn_blocks.callbacks.figures import new_figure, require_matplotlib, write_out_logs
+from rnn_blocks.callbacks.figures import new_figure, write_out_logs
 from rnn_blocks.callbacks.gradient_flow.history import FlowHistory
 from rnn_blocks.callbacks.gradient_flow.plot import flow_figure
 from rnn_blocks.callbacks.trainer import log_figure
@@ -83,14 +80,6 @@ def test_the_first_rank_alone_writes(tmp_path):
     trainer.strategy.__class__ = type("Other", (type(trainer.strategy),), {"is_global_zero": False})
     assert log_figure(trainer, "flow", a_figure()) is None
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_matplotlib_is_told_by_who_needs_it_and_what_to_install(monkeypatch):
-    require_matplotlib("GradientFlowMonitor")
-    monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"GradientFlowMonitor draws with matplotlib.*rnn-blocks\[recipes\]"):
-        require_matplotlib("GradientFlowMonitor")
 
 
 @pytest.mark.parametrize(("high", "labels"), [(5.0, {"0.2", "0.5", "1", "2", "5"}), (1e3, set())])

@@ -233,16 +233,6 @@ def test_layers_are_chosen_by_name_and_what_cannot_be_measured_is_told():
         fit_module(GradientIsBatch(), [torch.ones(4)], monitor_of())
 
 
-def test_a_layer_within_a_compiled_module_is_left_out_with_a_warning():
-    module = LastStep(torch.compile(GRU(3, 5), backend="eager"))
-    module.other = torch_lstm()
-    module.training_step = lambda batch, batch_idx: module.net(batch)[0].sum() + module.other(batch)[0].sum()
-    monitor = monitor_of()
-    with pytest.warns(UserWarning, match=r"'net\.layers\.0' is within a torch.compile'd module"):
-        fit_module(module, batches(1), monitor)
-    assert set(monitor.history) == {"other"}
-
-
 def test_a_layer_that_is_called_once_a_step_is_told_to_name_its_states():
     class Stepwise(LastStep):
         def training_step(self, batch, batch_idx):
