@@ -52,7 +52,8 @@ class NonMonotonicAveraging(Callback):
     Training itself does not change: it goes on from the last weights, with the same optimizer and schedule. Put to use
     are the averages: by each validation, in each checkpoint's ``"state_dict"`` (so that a `ModelCheckpoint` keeps those
     of the best validation, and whoever loads it needs nothing of this), and in the module when the fit has ended. The
-    last weights lie in the checkpoint beside them, and a resumed training is the undisturbed one bit for bit.
+    last weights lie in the checkpoint beside them, and a resumed training is the undisturbed one bit for bit (in
+    the middle of an epoch from Lightning 2.5 on: 2.4 itself begins there a batch early).
 
     Only parameters are averaged; buffers (running statistics of batch normalisation) are those of the last step.
     Weights of 16 bits are averaged in 32. Logged once, as it begins: ``averaging/started_at_step``, the optimizer step.

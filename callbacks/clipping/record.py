@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from rnn_blocks.callbacks.clipping.policies import Clip, ClippingPolicy, History
 from rnn_blocks.callbacks.measuring.norms import total_norm

@@ -1,9 +1,10 @@
 """Norms of many steps, kept on the device until they are wanted."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 
 class NormBuffer:

@@ -2,10 +2,11 @@
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from rnn_blocks.callbacks.figures import BLUE, ORANGE, new_figure_with_margin, write_out_logs
 from rnn_blocks.callbacks.measuring.norm_buffer import NormBuffer

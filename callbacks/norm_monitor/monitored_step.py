@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterable
-from typing import Self
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from rnn_blocks.callbacks.measuring.parameters import parameter_names
 from rnn_blocks.callbacks.measuring.recurrent_weights import (

@@ -17,8 +17,8 @@ class Unitwise(ClippingPolicy):
         threshold_i = target_i = λ·max(‖W_i‖, ε)
 
     ε lets units that start at zero be trained. A bias or other vector counts as one unit. In the paper λ = 0.01 goes
-    with batches of 4096 and up to 0.16 with small ones; it leaves the classifier's last layer out, which this does not:
-    give that layer to an optimizer of its own, or choose a larger λ. The rule has no history. It knows nothing of the
+    with batches of 4096 and up to 0.16 with small ones; it leaves the classifier's last layer out, as does
+    ``AdaptiveGradientClipping(Unitwise(), exclude="head")`` for a layer of that name. The rule has no history. It knows nothing of the
     learning rate, and under an adaptive optimizer it bounds what enters the moments, not the update.
 
     Args:
