@@ -42,17 +42,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "callbacks.figures": (),
     "callbacks.trainer": (),
     "callbacks.clipping.policies": (),
-    "callbacks.clipping": ("callbacks.clipping.policies", *MEASURED),
+    "callbacks.clipping": ("callbacks.clipping.policies", "callbacks.measuring"),
+    "callbacks.clipping.callback": ("callbacks.clipping", "callbacks.clipping.policies", "callbacks.trainer"),
+    "callbacks.clipping.advice": ("callbacks.figures",),
+    "callbacks.clipping.advisor": ("callbacks.clipping.callback", "callbacks.clipping.advice", *MEASURED),
     "callbacks.norm_monitor": MEASURED,
     "callbacks.gradient_flow": MEASURED,
     "callbacks.averaging": ("callbacks.trainer",),
-    "callbacks.__init__": (
-        "callbacks.clipping",
-        "callbacks.clipping.policies",
-        "callbacks.norm_monitor",
-        "callbacks.gradient_flow",
-        "callbacks.averaging",
-    ),
+    "callbacks.__init__": ("callbacks.clipping", "callbacks.clipping.policies"),
     "recipes.__init__": (),
     "recipes.data.corpora": ("recipes.__init__",),
     "recipes.data": ("recipes.__init__", "recipes.data.corpora"),
@@ -91,6 +88,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 WHEN_IT_RUNS: dict[str, tuple[str, ...]] = {
     "__init__": ("modules.__init__", "modules"),
     "callbacks.gradient_flow": ("engine", "layers"),
+    "callbacks.__init__": (
+        *("callbacks.clipping.callback", "callbacks.clipping.advice", "callbacks.clipping.advisor"),
+        *("callbacks.norm_monitor", "callbacks.gradient_flow", "callbacks.averaging"),
+    ),
     "recipes.__init__": (
         *("recipes.run", "recipes.language_model", "recipes.translation"),
         *("recipes.translation.pairs", "recipes.cloze", "recipes.long_range", "recipes.tools.export"),
@@ -229,7 +230,7 @@ def test_the_top_of_a_folder_is_its_table_of_contents(floor):
 
 @pytest.mark.parametrize("floor", BLOCKS)
 def test_the_blocks_need_torch_alone(floor):
-    allowed = {"rnn_blocks", "torch", *sys.stdlib_module_names}
+    allowed = {"rnn_blocks", "torch", "typing_extensions", *sys.stdlib_module_names}  # torch itself needs the third
     for module, path in MODULES.items():
         if module.split(".")[1:2] == [floor]:
             others = {name.split(".")[0] for name in imported(path)} - allowed
@@ -245,6 +246,14 @@ def test_importing_the_blocks_imports_no_lightning():
         "assert 'lightning' in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("room", ["callbacks.measuring", "callbacks.clipping", "callbacks.clipping.policies"])
+def test_clipping_needs_torch_alone(room):
+    for module, path in MODULES.items():
+        if room_of(module) == room:
+            allowed = {"rnn_blocks", "torch", "typing_extensions", *sys.stdlib_module_names}
+            assert {name.split(".")[0] for name in imported(path)} <= allowed, module
 
 
 def test_the_callbacks_need_torch_and_lightning_alone_and_ask_for_what_draws_when_they_draw():
