@@ -1,12 +1,14 @@
 # make demo   trains the default language model from nothing, tests it, and lets it write
 # make test   the default tests, in the same environment, in two processes (JOBS=4: in four)
+# make test-ecosystem   small trainings in other packages, each in an environment of its own (OPTIONS='--only darts')
+# make test-compat  the callbacks under older releases of Lightning (ONLY='2.4.0 pytorch_lightning': under one)
 # make gpu    everything that only a GPU can show, in eight minutes (OPTIONS='--device cpu --quick': without one)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 JOBS ?= 2
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow gpu lint types docs wheel check clean
+.PHONY: demo test test-slow test-compat test-ecosystem gpu lint types docs wheel check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rnn-blocks language-model fit
@@ -20,6 +22,14 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+# Makes an environment for each release, in .compat: a Lightning alone, the rest is .venv's.
+test-compat: $(INSTALLED)
+	$(BIN)/python tests/compat/run.py --only '$(ONLY)' --jobs $(JOBS)
+
+# Makes environments of its own, below .ecosystem or $RNN_BLOCKS_ECOSYSTEM: minutes and about a gigabyte each.
+test-ecosystem:
+	$(PYTHON) tests/ecosystem/run.py $(OPTIONS)
 
 # Needs no environment of its own: the one that has torch for this machine's GPU, by PYTHON=… or else .venv.
 gpu:
