@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,6 +24,12 @@ outputs, _ = rnn_blocks.LSTM(3, 4, num_layers=2)(torch.randn(2, 5, 3))
 assert outputs.shape == (2, 5, 4)
 for name in rnn_blocks.callbacks.__all__:
     assert getattr(rnn_blocks.callbacks, name)
+
+for name in ("wandb", "jsonargparse", "tokenizers", "datasets", "matplotlib", "tensorboard"):
+    assert importlib.util.find_spec(name) is None, f"the package without extras brings {name}"
+for package in ("lightning.pytorch", "pytorch_lightning"):
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-P", checkout / "tests" / "nine_lines.py", package, folder], check=True)
 
 command = Path(sys.executable).parent / "rnn-blocks"
 shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout

@@ -1,9 +1,10 @@
 """The data of a cloze model: any text, tokenized once and read as sequences with blanks."""
 
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
+from typing_extensions import Unpack
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.cloze.batches import BlankedText, EvaluationBlanks, TrainingBlanks

@@ -1,7 +1,8 @@
 """The data of a language model: any text, tokenized once and read as lanes."""
 
 import zlib
-from typing import Unpack
+
+from typing_extensions import Unpack
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import Split

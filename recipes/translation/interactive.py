@@ -3,7 +3,8 @@
 import contextlib
 import sys
 from pathlib import Path
-from typing import Unpack
+
+from typing_extensions import Unpack
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, Unpack, cast
+from typing import Any, BinaryIO, TextIO, cast
+
+from typing_extensions import Unpack
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.files import GZIP_MAGIC, open_text

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Self, Unpack
+from typing import Literal
 
 from torch import nn
+from typing_extensions import Self, Unpack
 
 from rnn_blocks.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_blocks.layers.recurrent import Engine

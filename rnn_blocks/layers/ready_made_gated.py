@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Unpack
+from typing import Literal
+
+from typing_extensions import Unpack
 
 from rnn_blocks.cells import IndRNNCell, LayerNormGRUCell, LayerNormLSTMCell, PeepholeLSTMCell, RHNCell, SLSTMCell
 from rnn_blocks.layers.recurrent_stack import RecurrentStack, StackOptions

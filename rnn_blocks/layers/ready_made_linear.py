@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Unpack
+
+from typing_extensions import Unpack
 
 from rnn_blocks.cells import LeakyIntegratorCell, LRUCell, MinGRUCell, MinLSTMCell, RGLRUCell, SRUCell
 from rnn_blocks.cells.min_gru import Candidate

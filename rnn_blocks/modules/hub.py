@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
+from typing_extensions import Self
 
 from rnn_blocks.modules.described import CLASS, NotDescribableError, class_path, describe, rebuilt_arguments
 

@@ -1,7 +1,7 @@
 """Recurrent nets in trainings of a few batches, and the gradient-flow monitor that measures each of their steps."""
 
 import torch
-from lightning.pytorch import LightningModule
+from lightnings import LightningModule
 from torch import nn
 
 from rnn_blocks.callbacks import GradientFlowMonitor

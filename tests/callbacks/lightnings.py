@@ -8,33 +8,34 @@ import os
 from importlib import import_module
 from typing import Any
 
-PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-CHOSEN = os.environ.get("RNN_BLOCKS_TESTS_TAKE", PACKAGES[0])
-PARTS = (
-    "",
-    ".callbacks",
-    ".loggers",
-    ".plugins",
-    ".strategies",
-    ".utilities.exceptions",
-    ".demos.boring_classes",
-    ".cli",
-)
+from packaging.version import Version
 
+PARTS = ("", ".callbacks", ".loggers", ".plugins", ".strategies", ".utilities.exceptions", ".demos.boring_classes")
+PACKAGES = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}  # each with its Fabric
+CHOSEN = os.environ.get("RNN_BLOCKS_TESTS_TAKE", "lightning.pytorch")
 if CHOSEN not in PACKAGES:
-    raise ValueError(f"RNN_BLOCKS_TESTS_TAKE is {CHOSEN!r}; choose one of {PACKAGES}")
+    raise ValueError(f"RNN_BLOCKS_TESTS_TAKE is {CHOSEN!r}; choose one of {list(PACKAGES)}")
 
 
-def class_of(package: str, name: str) -> Any:
-    """A public class of one of the two packages; AttributeError where its release has none of that name."""
-    for part in PARTS:
-        module = import_module(package + part)
-        if hasattr(module, name):
-            return getattr(module, name)
-    raise AttributeError(f"{package} {import_module(package).__version__} has no {name}")
+class Lightning:
+    """One of the two packages: the classes of all its parts, by their names."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self.release = Version(import_module(package).__version__)
+
+    def __getattr__(self, name: str) -> Any:
+        for place in (*(self.package + part for part in PARTS), PACKAGES[self.package]):
+            module = import_module(place)
+            if hasattr(module, name):
+                return getattr(module, name)
+        raise AttributeError(f"{self.package} {self.release} has no {name}")
+
+
+chosen = Lightning(CHOSEN)
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):  # what importing asks a module for
+    if name.startswith("_"):  # what `import` asks a module for
         raise AttributeError(name)
-    return class_of(CHOSEN, name)
+    return getattr(chosen, name)

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
+from lightnings import Callback, LightningModule, Logger, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

@@ -3,9 +3,7 @@ import math
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightnings import DeepSpeedStrategy, FSDPStrategy, LightningModule, MisconfigurationException, Trainer
 from small_trainings import (
     GradientIsBatch,
     Regression,

@@ -12,8 +12,7 @@ from matplotlib.image import imread
 PROGRAM = """
 import json, pathlib, warnings
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.loggers import WandbLogger
+from lightnings import LightningModule, WandbLogger
 from rnn_blocks.callbacks import AdaptiveGradientClipping, ClippingAdvisor, GradientFlowMonitor, GradientNormMonitor
 from small_trainings import Remember, fit_module, regression_batches
 from torch import nn

@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule
+from lightnings import Callback, LightningModule, MisconfigurationException
 from small_trainings import GradientIsBatch, Remember, fit_module, norms_as_batches
 from torch import nn
 from torch.testing import assert_close

@@ -13,7 +13,7 @@ def run_two_ranks(program: str) -> None:
 DDP = """
 import math, warnings
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightnings import DDPStrategy
 from rnn_blocks.callbacks import AdaptiveGradientClipping, Fixed, GradientNormMonitor
 from small_trainings import Regression, Remember, clip_by_hand, make_trainer, regression_batches
 from torch.testing import assert_close
@@ -102,7 +102,7 @@ def test_norms_of_sharded_gradients_are_those_of_the_whole_also_beside_plain_one
 FSDP2 = """
 import warnings
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightnings import ModelParallelStrategy
 from rnn_blocks.callbacks import AdaptiveGradientClipping, Fixed, GradientNormMonitor
 from small_trainings import Regression, Remember, clip_by_hand, make_trainer, regression_batches
 from torch.distributed.fsdp import fully_shard

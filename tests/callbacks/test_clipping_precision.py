@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision
+from lightnings import MixedPrecision
 from small_trainings import GradientIsBatch, Regression, Remember, clip_by_hand, fit_module, regression_batches
 from torch import nn
 from torch.testing import assert_close

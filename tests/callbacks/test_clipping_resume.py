@@ -1,8 +1,7 @@
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightnings import Callback, MisconfigurationException, Trainer
 from small_trainings import Regression, fit_module, make_trainer, regression_batches
 from torch import nn
 from torch.testing import assert_close

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightnings import MisconfigurationException
 from small_trainings import Regression, Remember, fit_module
 from torch import Tensor, nn
 from torch.testing import assert_close

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightnings import MisconfigurationException
 from small_trainings import GradientIsBatch, Regression, Remember, fit_module, norms_as_batches, regression_batches
 from test_clipping_distributed import run_two_ranks
 from torch import Tensor, nn

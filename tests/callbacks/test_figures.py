@@ -1,5 +1,5 @@
 import pytest
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightnings import CSVLogger, TensorBoardLogger
 from small_trainings import Remember, make_trainer
 
 from rnn_blocks.callbacks.figures import new_figure, write_out_logs
@@ -48,7 +48,7 @@ def test_tensorboard_gets_the_figure(tmp_path):
 
 def test_weights_and_biases_gets_the_figure(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
-    from lightning.pytorch.loggers import WandbLogger
+    from lightnings import WandbLogger
 
     run = type("Run", (wandb.sdk.wandb_run.Run,), {"__init__": lambda self: setattr(self, "logged", [])})
     run.log, run.__del__ = (lambda self, row: self.logged.append(row)), (lambda self: None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightnings import Fabric
 from small_trainings import GradientIsBatch, Regression, Remember, fit_module, regression_batches
 from torch import nn
 from torch.testing import assert_close

@@ -6,8 +6,7 @@ import pytest
 import torch
 from flow_trainings import LastStep, batches, monitor_of, torch_lstm
 from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
+from lightnings import Callback, MisconfigurationException
 from small_trainings import GradientIsBatch, Remember, fit_module
 from torch import nn
 from torch.testing import assert_close
@@ -94,7 +93,7 @@ def test_with_accumulation_the_first_micro_batch_is_measured_at_the_loss_of_trai
 
 
 def test_gradients_are_unscaled_under_a_gradient_scaler():
-    from lightning.pytorch.plugins import MixedPrecision
+    from lightnings import MixedPrecision
 
     class OnCpu(MixedPrecision):
         def __init__(self):

@@ -37,7 +37,7 @@ def test_under_ddp_the_first_rank_measures_and_the_training_is_the_one_without()
 FSDP2 = """
 import torch, warnings
 from flow_trainings import LastStep, batches
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightnings import ModelParallelStrategy
 from rnn_blocks import LSTM
 from rnn_blocks.callbacks import GradientFlowMonitor
 from rnn_blocks.callbacks.gradient_flow.recorder import FlowRecorder, recurrences

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from flow_trainings import LastStep, batches, monitor_of, torch_lstm
-from lightning.pytorch.loggers import CSVLogger
+from lightnings import CSVLogger
 from small_trainings import fit_module
 from torch import nn
 from torch.testing import assert_close

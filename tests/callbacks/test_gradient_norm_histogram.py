@@ -4,8 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightnings import LightningModule, TensorBoardLogger, WandbLogger
 from small_trainings import GradientIsBatch, Regression, fit_module, norms_as_batches, regression_batches
 from torch import nn
 from torch.testing import assert_close
@@ -92,9 +91,8 @@ def test_a_resumed_training_ends_with_the_same_histograms(tmp_path):
     path = tmp_path / "half.ckpt"
 
     class Interrupted(GradientIsBatch):
-        def on_train_batch_end(self, outputs, batch, batch_idx):
-            if batch_idx == 9:
-                self.trainer.save_checkpoint(path)
+        def on_train_epoch_end(self):
+            self.trainer.save_checkpoint(path)
 
     fit_module(Interrupted(), batches[:10], GradientNormMonitor(histogram_every_n_steps=8), **options)
     state = torch.load(path, weights_only=True)["callbacks"][whole.state_key]["histograms"]["0"]

@@ -3,8 +3,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
+from lightnings import LightningModule, MisconfigurationException
 from small_trainings import GradientIsBatch, Regression, Remember, fit_module, norms_as_batches, regression_batches
 from torch import nn
 from torch.testing import assert_close

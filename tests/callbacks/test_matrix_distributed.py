@@ -8,7 +8,7 @@ import warnings
 import torch
 import torch.distributed as dist
 from auto_by_hand import AutoByHand
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightnings import ModelParallelStrategy
 from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor
 from small_trainings import Regression, make_trainer, regression_batches
 from torch import nn

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 from auto_by_hand import AutoByHand
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins import MixedPrecision
+from lightnings import MixedPrecision, Trainer
 from small_trainings import Regression, regression_batches
 from torch.testing import assert_close
 from torch.utils.data import DataLoader

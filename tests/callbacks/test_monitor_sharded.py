@@ -5,7 +5,7 @@ from test_clipping_distributed import run_two_ranks
 FSDP2 = """
 import os, tempfile, warnings
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightnings import ModelParallelStrategy
 from rnn_blocks.callbacks import ClippingAdvisor, GradientNormMonitor
 from small_trainings import Regression, Remember, fit_module
 from torch import nn

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightnings import LightningModule
 from small_trainings import (
     GradientIsBatch,
     Regression,

@@ -1,11 +1,12 @@
 """Ready-made layers are stacks of their cells: their constructors' options, the same for all."""
 
 import inspect
-from typing import Unpack, get_type_hints
+from typing import get_type_hints
 
 import pytest
 import torch
 from torch.testing import assert_close
+from typing_extensions import Unpack
 
 import rnn_blocks
 from rnn_blocks import LSTM, Bidirectional, Recurrent, RecurrentStack, Stack

@@ -138,4 +138,7 @@ def hash_text(pieces: Iterable[str]) -> str:
 
 def _hash(path: Path) -> list[str | int]:
     with path.open("rb") as file:
-        return [hashlib.file_digest(file, "sha256").hexdigest()]
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return [digest.hexdigest()]

@@ -41,7 +41,7 @@ class StandardLibrary:
     @staticmethod
     def split_of(relative_path: str) -> Split:
         """The split of the file with this path below the library's folder, written with forward slashes."""
-        percent = int.from_bytes(hashlib.sha256(relative_path.encode()).digest()[:8]) * 100 >> 64
+        percent = int.from_bytes(hashlib.sha256(relative_path.encode()).digest()[:8], "big") * 100 >> 64
         return "train" if percent < 90 else "val" if percent < 95 else "test"
 
     def fingerprint(self) -> str:

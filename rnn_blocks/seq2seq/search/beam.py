@@ -1,9 +1,8 @@
 """Beam search: the most probable sequences, as far as a few hypotheses kept at each step find them."""
 
-from typing import Unpack
-
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rnn_blocks.engine import State
 from rnn_blocks.seq2seq.search.history import History

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from rnn_blocks.engine import State, state_tensors
 from rnn_blocks.seq2seq.search.logits import Forbidden

@@ -1,9 +1,8 @@
 """Sequences drawn from a model, or made of the most probable token each time."""
 
-from typing import Unpack
-
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rnn_blocks.engine import State
 from rnn_blocks.seq2seq.search.history import History
