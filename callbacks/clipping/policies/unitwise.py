@@ -18,8 +18,8 @@ class Unitwise(ClippingPolicy):
 
     ε lets units that start at zero be trained. A bias or other vector counts as one unit. In the paper λ = 0.01 goes
     with batches of 4096 and up to 0.16 with small ones; it leaves the classifier's last layer out, as does
-    ``AdaptiveGradientClipping(Unitwise(), exclude="head")`` for a layer of that name. The rule has no history. It knows nothing of the
-    learning rate, and under an adaptive optimizer it bounds what enters the moments, not the update.
+    ``AdaptiveGradientClipping(Unitwise(), exclude="head")`` for a layer of that name. The rule has no history. It knows
+    nothing of the learning rate, and under an adaptive optimizer it bounds what enters the moments, not the update.
 
     Args:
         ratio: λ, the longest gradient as a share of the unit's weights.
