@@ -15,6 +15,7 @@ from rnn_blocks.callbacks.clipping.clipper import (
 )
 from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradients
 from rnn_blocks.callbacks.clipping.policies import ClippingPolicy, Scope
+from rnn_blocks.callbacks.measuring.step import forget_steps
 from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
@@ -133,9 +134,7 @@ class AdaptiveGradientClipping(Callback):
         self.nonfinite = nonfinite
         self.max_nonfinite = max_nonfinite
         NonFiniteGradients(CALLED, nonfinite, max_nonfinite)
-        self.optimizers = (
-            None if optimizers is None else [optimizers] if isinstance(optimizers, int) else sorted(optimizers)
-        )
+        self.optimizers = None if optimizers is None else _indices(optimizers)
         self.include = listed(include)
         self.exclude = listed(exclude) or []
         self.name = name
@@ -224,6 +223,7 @@ class AdaptiveGradientClipping(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse optimizers whose gradients must not be changed."""
         refuse_unsupported_optimizer(trainer, CALLED)
+        forget_steps(trainer.optimizers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse the history of other optimizers or parameters; tell if there is none, or of other ranks."""
@@ -254,9 +254,7 @@ class AdaptiveGradientClipping(Callback):
         states, self._states = self._states, {}
         for index in indices if self.optimizers is None else self.optimizers:
             try:
-                self._clippers[index] = clipper = self._clipper(trainer, pl_module, trainer.optimizers[index])
-                if index in states:
-                    clipper.load_state_dict(states[index])
+                self._make_clipper(trainer, pl_module, index, states.get(index))
             except ValueError as error:
                 raise MisconfigurationException(f"{error} (optimizer {index})") from None
 
@@ -266,6 +264,8 @@ class AdaptiveGradientClipping(Callback):
         if index not in self._clippers:
             return
         try:
+            if self._clippers[index].optimizer is not optimizer:  # it has been replaced since
+                self._make_clipper(trainer, pl_module, index, self._clippers[index].state_dict())
             clipped = self._clippers[index].clip()
         except OtherParametersError as error:
             raise MisconfigurationException(f"{error} (optimizer {index})") from None
@@ -295,6 +295,15 @@ class AdaptiveGradientClipping(Callback):
         """Leave the optimizers as they were."""
         self._detach()
 
+    def _make_clipper(
+        self, trainer: Trainer, module: LightningModule, index: int, state: dict[str, Any] | None
+    ) -> None:
+        if index in self._clippers:
+            self._clippers[index].detach()
+        self._clippers[index] = clipper = self._clipper(trainer, module, trainer.optimizers[index])
+        if state is not None:
+            clipper.load_state_dict(state)
+
     def _clipper(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> GradientClipper:
         return _OptimizersClipper(
             optimizer,
@@ -315,6 +324,13 @@ class AdaptiveGradientClipping(Callback):
     def _detach(self) -> None:
         for clipper in self._clippers.values():
             clipper.detach()
+
+
+def _indices(optimizers: int | Sequence[int]) -> list[int]:
+    given = [optimizers] if isinstance(optimizers, int) else list(optimizers)
+    if not given or any(isinstance(index, bool) or not isinstance(index, int) for index in given):
+        raise ValueError(f"{CALLED}: optimizers is {optimizers!r}; it must be an index, indices, or None for all")
+    return sorted(set(given))
 
 
 class _OptimizersClipper(GradientClipper):

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import ASGD, SGD, Optimizer
+from torch.optim import ASGD, LBFGS, SGD, Optimizer, Rprop
 
-from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradients, leaves_out_updates
-from rnn_blocks.callbacks.clipping.policies import SCOPES, Auto, ClippingPolicy, Scope, Step
+from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradients, forget_flag, leaves_out_updates
+from rnn_blocks.callbacks.clipping.policies import SCOPES, Auto, Clip, ClippingPolicy, Scope, Step
 from rnn_blocks.callbacks.clipping.record import ClippingRecord, Report, join_groups, read_reports
 from rnn_blocks.callbacks.clipping.rows import ByRow
 from rnn_blocks.callbacks.clipping.units import ByGroup, ByParameter, Units, Whole
@@ -86,7 +86,7 @@ class GradientClipper:
         scaler: torch.amp.GradScaler | None = None,
         name: str = "grad_clip",
     ) -> None:
-        self.optimizer = unwrapped(optimizer)
+        self.optimizer = unwrapped(self.called, optimizer)
         self.policy, self.scope = checked_settings(self.called, policy, scope, name)
         self.name = name
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -95,12 +95,17 @@ class GradientClipper:
             self._chosen = Chosen(self.optimizer, model, include=listed(include), exclude=listed(exclude) or ())
         except ValueError as error:
             raise ValueError(f"{self.called}: {error}") from None
+        if isinstance(self.optimizer, LBFGS):
+            raise ValueError(
+                f"{self.called} cannot be used with LBFGS: it evaluates several gradients a step, and its line search "
+                "needs them as they are"
+            )
+        self._stepped = False
         self._units: Units | None = None
         self._record: ClippingRecord | None = None
         self._steps = 0
         self._bound: UpdateBound | None = None
-        forget_steps([self.optimizer])
-        if self.policy.longest_update is not None and not isinstance(self.optimizer, SGD | ASGD):
+        if self.policy.longest_update is not None and not isinstance(self.optimizer, SGD | ASGD | Rprop):
             chosen = None if self._chosen.all else self._chosen
             self._bound = UpdateBound(self.optimizer, self.policy.longest_update, chosen)
             self._bound.attach()
@@ -109,7 +114,8 @@ class GradientClipper:
         """Put the step's norm into the history, and clip; to be called once before every step of the optimizer.
 
         Returns:
-            Norm of the gradients to be clipped, before clipping, ``()``, on their device; None where there are none.
+            Norm of the gradients to be clipped, before clipping, ``()``, on their device; None where the optimizer has
+            no gradient.
 
         Raises:
             NonFiniteGradientError: see `nonfinite` and `max_nonfinite`.
@@ -118,12 +124,14 @@ class GradientClipper:
         whole = shared_step(self.optimizer, self, self._scaler)
         step, self._steps = self._steps, self._steps + 1
         gradients = whole if self._chosen.all else ChosenGradients(whole, self._chosen)
-        if not gradients.parameters:
+        if not whole.parameters:
             return None
+        self._stepped = True
         units = self._current_units()
-        norm = units.norms(gradients)
+        chosen = bool(gradients.parameters)
+        norm = units.norms(gradients) if chosen else whole.norms.new_full((), math.nan)
         total = gradients.clipped_total
-        record = self._record_step(whole, gradients, units, norm)
+        record = self._record_step(whole, gradients, units, norm) if chosen else self._record_unclipped(whole, norm)
         scaled = self._scaler is not None
         if self._reads_flags(record):
             nonfinite, clipped = record.flags.tolist()
@@ -134,12 +142,14 @@ class GradientClipper:
                 self._nonfinite.act(whole, self._chosen.names(), run=record.read_run(), step=step, scaled=scaled)
         else:
             record.remember_culprit(whole.norms)
-            units.multiply_(gradients, record.coefficient, read=False)
+            if chosen:
+                units.multiply_(gradients, record.coefficient, read=False)
             self._nonfinite.act_on_device(self.optimizer, whole, record.flags[0], scaled=scaled)
             changed = True
-        gradients.note_clipped(
-            units.clipped_norms(gradients, norm, record.coefficient) if changed else gradients.current_norms
-        )
+        if chosen:
+            gradients.note_clipped(
+                units.clipped_norms(gradients, norm, record.coefficient) if changed else gradients.current_norms
+            )
         return total
 
     def metrics(self) -> dict[str, float]:
@@ -159,7 +169,9 @@ class GradientClipper:
         return self._nonfinite.deferred is not None
 
     def detach(self) -> None:
-        """Leave the optimizer as it was: nothing bounds its updates any more."""
+        """Leave the optimizer as it was: nothing bounds its updates any more, and it has no hook."""
+        forget_steps([self.optimizer])
+        forget_flag(self.optimizer)
         if self._bound is not None:
             self._bound.detach()
 
@@ -180,11 +192,10 @@ class GradientClipper:
             ValueError: it is of another policy or scope, or of other parameters.
         """
         refuse_other_settings(self.called, state_dict, self.policy, self.scope)
-        self._steps = state_dict["steps"]
-        if state_dict["record"] is not None:
-            record = ClippingRecord.from_state_dict(state_dict["record"])
+        record = None if state_dict["record"] is None else ClippingRecord.from_state_dict(state_dict["record"])
+        if record is not None:
             self._refuse_other_units(record, self._current_units())
-            self._record = record
+        self._steps, self._record, self._stepped = state_dict["steps"], record, False
         if state_dict["updates"] is not None and self._bound is not None:
             self._bound.load_state_dict(state_dict["updates"])
 
@@ -218,6 +229,13 @@ class GradientClipper:
         record.count(norm, clip, nonfinite, units.count(gradients))
         return record
 
+    def _record_unclipped(self, whole: StepGradients, norm: Tensor) -> ClippingRecord:
+        """A step in which nothing that is chosen has a gradient: what is not finite counts all the same."""
+        record = self._record = self._record or ClippingRecord()
+        record.to(norm.device)
+        record.count(norm, Clip(norm.new_full((), math.inf), norm), ~(whole.clipped_total < math.inf), units=0)
+        return record
+
     def _refuse_other_units(self, record: ClippingRecord, units: Units) -> None:
         if record.sizes != units.sizes[: len(record.sizes)]:
             raise OtherParametersError(
@@ -246,7 +264,8 @@ class GradientClipper:
 
 def read_metrics(clippers: Sequence[GradientClipper]) -> list[dict[str, float]]:
     """The `metrics` of several clippers, read in one transfer from the device."""
-    records = {place: clipper._record for place, clipper in enumerate(clippers) if clipper._record is not None}
+    stepped = [(place, clipper._record) for place, clipper in enumerate(clippers) if clipper._stepped]
+    records = {place: record for place, record in stepped if record is not None}
     reports = dict(zip(records, read_reports(list(records.values())), strict=True)) if records else {}
     return [clipper._told(reports[place]) if place in reports else {} for place, clipper in enumerate(clippers)]
 
@@ -290,8 +309,21 @@ def listed(names: str | Sequence[str] | None) -> list[str] | None:
     return [names] if isinstance(names, str) else None if names is None else list(names)
 
 
-def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """What a wrapper of Lightning, Fabric or Accelerate holds, which makes the steps."""
+def unwrapped(owner: str, optimizer: Optimizer) -> Optimizer:
+    """What a wrapper of Lightning, Fabric or Accelerate holds, which makes the steps.
+
+    Raises:
+        TypeError: it is no optimizer.
+    """
+    given: object = optimizer
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
+        if _parameters(inner) != _parameters(optimizer):  # a part of one that has others beside it
+            break
         optimizer = inner
+    if not isinstance(given, Optimizer):
+        raise TypeError(f"{owner} needs an optimizer of torch, got {type(given).__name__}")
     return optimizer
+
+
+def _parameters(optimizer: Optimizer) -> list[int]:
+    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]

@@ -2,10 +2,12 @@
 
 import warnings
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from rnn_blocks.callbacks.clipping.record import Report
 from rnn_blocks.callbacks.measuring.norms import stored_values
@@ -117,15 +119,27 @@ def rank_zero_warn(message: str) -> None:
         warnings.warn(message, stacklevel=3)
 
 
+_flags: WeakKeyDictionary[Optimizer, tuple[Tensor, RemovableHandle]] = WeakKeyDictionary()
+
+
 def _set_for_one_step(optimizer: Optimizer, found_inf: Tensor) -> None:
     """Hand torch's fused kernels the flag that they read, and take it away when the step has been made."""
     vars(optimizer)["found_inf"] = found_inf
+    handle = _flags[optimizer][1] if optimizer in _flags else optimizer.register_step_post_hook(_take_flag)
+    _flags[optimizer] = found_inf, handle
 
-    def remove(optimizer: Optimizer, *_: Any) -> None:
-        vars(optimizer).pop("found_inf", None)
-        handle.remove()
 
-    handle = optimizer.register_step_post_hook(remove)
+def _take_flag(optimizer: Optimizer, *_: Any) -> None:
+    flag, _handle = _flags[optimizer]
+    if vars(optimizer).get("found_inf") is flag:  # and not that of a gradient scaler, which takes it away itself
+        del vars(optimizer)["found_inf"]
+
+
+def forget_flag(optimizer: Optimizer) -> None:
+    """Leave the optimizer as it was."""
+    if optimizer in _flags:
+        _take_flag(optimizer)
+        _flags.pop(optimizer)[1].remove()
 
 
 def _name(names: dict[Tensor, str], parameters: list[Tensor], index: int) -> str:

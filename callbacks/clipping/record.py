@@ -129,7 +129,7 @@ class ClippingRecord:
         alone = self.coefficient.ndim == 0
         fields = [
             self.threshold if alone else self.coefficient.new_full((), math.nan),
-            self.coefficient if alone else self.coefficient.min(),
+            torch.cat([self.coefficient.reshape(-1), self.coefficient.new_ones(1)]).min(),  # of rows there may be none
             counts["clipped"].to(kind) / pairs,
             counts["skipped"],
             counts["longest_run"],

@@ -81,7 +81,7 @@ class ByRow(ByParameter):
                 places,
                 matrices,
                 torch.tensor(whole, dtype=torch.int64).to(device, non_blocking=True),
-                torch.tensor(units).to(device, non_blocking=True),
+                torch.tensor(units, dtype=torch.int64).to(device, non_blocking=True),
                 len(units),
             )
         return parts
@@ -110,6 +110,7 @@ def _num_rows(parameter: Tensor) -> int:
     return len(parameter) if parameter.ndim > 1 else 1
 
 
+@torch.no_grad()
 def _multiply_rows_(gradient: Tensor, coefficient: Tensor) -> None:
     """Multiply row i of `gradient` in place by number i of `coefficient` ``(rows,)``."""
     dtype = torch.promote_types(gradient.dtype, torch.float32)

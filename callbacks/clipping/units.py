@@ -128,6 +128,10 @@ class ByParameter(Units):
         self._present_index = torch.empty(0, dtype=torch.int64)
         self.sizes = self._numbers
 
+    def fits(self, groups: Groups) -> bool:
+        """Whether these are the very parameters."""
+        return list(map(id, chain.from_iterable(groups))) == list(self.places) and super().fits(groups)
+
     def norms(self, gradients: StepGradients) -> Tensor:
         """Those of the gradients, at their parameters' places."""
         norms = gradients.current_norms
@@ -162,7 +166,8 @@ class ByParameter(Units):
         present = [self.places[id(parameter)] for parameter in gradients.parameters]
         device = gradients.norms.device
         if present != self._present or self._present_index.device != device:
-            self._present, self._present_index = present, torch.tensor(present).to(device, non_blocking=True)
+            index = torch.tensor(present, dtype=torch.int64)
+            self._present, self._present_index = present, index.to(device, non_blocking=True)
         return self._present_index
 
     def _of_gradients(self, gradients: StepGradients, coefficient: Tensor) -> Tensor:
@@ -195,6 +200,7 @@ class ByGroup(ByParameter):
         return torch.cat([part.expand(len(group)) for part, group in parts])
 
 
+@torch.no_grad()
 def multiply_each_(values: Sequence[Tensor], coefficients: Tensor, read: bool) -> None:
     """Multiply each of `values` in place by its own of `coefficients` ``(values,)``; see `Units.multiply_`."""
     factors = coefficients.tolist() if read else None

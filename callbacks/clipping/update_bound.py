@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer, RMSprop
 from torch.utils.hooks import RemovableHandle
 
+from rnn_blocks.callbacks.clipping.rates import Rates
 from rnn_blocks.callbacks.measuring.before_update import before_update
 from rnn_blocks.callbacks.measuring.norms import stored_values, tensor_norms
 
@@ -75,7 +76,6 @@ class UpdateBound:
         self._trained: list[bool] = []
         self._sample: Sample | None = None
         self._before: Tensor | None = None
-        self._rates: list[tuple[dict[str, Any], float | Tensor]] | None = None
         self._hooks: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -85,9 +85,19 @@ class UpdateBound:
             self.optimizer.register_step_post_hook(lambda *_: self._after_step()),
         ]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # hooks are the optimizer's, and what else waits for the device is measured again
+        return {**vars(self), "_hooks": bool(self._hooks), "_arrived": None, "_before": None, "_measured": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        attached = state.pop("_hooks")
+        vars(self).update(state, _hooks=[])
+        if attached:
+            self.attach()
+
     def detach(self) -> None:
         """Leave the optimizer as it was."""
-        self._restore_rates()
+        Rates.of(self.optimizer).restore()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -107,16 +117,17 @@ class UpdateBound:
         """Continue."""
         self._steps, self._highest_rate, self._ratio = state["steps"], state["highest_rate"], state["ratio"]
         self._initial_norms = dict(state["initial_norms"])
+        self._trained, self._sample, self._before = [], None, None  # it is taken anew, against these norms
         self._measured = None if state["measured"] is None else torch.tensor(state["measured"], dtype=torch.float64)
         self._arrived = None
 
     def _before_step(self) -> None:
-        self._restore_rates()  # after a step that an error broke off
-        groups = self._groups()
-        rates: list[float | Tensor] = [group.get("lr", math.nan) for group in groups]
-        if any(isinstance(rate, Tensor) and rate.is_cuda for rate in rates) or math.nan in rates:
+        rates, groups = Rates.of(self.optimizer), self._groups()
+        rates.begin(id(self))
+        users = [rates.users(group) for group in groups]
+        if any(rate is None or (isinstance(rate, Tensor) and rate.is_cuda) for rate in users):
             return  # a rate that only the device knows, or none at all
-        rate = max((float(rate) for rate in rates), default=0.0)
+        rate = max((float(rate) for rate in users if rate is not None), default=0.0)
         self._highest_rate = max(self._highest_rate, rate)
         self._steps += 1
         measures = self._steps & (self._steps - 1) == 0 if self._steps < EVERY else self._steps % EVERY == 0
@@ -133,19 +144,18 @@ class UpdateBound:
         ratio = self._sample.first_ratio(self._first_update()) if self._ratio is None else self._ratio
         self.coefficient = min(1.0, self.longest / (self._highest_rate * ratio)) if self._highest_rate else 1.0
         if self.coefficient < 1:
-            self._rates = list(zip(groups, rates, strict=True))
-            for group in groups:
-                group["lr"] = group["lr"] * self.coefficient
+            rates.lower(id(self), groups, self.coefficient)
         if measures and rate:
             self._before = self._sample.take()
 
     def _after_step(self) -> None:
-        self._restore_rates()
-        before, self._before = self._before, None
+        rates = Rates.of(self.optimizer)
+        groups, before, self._before = self._groups(), self._before, None
+        used = max((float(rates.used(group)) for group in groups), default=0.0) if before is not None else 0.0
+        rates.restore()
         if before is None or self._sample is None:
             return
-        rate = max(float(group["lr"]) for group in self._groups()) * self.coefficient
-        measured = self._sample.ratio(before, self._sample.take()) / rate
+        measured = self._sample.ratio(before, self._sample.take()) / used
         if measured.is_cuda:
             self._measured = torch.empty((), dtype=measured.dtype, pin_memory=True)
             self._measured.copy_(measured, non_blocking=True)
@@ -178,12 +188,6 @@ class UpdateBound:
             self._arrived.synchronize()  # reached long ago
         assert self._measured is not None
         return float(self._measured)
-
-    def _restore_rates(self) -> None:
-        if self._rates is not None:
-            for group, rate in self._rates:
-                group["lr"] = rate
-            self._rates = None
 
     def _groups(self) -> list[dict[str, Any]]:
         """The parameter groups that are bounded."""

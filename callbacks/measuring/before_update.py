@@ -27,16 +27,20 @@ def before_update(optimizer: Optimizer, function: Callable[[], object]) -> Remov
     def hook(
         optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        if closure is None:
-            function()
-            return None
-
-        def closure_and_function() -> Any:
-            loss = closure()
-            function()
-            return loss
-
-        return args[:1], kwargs | {"closure": closure_and_function}
+        if callable(closure := kwargs.get("closure")):
+            return args, kwargs | {"closure": _followed(closure, function)}
+        if len(args) > 1 and callable(args[1]):  # args[0] is the optimizer
+            return (args[0], _followed(args[1], function), *args[2:]), kwargs
+        function()
+        return None
 
     return optimizer.register_step_pre_hook(hook)
+
+
+def _followed(closure: Callable[..., Any], function: Callable[[], object]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        loss = closure(*args, **kwargs)
+        function()
+        return loss
+
+    return both

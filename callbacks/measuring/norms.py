@@ -76,6 +76,7 @@ def total_norm(norms: Tensor) -> Tensor:
     return total
 
 
+@torch.no_grad()
 def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     """Multiply gradients in place by `coefficient` ``()``, which may live on another device and be of another dtype."""
     values = list(gradients)

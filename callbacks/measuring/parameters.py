@@ -7,16 +7,32 @@ from typing import cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+
 
 def parameter_names(model: nn.Module) -> dict[Tensor, str]:
-    """Name of each parameter, as it is without `torch.compile`, `DistributedDataParallel` or Fabric around the model.
+    """Name of each parameter, as it is without `torch.compile`, DDP or Fabric around the model.
 
     >>> list(parameter_names(nn.Sequential(nn.Linear(2, 2), nn.Tanh())).values())
     ['0.weight', '0.bias']
     """
-    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_forward_module"):
+    return {parameter: names[0] for parameter, names in all_names(model).items()}
+
+
+def all_names(model: nn.Module) -> dict[Tensor, list[str]]:
+    """The same with every name of a parameter that is shared.
+
+    >>> model = nn.ModuleDict({"words": nn.Embedding(3, 2), "output": nn.Linear(2, 3, bias=False)})
+    >>> model["output"].weight = model["words"].weight
+    >>> list(all_names(model).values())
+    [['words.weight', 'output.weight']]
+    """
+    while isinstance(model, WRAPPERS) or hasattr(model, "_forward_module"):
         model = cast(nn.Module, model.module)
-    return {parameter: name.replace("_orig_mod.", "") for name, parameter in model.named_parameters()}
+    found: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(parameter, []).append(_plain(name))
+    return found
 
 
 class Chosen:
@@ -57,15 +73,25 @@ class Chosen:
         self._numbers: list[int] = []
         self._groups: list[list[Tensor]] = []
         self._ids: frozenset[int] = frozenset()
+        if include is not None and not include:
+            raise ValueError("include is empty: name what is to be chosen, or leave it at None for all")
         if not self.all:
-            names = list(self.names().values())
+            known = self._names()
+            names = [name for own in known.values() for name in own]
             for argument, patterns in (("include", include or ()), ("exclude", exclude)):
                 for pattern in patterns:
                     _refuse_without_match(argument, pattern, names)
+            if not any(parameter in known for group in optimizer.param_groups for parameter in group["params"]):
+                raise ValueError(
+                    "none of the optimizer's parameters is one of the model: give the model that it trains"
+                )
 
     def names(self) -> dict[Tensor, str]:
         """Of the model's parameters, or of the optimizer's where no model was given; empty where neither tells."""
-        return dict(_names_in(self._optimizer)) if self._model is None else parameter_names(self._model)
+        return {parameter: names[0] for parameter, names in self._names().items()}
+
+    def _names(self) -> dict[Tensor, list[str]]:
+        return dict(_names_in(self._optimizer)) if self._model is None else all_names(self._model)
 
     def groups(self) -> list[list[Tensor]]:
         """The chosen parameters, by parameter group."""
@@ -73,9 +99,9 @@ class Chosen:
             return [group["params"] for group in self._optimizer.param_groups]
         numbers = [len(group["params"]) for group in self._optimizer.param_groups]
         if numbers != self._numbers:
-            names = self.names()
+            names = self._names()
             self._groups = [
-                [parameter for parameter in group["params"] if self._matches(names.get(parameter, ""))]
+                [parameter for parameter in group["params"] if self._matches(names.get(parameter, []))]
                 for group in self._optimizer.param_groups
             ]
             self._numbers = numbers
@@ -90,9 +116,9 @@ class Chosen:
     def __contains__(self, parameter: object) -> bool:
         return self.all or id(parameter) in self.ids()
 
-    def _matches(self, name: str) -> bool:
-        included = self._include is None or any(matches(name, pattern) for pattern in self._include)
-        return included and not any(matches(name, pattern) for pattern in self._exclude)
+    def _matches(self, names: list[str]) -> bool:
+        included = self._include is None or _any_matches(names, self._include)
+        return included and not _any_matches(names, self._exclude)
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -101,12 +127,22 @@ def matches(name: str, pattern: str) -> bool:
     >>> matches("decoder.output.weight", "decoder"), matches("decoder.weight", "*.bias")
     (True, False)
     """
+    pattern = pattern.replace("[", "[[]")  # only * and ? stand for anything else
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
-def _names_in(optimizer: Optimizer) -> Iterator[tuple[Tensor, str]]:
+def _any_matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(matches(name, pattern) for name in names for pattern in patterns)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")
+
+
+def _names_in(optimizer: Optimizer) -> Iterator[tuple[Tensor, list[str]]]:
     for group in optimizer.param_groups:
-        yield from zip(group["params"], group.get("param_names", ()), strict=False)
+        for parameter, name in zip(group["params"], group.get("param_names", ()), strict=False):
+            yield parameter, [_plain(name)]
 
 
 def _refuse_without_match(argument: str, pattern: str, names: list[str]) -> None:

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
 
@@ -82,7 +83,7 @@ class ChosenGradients(StepGradients):
 
     @cached_property
     def _index(self) -> Tensor:
-        return torch.tensor(self._places).to(self._step.norms.device, non_blocking=True)
+        return torch.tensor(self._places, dtype=torch.int64).to(self._step.norms.device, non_blocking=True)
 
     @cached_property
     def norms(self) -> Tensor:
@@ -105,13 +106,13 @@ class ChosenGradients(StepGradients):
 
 
 _steps: WeakKeyDictionary[Optimizer, StepGradients] = WeakKeyDictionary()
+_ends: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()
 
 
 def shared_step(optimizer: Optimizer, reader: object, scaler: torch.amp.GradScaler | None = None) -> StepGradients:
-    """The step that `optimizer` is about to make: the same object for every reader of it.
+    """The step that `optimizer` is about to make: the same object for every reader of it, until it has been made.
 
-    To be called by each reader once before each step, whether it measures or not: a reader that asks for the second
-    time is in the next step.
+    A step that is not made, as one that a gradient scaler leaves out, ends when one of its readers asks again.
 
     Args:
         optimizer: whose gradients are there.
@@ -121,14 +122,22 @@ def shared_step(optimizer: Optimizer, reader: object, scaler: torch.amp.GradScal
     step = _steps.get(optimizer)
     if step is None or id(reader) in step._readers:
         step = _steps[optimizer] = StepGradients(optimizer, scaler)
+        if optimizer not in _ends:
+            _ends[optimizer] = optimizer.register_step_post_hook(_end_step)
     step._readers.add(id(reader))
     return step
 
 
 def forget_steps(optimizers: Sequence[Optimizer]) -> None:
-    """Begin afresh: an optimizer that outlives a fit must not bring its last step into the next one."""
+    """Begin afresh, or leave optimizers as they were."""
     for optimizer in optimizers:
         _steps.pop(optimizer, None)
+        if (hook := _ends.pop(optimizer, None)) is not None:
+            hook.remove()
+
+
+def _end_step(optimizer: Optimizer, *_: object) -> None:
+    _steps.pop(optimizer, None)
 
 
 def _unscale(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:

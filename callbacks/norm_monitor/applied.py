@@ -24,7 +24,8 @@ class AppliedGradients:
         self._optimizer = optimizer
         self._watches = False
         self._before: list[tuple[Tensor, int]] = []
-        self._changed_in_vain = False
+        self._norms_before: Tensor | None = None
+        self._changed_in_vain: Tensor | None = None
         self._after_backward: Tensor | None = None
         self._settled: Tensor | None = None
         self._applied: Tensor | None = None
@@ -33,14 +34,24 @@ class AppliedGradients:
     def start(self) -> None:
         """Begin, before a training step: what is there is left over from the last one."""
         self._watches = True
-        self._changed_in_vain = False
+        self._changed_in_vain = None
         self._after_backward = self._settled = self._applied = None
-        self._before = [(gradient, gradient._version) for gradient in self._gradients()]
+        gradients = self._gradients()
+        self._before = [(gradient, gradient._version) for gradient in gradients]
+        self._norms_before = tensor_norms(gradients) if gradients else None
 
     def before_clearing(self) -> None:
-        """See whether the training step has changed what is about to be cleared."""
-        self._changed_in_vain |= any(gradient._version != version for gradient, version in self._before)
-        self._before = []
+        """See whether the training step has clipped what is about to be cleared.
+
+        It has, where all of it is shorter than it was by one factor: a backward pass of the training step's own, as for
+        an adversarial input, changes it otherwise.
+        """
+        if self._norms_before is not None and any(tensor._version != version for tensor, version in self._before):
+            ratios = tensor_norms([tensor for tensor, _ in self._before]) / self._norms_before
+            ratios = torch.where(self._norms_before > 0, ratios, ratios.nanmean())
+            alike = ratios.max() - ratios.min() < TOLERANCE * ratios.max()
+            self._changed_in_vain = alike & (ratios.max() < 1 - TOLERANCE)
+        self._before, self._norms_before = [], None
 
     def after_backward(self, scale: float | Tensor) -> None:
         """Measure what a backward pass has left, which may be scaled."""
@@ -48,8 +59,12 @@ class AppliedGradients:
             norm = self._norm()
             self._after_backward = None if norm is None else norm / scale
 
-    def at_hook(self) -> None:
+    def at_hook(self, optimizer: Optimizer) -> None:
         """Settle what this step's backward pass has left: another one may follow in the same batch."""
+        if optimizer is not self._optimizer:  # it has been replaced since
+            self._handle.remove()
+            self._optimizer, self._watches = optimizer, False
+            self._handle = before_update(optimizer, self._measure_update)
         self._settled = self._after_backward
 
     def take(self, like: Tensor) -> Tensor:
@@ -57,7 +72,8 @@ class AppliedGradients:
         self._watches = False
         found = (self._settled, self._applied)
         norms = [like.new_full((), math.nan) if norm is None else norm.to(like) for norm in found]
-        return torch.stack([*norms, like.new_full((), float(self._changed_in_vain))])
+        in_vain = like.new_zeros(()) if self._changed_in_vain is None else self._changed_in_vain.to(like)
+        return torch.stack([*norms, in_vain])
 
     def detach(self) -> None:
         """Leave the optimizer as it was."""
@@ -65,7 +81,9 @@ class AppliedGradients:
 
     def _measure_update(self) -> None:
         if self._watches:
-            self._applied = self._norm()
+            norm = self._norm()
+            self._applied = torch.zeros(()) if norm is None else norm
+            self._after_backward = None  # what another step uses without another backward pass, this one has left
 
     def _gradients(self) -> list[Tensor]:
         every = (parameter.grad for group in self._optimizer.param_groups for parameter in group["params"])
@@ -114,8 +132,8 @@ class Norms(NamedTuple):
         if _differ(self.after_backward, self.at_hook):
             found["before"] = (
                 f"gradients were changed between the backward pass (norm {self.after_backward:.4g}) and the monitor's "
-                f"hook (norm {self.at_hook:.4g}), as by clipping inside `training_step` or in `on_after_backward`: "
-                "`grad_norm/…` shows what came of it, and not how large the gradients were"
+                f"hook (norm {self.at_hook:.4g}), as by clipping or a division inside `training_step` or in "
+                "`on_after_backward`: `grad_norm/…` shows what came of it, and not what the backward pass gave"
             )
         if _differ(self.clipped, self.applied):
             if _differ(self.clipped, self.at_hook) and not _differ(self.at_hook, self.applied):

@@ -36,7 +36,8 @@ class GradientNormMonitor(Callback):
     ==================================  ==========================================================================
     `grad_norm/total`                   norm of all the optimizer's gradients, before clipping
     `grad_norm/clipped`                 the same after clipping; 0 where the update was skipped
-    `grad_norm/applied`                 the same as the update really used it, with ``check_applied=True``
+    `grad_norm/applied`                 the same as the update really used it, with ``check_applied=True``;
+                                        left out where none was made
     `grad_norm/<module>`                norm over one top-level module, before clipping
     `grad_norm/recurrent/<module>`      norm over a recurrent module's recurrent weights: what the last state
                                         comes in by
@@ -210,7 +211,7 @@ class GradientNormMonitor(Callback):
         if self.histogram_every_n_steps is not None:
             self._histograms.setdefault(index, NormHistogram()).record(step.total)
         if index in self._applied:
-            self._applied[index].at_hook()
+            self._applied[index].at_hook(optimizer)
         if logs_this_step(trainer, pl_module):
             self._due[index] = MonitoredStep.take(
                 step, pl_module, gates=self.gates, updates=self.updates, applied=self._applied.get(index)
@@ -261,6 +262,7 @@ class GradientNormMonitor(Callback):
         for applied in self._applied.values():
             applied.detach()
         self._applied = {}
+        forget_steps(trainer.optimizers)
 
     def _log_histogram(self, trainer: Trainer, index: int, norms: list[float]) -> None:
         logs = self._histograms[index].add(norms)

@@ -86,8 +86,8 @@ class MonitoredStep:
         metrics = {"grad_norm/total": total}
         if self._step.clipped_norms is not None:
             metrics["grad_norm/clipped"] = clipped if math.isfinite(clipped) else 0.0
-        if applied:
-            metrics["grad_norm/applied"] = applied[1] if math.isfinite(applied[1]) else 0.0
+        if applied and math.isfinite(applied[1]):
+            metrics["grad_norm/applied"] = applied[1]
         metrics |= _prefixed("grad_norm/", _joined(zip(modules, norms, strict=True), max_modules))
         metrics |= self._recurrent(norms, max_modules)
         metrics |= self._by_gate(others[: len(self._gates)], max_modules)

@@ -7,6 +7,7 @@ by its class's name, whichever package that is in.
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from logging import getLogger
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from lightning_utilities.core import rank_zero
@@ -39,6 +40,8 @@ else:
     PARTS = [import_module(name) for name in HERE]
     EXCEPTIONS = [import_module(f"{HALVES[name]}.utilities.exceptions").MisconfigurationException for name in HERE]
     vars(rank_zero).update(_said_through)
+    if len(HERE) > 1:  # whoever silences either package's messages means those of the trainer at hand
+        rank_zero.log.addFilter(lambda record: all(getLogger(name).isEnabledFor(record.levelno) for name in HERE))
     Trainer = Union[tuple(part.Trainer for part in PARTS)]  # noqa: UP007
     LightningModule = Union[tuple(part.LightningModule for part in PARTS)]  # noqa: UP007
 
