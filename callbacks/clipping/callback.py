@@ -163,8 +163,11 @@ class AdaptiveGradientClipping(Callback):
             "policy": repr(self.policy),
             "scope": self.scope,
             "num_ranks": self._num_ranks,
-            "steps": {str(index): state["steps"] for index, state in states.items()},
-            "optimizers": {str(index): state["record"] for index, state in states.items() if state["record"]},
+            "optimizers": {
+                str(index): {**state["record"], "steps": state["steps"]}
+                for index, state in states.items()
+                if state["record"]
+            },
             "updates": {str(index): state["updates"] for index, state in states.items() if state["updates"]},
         }
 
@@ -176,12 +179,12 @@ class AdaptiveGradientClipping(Callback):
         """
         refuse_other_settings(CALLED, state_dict, self.policy, self.scope)
         self._saved_num_ranks = state_dict["num_ranks"]
-        records, updates, steps = state_dict["optimizers"], state_dict["updates"], state_dict.get("steps", {})
+        records, updates = state_dict["optimizers"], state_dict["updates"]
         self._states = {
             int(index): {
                 "policy": state_dict["policy"],
                 "scope": state_dict["scope"],
-                "steps": steps.get(index, 0),
+                "steps": records.get(index, {}).get("steps", 0),
                 "record": records.get(index),
                 "updates": updates.get(index),
             }

@@ -136,7 +136,7 @@ def test_the_command_line_takes_them_with_their_arguments(pl, monkeypatch):
 @pytest.mark.parametrize(
     ("imported", "speaks"),
     [
-        ("lightning.pytorch, rnn_blocks.callbacks.trainer", "lightning.pytorch"),
+        pytest.param("lightning.pytorch, rnn_blocks.callbacks.trainer", "lightning.pytorch", marks=pytest.mark.slow),
         ("pytorch_lightning, rnn_blocks.callbacks.trainer", "pytorch_lightning"),
         ("rnn_blocks.callbacks.trainer, pytorch_lightning", "lightning.pytorch"),  # nobody's yet: one that is set up
     ],

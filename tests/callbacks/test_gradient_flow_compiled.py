@@ -118,9 +118,10 @@ INSIDE = {  # what is told to be around a layer of this library
 }
 FOUND_AT_THE_FIRST_MEASUREMENT = (compiled_forward, module_compiled_in_place, compiled_function)
 PLACES = pytest.mark.parametrize("place", INSIDE, ids=lambda place: place.__name__)
-CASES = [*((place, "eager") for place in INSIDE), (compiled_module, "aot_eager"), (compiled_function, "aot_eager")]
+SLOW = [pytest.param(place, "aot_eager", marks=pytest.mark.slow) for place in (compiled_module, compiled_function)]
+CASES = [*((place, "eager") for place in INSIDE), *SLOW]
 PLACES_AND_BACKENDS = pytest.mark.parametrize(
-    ("place", "backend"), CASES, ids=[f"{place.__name__}, {backend}" for place, backend in CASES]
+    ("place", "backend"), CASES, ids=lambda value: value if isinstance(value, str) else value.__name__
 )
 
 
@@ -292,14 +293,14 @@ def test_states_that_a_compiled_module_hands_out_are_not_taken_for_those_that_it
     assert_close(weights, train(place, Decoder)[0], rtol=0, atol=0)
 
 
-def test_where_the_compiler_is_told_to_take_torchs_layers_too_they_are_left_out(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "allow_rnn", True)
-    for place in (compiled_training_step, compiled_forward, compiled_function):
-        monitor = monitor_of()
-        weights, told, _ = train(place, torch_lstm, monitor)
-        [message] = told
-        assert f"does not measure 'net.rnn': inside {INSIDE[place]} (torch.compile)" in message
-        assert_close(weights, train(place, torch_lstm)[0], rtol=0, atol=0)
+def test_where_the_compiler_is_told_to_take_torchs_layers_too_they_are_left_out():
+    with torch._dynamo.config.patch(allow_rnn=True):
+        for place in (compiled_training_step, compiled_forward, compiled_function):
+            monitor = monitor_of()
+            weights, told, _ = train(place, torch_lstm, monitor)
+            [message] = told
+            assert f"does not measure 'net.rnn': inside {INSIDE[place]} (torch.compile)" in message
+            assert_close(weights, train(place, torch_lstm)[0], rtol=0, atol=0)
 
 
 def test_a_layer_that_a_step_does_not_call_is_told_once_and_measured_when_it_is_called():
