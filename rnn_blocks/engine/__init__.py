@@ -17,6 +17,7 @@ from rnn_blocks.engine.state import (
     state_tensors,
     with_hidden,
 )
+from rnn_blocks.engine.transforms import is_transformed
 
 __all__ = [
     "MethodCall",
@@ -27,6 +28,7 @@ __all__ = [
     "dropout_mask",
     "hidden_of",
     "input_product",
+    "is_transformed",
     "like_state",
     "linear_scan",
     "map_state",

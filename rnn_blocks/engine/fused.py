@@ -36,6 +36,7 @@ def run_fused(
     resets: Tensor | None = None,
     compiled: bool = False,
     fall_back: bool = False,
+    owner: nn.Module | None = None,
 ) -> tuple[Tensor, State]:
     """Run ``cell.step`` over time as :func:`~rnn_blocks.engine.run_loop` does, from a traced step.
 
@@ -44,7 +45,8 @@ def run_fused(
     each combination of shapes, dtypes and settings, and what was recorded is run from then on.
 
     Where ``compiled``, the operators of a step go through torch's compiler, which makes one kernel of them; with
-    ``fall_back`` only the first few shapes of a cell do, and none where there is no compiler.
+    ``fall_back`` only the first few shapes of a cell do, and none where there is no compiler. What is recorded is kept
+    for the cell, or for its ``owner``, where it is a stand-in made for one sequence.
 
     Raises:
         ValueError: where the step cannot be recorded.
@@ -71,7 +73,7 @@ def run_fused(
         active is None,
         *_settings(cell),
     )
-    programs = _programs.setdefault(cell, {})
+    programs = _programs.setdefault(owner or cell, {})
     program = programs.get(key)
     if program is not None:
         with _recording:
@@ -140,6 +142,7 @@ def run_fused(
             resets=resets,
             compiled=compiled,
             fall_back=fall_back,
+            owner=owner,
         )
     sizes = (len(projected_leaves), len(masks), len(state_leaves))
     run: Callable[..., tuple[Tensor, ...]] = _Unrolled.apply

@@ -1,13 +1,16 @@
 """Penalties on what a recurrent layer gives, to be added to a loss."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from rnn_blocks.layers.layer import checked_lengths
+
 
 def activation_regularisation(
-    outputs: Tensor, alpha: float, *, lengths: Tensor | None = None, batch_first: bool = True
+    outputs: Tensor, alpha: float, *, lengths: Tensor | Sequence[int] | None = None, batch_first: bool = True
 ) -> Tensor:
     """Activation regularisation (AR): ``alpha · mean(h²)``, for outputs that stay small.
 
@@ -37,7 +40,7 @@ def activation_regularisation(
 
 
 def temporal_activation_regularisation(
-    outputs: Tensor, beta: float, *, lengths: Tensor | None = None, batch_first: bool = True
+    outputs: Tensor, beta: float, *, lengths: Tensor | Sequence[int] | None = None, batch_first: bool = True
 ) -> Tensor:
     """Temporal activation regularisation (TAR): ``beta · mean((h_t - h_{t-1})²)``, for outputs that change slowly.
 
@@ -67,7 +70,7 @@ def temporal_activation_regularisation(
 
 
 def _checked(
-    outputs: Tensor, lengths: Tensor | None, batch_first: bool, **weight: float
+    outputs: Tensor, lengths: Tensor | Sequence[int] | None, batch_first: bool, **weight: float
 ) -> tuple[Tensor, Tensor | None]:
     """The outputs with time first, and which steps count, ``(time, batch)``."""
     for name, value in weight.items():
@@ -81,10 +84,10 @@ def _checked(
     if lengths is None:
         return outputs, None
     time, batch = outputs.shape[:2]
-    if lengths.shape != (batch,):
-        raise ValueError(f"lengths must be {batch} integers, one a sequence, got shape {tuple(lengths.shape)}")
-    steps = torch.arange(time, device=outputs.device)[:, None]
-    return outputs, steps < lengths.to(outputs.device)
+    if len(lengths) != batch:
+        raise ValueError(f"lengths must be {batch} integers, one a sequence, got shape ({len(lengths)},)")
+    lengths = checked_lengths(lengths, time, batch, outputs.device)
+    return outputs, torch.arange(time, device=outputs.device)[:, None] < lengths
 
 
 def _mean_of_squares(values: Tensor, active: Tensor | None) -> Tensor:

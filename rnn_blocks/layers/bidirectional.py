@@ -69,9 +69,9 @@ class Bidirectional(Layer):
     def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         """Both ways; time first."""
         ahead, back = state
-        outputs, ahead = self.forward_layer.run(inputs, ahead, lengths, resets)
+        outputs, ahead = self.forward_layer.call(inputs, ahead, lengths, resets)
         marks = None if resets is None else _resets_from_the_end(resets, lengths)
-        mirrored, back = self.backward_layer.run(reverse_time(inputs, lengths), back, lengths, marks)
+        mirrored, back = self.backward_layer.call(reverse_time(inputs, lengths), back, lengths, marks)
         others = reverse_time(mirrored, lengths)
         if self.merge == "concat":
             return torch.cat([outputs, others], dim=-1), (ahead, back)

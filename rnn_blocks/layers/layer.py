@@ -1,9 +1,27 @@
 """The layer face: a sequence in and a sequence out."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnn_blocks.engine import State, describe_state, map_state
+
+
+class Checked(NamedTuple):
+    """What a layer hands to a layer inside it, in the place of a state: nothing is looked at again.
+
+    Attributes:
+        state: before the first step.
+        lengths: ``(batch,)``, int64, past which inputs are zero.
+        resets: ``(time, batch)``.
+    """
+
+    state: State
+    lengths: Tensor | None
+    resets: Tensor | None
 
 
 class Layer(nn.Module):
@@ -40,23 +58,37 @@ class Layer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} needs an `initial_state(batch_size, like)`")
 
     def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
-        """What :meth:`forward` does once its arguments are checked: ``inputs`` and ``resets`` have time first."""
+        """What :meth:`forward` does once its arguments are checked.
+
+        ``inputs`` and ``resets`` have time first, and inputs are zero past each length. A layer inside is called by
+        :meth:`call`, so that its hooks run.
+        """
         raise NotImplementedError(f"{type(self).__name__} needs a `run(inputs, state, lengths, resets)`")
+
+    def call(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+        """:meth:`run`, with the layer called as a module: what a layer does with one inside it; time first.
+
+        Forward hooks see inputs and outputs in the layer's own order, batch first or not.
+        """
+        outputs, after = self(inputs.transpose(0, 1) if self.batch_first else inputs, Checked(state, lengths, resets))
+        return (outputs.transpose(0, 1) if self.batch_first else outputs), after
 
     def forward(
         self,
-        inputs: Tensor,
-        state: State | None = None,
+        inputs: Tensor | PackedSequence,
+        state: State | Checked | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Tensor | PackedSequence, State]:
         """Run over a sequence.
 
         Args:
-            inputs: ``(batch, time, input_size)``, or time first where ``batch_first`` is false.
+            inputs: ``(batch, time, input_size)``, or time first where ``batch_first`` is false; or packed, and then
+                the outputs are. States have the sequences in their order from before they were sorted.
             state: the state before the first step; by default :meth:`initial_state`'s.
-            lengths: steps that count in each sequence, ``(batch,)``, zeros allowed; by default all.
+            lengths: steps that count in each sequence, ``(batch,)`` or a list, zeros allowed; by default all. What
+                stands past them does not count, whatever it is.
             resets: ``(batch, time)`` (or time first), true where the state starts afresh before that step.
 
         Returns:
@@ -65,6 +97,12 @@ class Layer(nn.Module):
         Raises:
             ValueError: where a shape does not fit, or a length is negative or beyond the sequence.
         """
+        if isinstance(inputs, PackedSequence):
+            assert not isinstance(state, Checked)
+            return self._forward_packed(inputs, state, lengths, resets)
+        if isinstance(state, Checked):
+            outputs, after = self.run(inputs.transpose(0, 1) if self.batch_first else inputs, *state)
+            return (outputs.transpose(0, 1) if self.batch_first else outputs), after
         if inputs.dim() != 3 or inputs.shape[-1] != self.input_size:
             order = "(batch, time, input_size)" if self.batch_first else "(time, batch, input_size)"
             raise ValueError(
@@ -89,8 +127,29 @@ class Layer(nn.Module):
             state = self.initial_state(batch, inputs)
         else:
             self._check_state(state, batch, inputs)
+        if lengths is not None:  # a gradient of zero times what is not a number would be none
+            active = torch.arange(time, device=inputs.device)[:, None] < lengths  # (time, batch)
+            inputs = torch.where(active[..., None], inputs, 0.0)
         outputs, state = self.run(inputs, state, lengths, resets)
         return (outputs.transpose(0, 1) if self.batch_first else outputs), state
+
+    def _forward_packed(
+        self,
+        packed: PackedSequence,
+        state: State | None,
+        lengths: Tensor | Sequence[int] | None,
+        resets: Tensor | None,
+    ) -> tuple[PackedSequence, State]:
+        if lengths is not None or resets is not None:
+            raise ValueError("a packed sequence has its lengths with it, and no resets: pad it, or give neither")
+        inputs, own = pad_packed_sequence(packed, batch_first=self.batch_first)  # in the order before sorting
+        outputs, state = self.forward(inputs, state, lengths=own)
+        assert isinstance(outputs, Tensor)
+        order, batch = packed.sorted_indices, 0 if self.batch_first else 1
+        if order is not None:
+            outputs, own = outputs.index_select(batch, order), own[order.to(own.device)]
+        data = pack_padded_sequence(outputs, own, batch_first=self.batch_first).data
+        return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), state
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time: ``(batch, input_size)`` and a state to ``(batch, output_size)`` and the next state.
@@ -121,7 +180,7 @@ class Layer(nn.Module):
             ) from error
 
 
-def checked_lengths(lengths: Tensor, time: int, batch: int, device: torch.device) -> Tensor:
+def checked_lengths(lengths: Tensor | Sequence[int], time: int, batch: int, device: torch.device) -> Tensor:
     """``lengths`` on ``device`` as int64.
 
     Raises:
@@ -130,7 +189,9 @@ def checked_lengths(lengths: Tensor, time: int, batch: int, device: torch.device
     >>> checked_lengths(torch.tensor([3, 0], dtype=torch.int32), 3, 2, torch.device("cpu"))
     tensor([3, 0])
     """
-    if lengths.shape != (batch,) or lengths.is_floating_point():
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths, dtype=None if len(lengths) else torch.int64)
+    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(
             f"lengths must be {batch} integers, one a sequence, got {lengths.dtype} of shape {tuple(lengths.shape)}"
         )

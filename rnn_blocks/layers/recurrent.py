@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.cells import Cell, LinearCell
-from rnn_blocks.engine import State, run_fused, run_loop
+from rnn_blocks.cells.settled import settled
+from rnn_blocks.engine import State, is_transformed, run_fused, run_loop
 from rnn_blocks.layers.layer import Layer
 
 Engine: TypeAlias = Literal["auto", "native", "fused", "compiled", "scan", "loop"]
@@ -50,27 +51,29 @@ class Recurrent(Layer):
     def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         """Over all steps, by the engine asked for; time first."""
         engine = self._engine_for(inputs, resets)
+        cell, inputs, state = settled(self.cell, inputs, state)
         if engine == "native":
-            result = self.cell.native(inputs, state, lengths)
+            result = cell.native(inputs, state, lengths)
             if result is not None:
                 return result
             if self.engine == "native":
+                others = "'scan', 'fused' or 'loop'" if isinstance(self.cell, LinearCell) else "'fused' or 'loop'"
                 raise ValueError(
                     f"engine='native' cannot run this: {type(self.cell).__name__} has no native kernel; "
-                    "use engine='auto', 'fused' or 'loop'"
+                    f"use engine='auto', {others}"
                 )
         if engine == "scan":
-            if not isinstance(self.cell, LinearCell):
+            if not isinstance(cell, LinearCell):
                 raise ValueError(
                     f"engine='scan' cannot run this: {type(self.cell).__name__} is no LinearCell; "
                     "use engine='auto', 'native', 'fused' or 'loop'"
                 )
-            return self.cell.scan(inputs, state, lengths=lengths, resets=resets)
+            return cell.scan(inputs, state, lengths=lengths, resets=resets)
         fresh = None if resets is None else self.cell.initial_state(inputs.shape[1], inputs)
-        projected = self.cell.project(inputs)
+        projected = cell.project(inputs)
         if engine in ("fused", "compiled"):
             return run_fused(
-                self.cell,
+                cell,
                 projected,
                 state,
                 fresh=fresh,
@@ -78,13 +81,15 @@ class Recurrent(Layer):
                 resets=resets,
                 compiled=engine == "compiled",
                 fall_back=self.engine == "auto",
+                owner=self.cell,
             )
-        return run_loop(self.cell.step, projected, state, fresh=fresh, lengths=lengths, resets=resets)
+        return run_loop(cell.step, projected, state, fresh=fresh, lengths=lengths, resets=resets)
 
     def _engine_for(self, inputs: Tensor, resets: Tensor | None) -> Engine:
-        if self.engine == "scan" or (self.engine == "auto" and isinstance(self.cell, LinearCell)):
+        linear = isinstance(self.cell, LinearCell)
+        if (self.engine == "scan" or (self.engine == "auto" and linear)) and not (linear and is_transformed()):
             return "scan"
-        if torch.compiler.is_compiling():  # which records steps itself, and cannot look into a recorded one
+        if torch.compiler.is_compiling() or is_transformed():  # which record steps, and cannot look into a recorded one
             return "loop"
         if self.engine != "auto":
             if self.engine == "native" and resets is not None:

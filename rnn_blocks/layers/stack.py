@@ -93,11 +93,7 @@ class Stack(Layer):
 
     def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         """From the bottom up; time first."""
-        if lengths is not None and self.paths is not None:
-            # layers stop at the lengths, the paths around them would let the padding through
-            active = torch.arange(inputs.shape[0], device=lengths.device)[:, None] < lengths  # (time, batch)
-            inputs = torch.where(active[..., None], inputs, 0.0)
-        return self._upwards(inputs, state, lambda layer, taken, before: layer.run(taken, before, lengths, resets))
+        return self._upwards(inputs, state, lambda layer, taken, before: layer.call(taken, before, lengths, resets))
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time through every layer."""

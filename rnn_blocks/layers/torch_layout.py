@@ -1,6 +1,6 @@
 """Any layer in the place of torch's: its states laid out, and sequences packed, as ``torch.nn.LSTM`` does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import TypeAlias
 
@@ -98,7 +98,11 @@ class TorchLayout(nn.Module):
         """Nothing: a kernel that wants its weights in one piece gets them so at each call."""
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: TorchState | None = None, *, lengths: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: TorchState | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, TorchState]:
         """Run over a sequence, called as torch's modules are.
 
@@ -117,14 +121,16 @@ class TorchLayout(nn.Module):
         """
         if lengths is not None and (isinstance(input, PackedSequence) or input.dim() == 2):
             given = "a packed sequence" if isinstance(input, PackedSequence) else "one sequence without a batch"
-            raise ValueError(f"lengths go with a padded batch, got {lengths.tolist()} with {given}")
+            raise ValueError(f"lengths go with a padded batch, got {torch.as_tensor(lengths).tolist()} with {given}")
         if isinstance(input, PackedSequence):
             return self._run_packed(input, hx)
         if input.dim() == 2:
             return self._run_one(input, hx)
         return self._run(input, hx, lengths)
 
-    def _run(self, inputs: Tensor, hx: TorchState | None, lengths: Tensor | None) -> tuple[Tensor, TorchState]:
+    def _run(
+        self, inputs: Tensor, hx: TorchState | None, lengths: Tensor | Sequence[int] | None
+    ) -> tuple[Tensor, TorchState]:
         if inputs.dim() != 3 or inputs.shape[-1] != self.input_size:
             order = "(batch, time, input_size)" if self.batch_first else "(time, batch, input_size)"
             raise ValueError(

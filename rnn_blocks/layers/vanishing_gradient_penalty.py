@@ -1,16 +1,23 @@
 """Pascanu's penalty on gradients that vanish on their way back through time."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from rnn_blocks.cells import ElmanCell
-from rnn_blocks.layers.layer import Layer
+from rnn_blocks.layers.layer import Layer, checked_lengths
 from rnn_blocks.layers.recurrent import Recurrent
 from rnn_blocks.layers.recurrent_stack import RecurrentStack
 
 
 def vanishing_gradient_penalty(
-    layer: Layer, outputs: Tensor, loss: Tensor, *, lengths: Tensor | None = None, resets: Tensor | None = None
+    layer: Layer,
+    outputs: Tensor,
+    loss: Tensor,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    resets: Tensor | None = None,
 ) -> Tensor:
     """Ω of Pascanu, Mikolov & Bengio (2013), eq. 9: recurrent weights for which gradients keep their norm back in time.
 
@@ -78,8 +85,9 @@ def vanishing_gradient_penalty(
     weight = cell.weight_hh.to(dtype)
     slope = 1 - h.square() if cell.nonlinearity == "tanh" else (h > 0).to(dtype)  # f'(x)
     if lengths is not None:
-        steps = torch.arange(len(h), device=h.device)[:, None]
-        direct = torch.where((steps < lengths.to(h.device))[..., None], direct, 0.0)
+        lengths = checked_lengths(lengths, h.shape[0], h.shape[1], h.device)
+        active = (torch.arange(len(h), device=h.device)[:, None] < lengths)[..., None]
+        direct, slope = torch.where(active, direct, 0.0), torch.where(active, slope, 0.0)
     joined = None if resets is None else ~_time_first(resets, layer)[1:].bool()
     with torch.autocast(h.device.type, enabled=False):
         later = _gradients(direct, slope, weight.detach(), joined)[1:]  # ∂E/∂x_{k+1}: (time - 1, batch, hidden_size)
@@ -117,7 +125,7 @@ def _elman_cell(layer: Layer) -> ElmanCell:
     inner: object = layer
     if isinstance(layer, RecurrentStack) and len(layer.layers) == 1 and layer.paths is None:
         inner = layer.layers[0]
-    if type(inner) is Recurrent and type(inner.cell) is ElmanCell:
+    if type(inner) is Recurrent and isinstance(inner.cell, ElmanCell):
         return inner.cell
     raise ValueError(
         "layer must be an Elman of one layer in one direction, or a Recurrent around an ElmanCell, got "

@@ -56,7 +56,7 @@ class WeightDrop(Layer):
         self.weights = tuple(weights)
         self.causal = layer.causal
         # made once, since a graph of torch.compile ends where a module is made; a dict hides them from state dicts
-        self._calls = {method: MethodCall(layer, method) for method in ("run", "step")}
+        self._calls = {method: MethodCall(layer, method) for method in ("call", "step")}
 
     def initial_state(self, batch_size: int, like: Tensor) -> State:
         """The layer's."""
@@ -64,7 +64,7 @@ class WeightDrop(Layer):
 
     def run(self, inputs: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         """The layer's, with what is left of its weights; time first."""
-        return self._dropped("run", inputs, state, lengths, resets)
+        return self._dropped("call", inputs, state, lengths, resets)
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The layer's step; in training each has a mask of its own."""

@@ -51,6 +51,7 @@ def linear_cross_entropy(
     tensors = [hidden, weight] if bias is None else [hidden, weight, bias]
     tiled = all(can_pack(tensor) for tensor in tensors) and not torch.is_autocast_enabled("cpu")
     if not tiled or torch.compiler.is_compiling():
+        hidden = torch.where((targets != ignore_index).unsqueeze(-1), hidden, 0.0)  # what does not count may be NaN
         return cross_entropy(linear(hidden, weight, bias), targets, ignore_index=ignore_index)
     counted = targets != ignore_index
     if not bool(counted.all()):
@@ -97,7 +98,7 @@ def smoothing_term(
     >>> torch.testing.assert_close(loss, cross_entropy(linear(hidden, weight), targets, label_smoothing=0.1))
     """
     counted = targets != ignore_index
-    targets = torch.where(counted, targets, 0)
+    targets, hidden = torch.where(counted, targets, 0), torch.where(counted.unsqueeze(-1), hidden, 0.0)
     per_row = (hidden * (embedding(targets, weight) - weight.mean(0))).sum(1)
     if bias is not None:
         per_row = per_row + bias[targets] - bias.mean()

@@ -148,8 +148,10 @@ class MeanBridge(Bridge):
 
     def context(self, encoded: Encoded) -> Tensor:
         """The mean over each length."""
-        counts = encoded.lengths.to(encoded.outputs.device).clamp(min=1).unsqueeze(-1)
-        return encoded.outputs.sum(1) / counts  # what is past a length is zero
+        outputs = encoded.outputs
+        lengths = encoded.lengths.to(outputs.device).unsqueeze(-1)
+        active = torch.arange(outputs.shape[1], device=outputs.device) < lengths  # (batch, source)
+        return torch.where(active.unsqueeze(-1), outputs, 0.0).sum(1) / lengths.clamp(min=1)
 
 
 class ProjectedBridge(Bridge):

@@ -1,5 +1,7 @@
 """The decoder: a recurrent layer that writes the target, reading the source as it goes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -106,7 +108,9 @@ class Decoder(nn.Module):
         """The attention, if there is one."""
         return self.cell.attention
 
-    def on(self, outputs: Tensor, lengths: Tensor | None = None, context: Tensor | None = None) -> DecoderMemory:
+    def on(
+        self, outputs: Tensor, lengths: Tensor | Sequence[int] | None = None, context: Tensor | None = None
+    ) -> DecoderMemory:
         """What every step reads of the source, projected once.
 
         Args:
@@ -183,7 +187,7 @@ class Decoder(nn.Module):
 
             outputs, after = run_loop(step, cell.project(embedded), given)
         else:
-            outputs, after = self.recurrent.run(embedded, given, None, None)
+            outputs, after = self.recurrent.call(embedded, given, None, None)
         outputs = outputs.transpose(0, 1)  # (batch, target, features and weights)
         state = tuple(after[:-1])
         if not covers and not need_weights:
@@ -196,7 +200,7 @@ class Decoder(nn.Module):
         context = memory[1]
         if isinstance(context, Tensor):
             embedded = torch.cat([embedded, context.expand(len(embedded), -1, -1)], -1)
-        hidden, after = self.layer.run(embedded, before, None, None)
+        hidden, after = self.layer.call(embedded, before, None, None)
         hidden = hidden.transpose(0, 1)  # (batch, target, hidden)
         mask: State = ()
         if self.dropout and self.training:

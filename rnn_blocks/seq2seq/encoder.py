@@ -1,5 +1,6 @@
 """From ids to what a decoder starts from and looks at."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ class Encoder(nn.Module):
         self.reverse = reverse
         self.output_size = layer.output_size
 
-    def forward(self, source: Tensor, lengths: Tensor | None = None) -> Encoded:
+    def forward(self, source: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Encoded:
         """Read the sources.
 
         Args:

@@ -140,3 +140,18 @@ def test_tied_weights_and_widths_that_vanish_are_refused():
     for div_value in (3.0, 0.0, math.nan):
         with pytest.raises(ValueError, match=f"div_value must be above 0 and .* the 8, got {div_value}"):
             make_model(div_value=div_value)
+
+
+@pytest.mark.filterwarnings("ignore:.*quant.*")
+def test_a_quantised_output_layer_stands_in_the_place_of_the_linear_one():
+    model = LanguageModel(LSTM(8, 8), vocab_size=11).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    tokens, targets = torch.randint(11, (2, 5)), torch.randint(11, (10,))
+    logits, _ = model(tokens)
+    found, _ = quantised(tokens)
+    assert not isinstance(quantised.output, nn.Linear)
+    assert_close(found, logits, rtol=0.05, atol=0.05 * float(logits.detach().abs().max()))
+    hidden = model.hidden(tokens)[0].flatten(0, 1)
+    assert_close(quantised.log_probs(hidden).exp().sum(-1), torch.ones(10))
+    assert_close(quantised.next_token_loss(hidden, targets), model.next_token_loss(hidden, targets), rtol=0.05, atol=0)
+    assert quantised.generate(tokens, 3).shape == (2, 8)

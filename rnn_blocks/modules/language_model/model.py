@@ -188,7 +188,7 @@ class LanguageModel(Writing):
     def log_probs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the next token, of any softmax: ``(…, features)`` to ``(…, vocab_size)``."""
         logits = word_logits(self.output, hidden)
-        return logits.log_softmax(-1) if isinstance(self.output, nn.Linear) else logits
+        return logits if isinstance(self.output, nn.AdaptiveLogSoftmaxWithLoss) else logits.log_softmax(-1)
 
     def next_token_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of the rows whose target counts.

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy
 
-OutputLayer = nn.Linear | nn.AdaptiveLogSoftmaxWithLoss
+OutputLayer = nn.Module
+"""`torch.nn.Linear`, what stands in its place (a quantised one), or `torch.nn.AdaptiveLogSoftmaxWithLoss`."""
 
 
 def adaptive_softmax(
@@ -44,7 +46,7 @@ def adaptive_softmax(
 
 def word_logits(output: OutputLayer, hidden: Tensor) -> Tensor:
     """``(…, features)`` to ``(…, vocab_size)``; log-probabilities where the softmax is adaptive."""
-    if isinstance(output, nn.Linear):
+    if not isinstance(output, nn.AdaptiveLogSoftmaxWithLoss):
         logits: Tensor = output(hidden)
         return logits
     rows = hidden.reshape(-1, hidden.shape[-1]).to(output.head.weight.dtype)
@@ -64,6 +66,8 @@ def word_loss(output: OutputLayer, hidden: Tensor, targets: Tensor, *, ignore_in
     """
     if isinstance(output, nn.Linear):
         return linear_cross_entropy(hidden, output.weight, output.bias, targets, ignore_index=ignore_index)
+    if not isinstance(output, nn.AdaptiveLogSoftmaxWithLoss):
+        return cross_entropy(output(hidden).float(), targets, ignore_index=ignore_index)
     counted = targets != ignore_index
     hidden, targets = hidden[counted], targets[counted]
     if len(targets) == 0:

@@ -1,5 +1,6 @@
 """The face of every attention: what is projected once a sequence, and what is done at each step."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         assert self.coverage_weight is not None
         return scores + self.coverage_weight * coverage
 
-    def on(self, values: Tensor, lengths: Tensor | None = None) -> Memory:
+    def on(self, values: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Memory:
         """All that can be done once for a sequence, whatever the queries.
 
         Args:

@@ -1,0 +1,17 @@
+"""Function transforms, which see what torch computes, but not what a recorded step does."""
+
+import torch
+
+
+def is_transformed() -> bool:
+    """Whether this runs under a transform of ``torch.func`` (``vmap``, ``grad``, ``jacrev``, ``jacfwd``, …), or under
+    forward-mode differentiation.
+
+    >>> torch.func.vmap(lambda x: x * is_transformed())(torch.ones(2)).tolist(), is_transformed()
+    ([1.0, 1.0], False)
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return torch.autograd.forward_ad._current_level >= 0
