@@ -43,7 +43,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "callbacks.trainer": (),
     "callbacks.clipping.policies": (),
     "callbacks.clipping": ("callbacks.clipping.policies", "callbacks.measuring"),
-    "callbacks.clipping.callback": ("callbacks.clipping", "callbacks.clipping.policies", "callbacks.trainer"),
+    "callbacks.clipping.callback": (
+        *("callbacks.clipping", "callbacks.clipping.policies"),
+        *("callbacks.measuring", "callbacks.trainer"),
+    ),
     "callbacks.clipping.advice": ("callbacks.figures",),
     "callbacks.clipping.advisor": ("callbacks.clipping.callback", "callbacks.clipping.advice", *MEASURED),
     "callbacks.norm_monitor": MEASURED,

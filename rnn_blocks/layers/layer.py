@@ -61,7 +61,7 @@ class Layer(nn.Module):
         """What :meth:`forward` does once its arguments are checked.
 
         ``inputs`` and ``resets`` have time first, and inputs are zero past each length. A layer inside is called by
-        :meth:`call`, so that its hooks run.
+        ``call``, so that its hooks run.
         """
         raise NotImplementedError(f"{type(self).__name__} needs a `run(inputs, state, lengths, resets)`")
 
@@ -76,7 +76,7 @@ class Layer(nn.Module):
     def forward(
         self,
         inputs: Tensor | PackedSequence,
-        state: State | Checked | None = None,
+        state: State | None = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
@@ -98,10 +98,10 @@ class Layer(nn.Module):
             ValueError: where a shape does not fit, or a length is negative or beyond the sequence.
         """
         if isinstance(inputs, PackedSequence):
-            assert not isinstance(state, Checked)
             return self._forward_packed(inputs, state, lengths, resets)
-        if isinstance(state, Checked):
-            outputs, after = self.run(inputs.transpose(0, 1) if self.batch_first else inputs, *state)
+        given: object = state
+        if isinstance(given, Checked):
+            outputs, after = self.run(inputs.transpose(0, 1) if self.batch_first else inputs, *given)
             return (outputs.transpose(0, 1) if self.batch_first else outputs), after
         if inputs.dim() != 3 or inputs.shape[-1] != self.input_size:
             order = "(batch, time, input_size)" if self.batch_first else "(time, batch, input_size)"

@@ -82,6 +82,11 @@ class WeightDrop(Layer):
             for name, parameter in call.named_parameters()
             if _last_part(name) in self.weights
         }
+        if not dropped:
+            raise ValueError(
+                f"WeightDrop finds no parameter named {' or '.join(map(repr, self.weights))} in this "
+                f"{type(self.layer).__name__} any more: it does not go with weights that are parametrised or pruned"
+            )
         result: tuple[Tensor, State] = functional_call(call, dropped, arguments)
         return result
 

@@ -66,6 +66,8 @@ def callbacks_step(
     trainer.strategy.connect(module)
     trainer.strategy.optimizers = [optimizer]
     trainer.state.fn = "fit"
+    for callback in callbacks:
+        callback.on_train_start(trainer, module)
 
     def step(logging: bool) -> None:
         trainer.log_every_n_steps = 1 if logging else 0

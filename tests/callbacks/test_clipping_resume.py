@@ -159,3 +159,42 @@ def test_a_command_line_builds_the_callbacks_from_yaml():
     assert isinstance(monitor, GradientNormMonitor)
     assert monitor.top_k == 5
     Trainer(callbacks=[fixed, auto, monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("had", ["no callback of ours", "the monitor alone", "another policy"])
+def test_a_checkpoint_without_this_clippings_history_resumes_with_one_line_that_says_so(had, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("rnn_blocks.callbacks.clipping.callback.rank_zero_info", said.append)
+    before = {
+        "no callback of ours": [],
+        "the monitor alone": [GradientNormMonitor()],
+        "another policy": [AdaptiveGradientClipping(Fixed(9.0))],
+    }[had]
+    trainer = fit_module(Regression(momentum), regression_batches(4), *before)
+    trainer.save_checkpoint(tmp_path / "before.ckpt")
+    clipping = AdaptiveGradientClipping()
+    monitors = [callback for callback in before if isinstance(callback, GradientNormMonitor)]
+    resumed = fit_module(
+        Regression(momentum),
+        regression_batches(4),
+        clipping,
+        *monitors,
+        max_epochs=2,
+        ckpt_path=tmp_path / "before.ckpt",
+    )
+    [line] = said
+    assert "the checkpoint has no history of this clipping, so it begins here, at step 4" in line
+    assert resumed.global_step == 8
+    assert clipping.state_dict()["optimizers"]["0"]["history"]["count"] == 4
+    said.clear()
+    fit_module(Regression(momentum), regression_batches(4), AdaptiveGradientClipping())  # a new training is no news
+    assert said == []
+
+
+def test_a_package_that_clips_for_its_users_is_told_how_to_leave_it():
+    """As GluonTS does, by 10."""
+    with pytest.raises(
+        MisconfigurationException, match="pass `gradient_clip_val=None` where a package sets it for you"
+    ):
+        fit_module(Regression(momentum), regression_batches(1), AdaptiveGradientClipping(), gradient_clip_val=10.0)

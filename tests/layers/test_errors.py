@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import rnn_blocks
 from rnn_blocks import GRU, LSTM, Cell, Elman, GRUCell, Layer, Recurrent, Stack
 
 LAYER = LSTM(3, 4, num_layers=2)
@@ -114,3 +115,16 @@ def test_a_stack_checks_what_reaches_it_before_any_layer_runs():
     with pytest.raises(ValueError, match="lengths"):
         Stack([Watch(GRUCell(3, 4)), GRU(4, 4)])(INPUTS, lengths=torch.tensor([9, 9]))
     assert not ran
+
+
+def test_a_linear_cell_without_a_native_kernel_is_told_of_the_scan():
+    layer = rnn_blocks.Recurrent(rnn_blocks.MinGRUCell(3, 4), engine="native")
+    with pytest.raises(ValueError, match="has no native kernel; use engine='auto', 'scan', 'fused' or 'loop'"):
+        layer(torch.randn(2, 5, 3))
+
+
+def test_weight_drop_says_so_where_its_weights_are_computed():
+    layer = rnn_blocks.WeightDrop(rnn_blocks.GRU(3, 4), 0.5)
+    torch.nn.utils.parametrizations.weight_norm(layer.layer.layers[0].cell, "weight_hh")
+    with pytest.raises(ValueError, match="WeightDrop finds no parameter named 'weight_hh' in this GRU any more"):
+        layer(torch.randn(2, 5, 3))

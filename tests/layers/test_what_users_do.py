@@ -281,6 +281,32 @@ def test_function_transforms_work_on_the_default_engine(name):
     assert_close(torch.func.functional_call(layer, weights, (inputs,))[0], layer(inputs)[0], **CLOSE)
 
 
+@every_layer
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_function_transforms_work_on_layers_of_layers(name):
+    torch.manual_seed(0)
+    layer = zoo_layers.LAYERS[name]().double().eval()
+    inputs = torch.randn(2, 3, 3, dtype=torch.float64)
+
+    def one(sequence):
+        return layer(sequence[None])[0][0]
+
+    assert_close(torch.func.vmap(one, randomness="same")(inputs), layer(inputs)[0], **CLOSE)
+    expected = torch.autograd.functional.jacobian(one, inputs[0])
+    assert_close(torch.func.jacrev(one)(inputs[0]), expected, **CLOSE)
+    assert_close(torch.func.jacfwd(one, randomness="same")(inputs[0]), expected, **CLOSE)
+
+
+@every_cell
+def test_a_cell_that_has_run_is_copied_and_pickled(name):
+    cell = zoo.CELLS[name](3, 4).eval()
+    inputs = torch.randn(2, 5, cell.input_size)
+    expected, _ = Recurrent(cell)(inputs)
+    expected.sum().backward()
+    for other in (copy.deepcopy(cell), pickle.loads(pickle.dumps(cell))):
+        assert_close(Recurrent(other)(inputs)[0], expected, rtol=0, atol=0)
+
+
 class TestLengths:
     def test_may_be_a_list(self):
         layer, inputs = GRU(3, 4), torch.randn(3, 5, 3)

@@ -1,6 +1,8 @@
 """What lies past a length does not count, whatever it is: for attention, bridges and losses."""
 
+import copy
 import math
+import pickle
 
 import attentions
 import decoders
@@ -47,6 +49,27 @@ def test_nothing_past_a_length_is_looked_at(name, coverage):
         results.append((context, weights, own.grad, {k: g.clone() for k, g in gradients(attention).items()}))
     for result in results[1:]:
         assert_close(result, results[0], **EXACT)
+
+
+@attentions.every_attention
+def test_attentions_are_parametrised_pruned_transformed_and_copied(name, coverage):
+    attention = attentions.make(name, coverage)
+    query, values, lengths, covered = attentions.example(attention, LENGTHS)
+    layers = [module for module in attention.modules() if isinstance(module, nn.Linear)]
+
+    def look(queries, module=attention):
+        return module(queries, module.on(values, lengths), covered)[0]
+
+    expected = torch.autograd.functional.jacobian(look, query)
+    assert_close(torch.func.jacrev(look)(query), expected, **EXACT)
+    for other in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):
+        assert_close(look(query, other), look(query), **EXACT)
+    for layer in layers:
+        parametrizations.weight_norm(layer, "weight")
+    assert_close(torch.func.jacrev(look)(query), expected, **EXACT)
+    for _ in range(2):
+        look(query.clone().requires_grad_()).sin().sum().backward()
+    assert all(parameter.grad is not None for layer in layers for parameter in layer.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # in tiles, and not
