@@ -153,7 +153,9 @@ def test_parameters_that_are_thawed_later_are_chosen_by_the_same_names():
     logger = Remember()
     clipping = AdaptiveGradientClipping(Fixed(0.01), include="net.0", scope="parameter")
     fit_module(Thaws(None), regression_batches(4), clipping, GradientNormMonitor(depth=2), logger=logger)
-    assert sorted(logger.column("grad_clip/coefficient")) == [2, 3]
+    coefficients = logger.column("grad_clip/coefficient")
+    assert coefficients[0] == coefficients[1] == 1
+    assert max(coefficients[2], coefficients[3]) < 1
     assert clipping.state_dict()["optimizers"]["0"]["weight_norms"][1].shape == (2,)
 
 

@@ -13,6 +13,7 @@ from rows import Deadline, Row, read_row
 HERE = Path(__file__).resolve().parent
 
 
+@pytest.mark.slow  # a minute
 def test_all_parts_run_on_a_cpu_and_are_reported(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "check.py"), "--device", "cpu", "--quick", "--out", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
