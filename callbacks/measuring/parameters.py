@@ -108,13 +108,11 @@ class Chosen:
             self._ids = frozenset(id(parameter) for group in self._groups for parameter in group)
         return self._groups
 
-    def ids(self) -> frozenset[int]:
-        """`id` of each chosen parameter; empty where all are chosen."""
-        self.groups()
-        return self._ids
-
     def __contains__(self, parameter: object) -> bool:
-        return self.all or id(parameter) in self.ids()
+        if self.all:
+            return True
+        self.groups()  # they may have grown
+        return id(parameter) in self._ids
 
     def _matches(self, names: list[str]) -> bool:
         included = self._include is None or _any_matches(names, self._include)

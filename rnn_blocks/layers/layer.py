@@ -1,13 +1,15 @@
 """The layer face: a sequence in and a sequence out."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnn_blocks.engine import State, describe_state, map_state
+
+AnyState = TypeVar("AnyState")
 
 
 class Checked(NamedTuple):
@@ -142,14 +144,13 @@ class Layer(nn.Module):
     ) -> tuple[PackedSequence, State]:
         if lengths is not None or resets is not None:
             raise ValueError("a packed sequence has its lengths with it, and no resets: pad it, or give neither")
-        inputs, own = pad_packed_sequence(packed, batch_first=self.batch_first)  # in the order before sorting
-        outputs, state = self.forward(inputs, state, lengths=own)
-        assert isinstance(outputs, Tensor)
-        order, batch = packed.sorted_indices, 0 if self.batch_first else 1
-        if order is not None:
-            outputs, own = outputs.index_select(batch, order), own[order.to(own.device)]
-        data = pack_padded_sequence(outputs, own, batch_first=self.batch_first).data
-        return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), state
+
+        def run(inputs: Tensor, own: Tensor) -> tuple[Tensor, State]:
+            outputs, after = self.forward(inputs, state, lengths=own)
+            assert isinstance(outputs, Tensor)
+            return outputs, after
+
+        return run_padded(run, packed, batch_first=self.batch_first)
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time: ``(batch, input_size)`` and a state to ``(batch, output_size)`` and the next state.
@@ -178,6 +179,28 @@ class Layer(nn.Module):
                 f"the state of this {type(self).__name__} for {batch} sequences is {describe_state(expected)}, "
                 f"got {describe_state(state)}"
             ) from error
+
+
+def run_padded(
+    run: Callable[[Tensor, Tensor], tuple[Tensor, AnyState]], packed: PackedSequence, *, batch_first: bool
+) -> tuple[PackedSequence, AnyState]:
+    """What takes padded sequences and their lengths, run over packed ones: its outputs packed alike, and its state.
+
+    The state has the sequences in their order from before they were sorted.
+
+    >>> from torch.nn.utils.rnn import pack_sequence
+    >>> packed = pack_sequence([torch.tensor([1.0]), torch.tensor([2.0, 3.0])], enforce_sorted=False)
+    >>> outputs, state = run_padded(lambda inputs, lengths: (2 * inputs, lengths), packed, batch_first=True)
+    >>> outputs.data.tolist(), state.tolist()
+    ([4.0, 2.0, 6.0], [1, 2])
+    """
+    inputs, lengths = pad_packed_sequence(packed, batch_first=batch_first)  # in the order before sorting
+    outputs, state = run(inputs, lengths)
+    order = packed.sorted_indices
+    if order is not None:
+        outputs, lengths = outputs.index_select(0 if batch_first else 1, order), lengths[order.to(lengths.device)]
+    data = pack_padded_sequence(outputs, lengths, batch_first=batch_first).data
+    return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), state
 
 
 def checked_lengths(lengths: Tensor | Sequence[int], time: int, batch: int, device: torch.device) -> Tensor:

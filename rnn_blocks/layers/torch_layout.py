@@ -6,12 +6,12 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from rnn_blocks.cells import Cell, CellWrapper
 from rnn_blocks.engine import State, describe_state, like_state, state_tensors
 from rnn_blocks.layers.bidirectional import Bidirectional
-from rnn_blocks.layers.layer import Layer
+from rnn_blocks.layers.layer import Layer, run_padded
 from rnn_blocks.layers.recurrent import Recurrent
 from rnn_blocks.layers.stack import Stack
 from rnn_blocks.layers.weight_drop import WeightDrop
@@ -147,14 +147,7 @@ class TorchLayout(nn.Module):
                 f"a packed input must have data (steps, input_size) with input_size {self.input_size}, "
                 f"got data of shape {tuple(packed.data.shape)}"
             )
-        inputs, lengths = pad_packed_sequence(packed, batch_first=self.batch_first)  # in the order before sorting
-        outputs, hx = self._run(inputs, hx, lengths)
-        order = packed.sorted_indices
-        if order is not None:
-            outputs = outputs.index_select(0 if self.batch_first else 1, order)
-            lengths = lengths[order.to(lengths.device)]
-        data = pack_padded_sequence(outputs, lengths, batch_first=self.batch_first).data
-        return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), hx
+        return run_padded(lambda inputs, lengths: self._run(inputs, hx, lengths), packed, batch_first=self.batch_first)
 
     def _run_one(self, sequence: Tensor, hx: TorchState | None) -> tuple[Tensor, TorchState]:
         if hx is not None:
