@@ -16,6 +16,11 @@ CELLS = {
     **zoo_linear.CELLS,
     **zoo_wrappers.CELLS,
 }
+SOME = [  # native, recorded, scanned, with parts, wrapped, of somebody's own
+    *("elman-tanh", "lstm", "gru", "own", "layer-norm-lstm", "rhn-3", "min-gru", "lru"),
+    *("leaky-gru-spectrum", "skip-lstm", "clockwork-gru", "deep-transition", "learned-state-lstm"),
+]
+PLAIN = [name for name in CELLS if name not in zoo_wrappers.CELLS]
 
 
 def rest_is_slow(names: Iterable[str], fast: Iterable[str]) -> list[Any]:

@@ -1,7 +1,9 @@
-"""Cells whose weights are computed, by parametrisations and by hooks: computed once for a sequence."""
+"""Modules whose weights are computed, by parametrisations and by hooks: computed once for a sequence."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from types import MethodType
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -11,6 +13,8 @@ from rnn_blocks.cells.cell import Cell
 from rnn_blocks.engine import State
 
 AnyCell = TypeVar("AnyCell", bound=Cell)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+Hooks: TypeAlias = dict[int, Callable[..., Any]]
 
 WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
 """Where torch's hooks are made that compute a weight before a module's forward."""
@@ -47,19 +51,90 @@ def settled(cell: AnyCell, inputs: Tensor, state: State) -> tuple[AnyCell, Tenso
     modules = list(cell.modules())
     if not any(module._forward_pre_hooks or is_parametrized(module) for module in modules):
         return cell, inputs, state
+    own = _wrapped(cell)
+
+    def hooks_of(module: nn.Module) -> Hooks:
+        return dict(module._forward_pre_hooks) if module in own else _weight_hooks(module)
+
+    if not any(hooks_of(module) or is_parametrized(module) for module in modules):
+        return cell, inputs, state
     for module in modules:
-        for number, hook in _hooks_before(module).items():
-            result = _call(module, number, hook, inputs, state)
+        for number, hook in hooks_of(module).items():
+            result = _call(original(module), number, hook, inputs, state)
             if module is cell and result is not None:
                 inputs, state = result if isinstance(result, tuple) else (result, state)
-    plain: AnyCell = _plain(cell, {})
+    plain: AnyCell = _plain(cell, {}, hooks_of)
     return plain, inputs, state
 
 
-def _hooks_before(module: nn.Module) -> dict[int, Callable[..., Any]]:
-    """What runs before the forward of a cell, or computes the weights of another module."""
-    hooks: dict[int, Callable[..., Any]] = dict(module._forward_pre_hooks)
-    return hooks if isinstance(module, Cell) else {n: hook for n, hook in hooks.items() if _computes_weights(hook)}
+def computed(module: AnyModule) -> AnyModule:
+    """A module as its weights are now, each computed once; other hooks than those that compute weights stay.
+
+    Returns:
+        The module itself, where none is computed; else a plain one around them, whose gradients reach what they were
+        computed of.
+
+    >>> layer = prune.l1_unstructured(nn.Linear(2, 3), "weight", amount=0.5)
+    >>> plain = computed(layer)
+    >>> computed(plain) is plain, int((plain.weight == 0).sum())
+    (True, 3)
+    """
+    parts = list(module.modules())
+    if not any(is_parametrized(part) or _weight_hooks(part) for part in parts):
+        return module
+    for part in parts:
+        for hook in _weight_hooks(part).values():
+            hook(part, ())
+    plain: AnyModule = _plain(module, {}, _weight_hooks)
+    return plain
+
+
+def weight_names(module: nn.Module) -> set[str]:
+    """The names of a module's weights, and of its parts', computed ones with what they are computed of.
+
+    >>> sorted(weight_names(prune.l1_unstructured(nn.Linear(2, 3), "weight", amount=0.5)))
+    ['bias', 'weight', 'weight_orig']
+    """
+    names: set[str] = set()
+    for part in module.modules():
+        names |= part._parameters.keys()
+        names |= set(part.parametrizations) if is_parametrized(part) else set()  # type: ignore[arg-type]
+        names |= {name for name, value in vars(part).items() if isinstance(value, Tensor) and _weight_hooks(part)}
+    return names
+
+
+def original(module: AnyModule) -> AnyModule:
+    """What a plain module was made of; any other is itself."""
+    found: AnyModule = vars(module).get("_original", module)
+    return found
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of somebody's that run when it is called, besides those that compute weights.
+
+    >>> layer = prune.l1_unstructured(nn.Linear(2, 3), "weight", amount=0.5)
+    >>> has_hooks(layer), layer.register_forward_hook(print) is None, has_hooks(layer)
+    (False, False, True)
+    """
+    others = len(module._forward_pre_hooks) > len(_weight_hooks(module))
+    return bool(others or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def is_watched(cell: Cell) -> bool:
+    """Whether a part of a cell that is called as a module at each step has hooks, which no recorded step would run."""
+    own = _wrapped(cell)
+    return any(part not in own and has_hooks(part) for part in cell.modules())
+
+
+def _wrapped(module: nn.Module) -> set[Cell]:
+    """A cell, and those that it runs by their steps: not the cells of a layer inside it, which calls them."""
+    own = {module} if isinstance(module, Cell) else set()
+    parts = [part for part in module.children() if isinstance(part, Cell | nn.ModuleList | nn.ModuleDict)]
+    return own.union(*(_wrapped(part) for part in parts))
+
+
+def _weight_hooks(module: nn.Module) -> Hooks:
+    return {number: hook for number, hook in module._forward_pre_hooks.items() if _computes_weights(hook)}
 
 
 def _computes_weights(hook: Callable[..., Any]) -> bool:
@@ -73,29 +148,39 @@ def _call(module: nn.Module, number: int, hook: Callable[..., Any], inputs: Tens
     return None if result is None else result[0]
 
 
-def _plain(module: nn.Module, known: dict[int, nn.Module]) -> Any:
-    """A module of its own around the tensors that this one computes now, with nothing that would compute them again."""
+def _plain(module: nn.Module, known: dict[int, nn.Module], hooks_of: Callable[[nn.Module], Hooks]) -> Any:
+    """A module of its own around the tensors that this one computes now, without the hooks that have run."""
     if id(module) in known:
         return known[id(module)]
-    hooks = _hooks_before(module)
+    hooks = hooks_of(module)
     parametrised = list(module.parametrizations) if is_parametrized(module) else []  # type: ignore[arg-type]
     kind = type(module).__bases__[0] if parametrised else type(module)  # of which torch has made a subclass
     twin: nn.Module = object.__new__(kind)
     known[id(module)] = twin
-    contents = dict(vars(module))
+    contents = {name: _rebound(value, module, twin) for name, value in vars(module).items()}
     parameters: dict[str, Any] = dict(module._parameters)
     parameters |= {name: getattr(module, name) for name in parametrised}
     if hooks:
-        computed = [name for name, value in contents.items() if isinstance(value, Tensor)]
-        parameters |= {name: contents.pop(name) for name in computed}
+        names = [name for name, value in contents.items() if isinstance(value, Tensor)]
+        parameters |= {name: contents.pop(name) for name in names}
     parts = {name: part for name, part in module._modules.items() if name != "parametrizations" or not parametrised}
     contents |= {
+        "_original": original(module),
         "_parameters": parameters,
         "_buffers": dict(module._buffers),
-        "_modules": {name: None if part is None else _plain(part, known) for name, part in parts.items()},
+        "_modules": {name: None if part is None else _plain(part, known, hooks_of) for name, part in parts.items()},
         "_forward_pre_hooks": type(module._forward_pre_hooks)(
             (number, hook) for number, hook in module._forward_pre_hooks.items() if number not in hooks
         ),
     }
     vars(twin).update(contents)
     return twin
+
+
+def _rebound(value: Any, module: nn.Module, twin: nn.Module) -> Any:
+    """A method that was put on a module itself, as the gradient-flow monitor does, as its twin's."""
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, twin)
+    if isinstance(value, partial) and value.args and value.args[0] is module:
+        return partial(value.func, twin, *value.args[1:], **value.keywords)
+    return value

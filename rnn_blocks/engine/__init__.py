@@ -17,7 +17,7 @@ from rnn_blocks.engine.state import (
     state_tensors,
     with_hidden,
 )
-from rnn_blocks.engine.transforms import is_transformed
+from rnn_blocks.engine.transforms import is_transformed, is_wrapped
 
 __all__ = [
     "MethodCall",
@@ -29,6 +29,7 @@ __all__ = [
     "hidden_of",
     "input_product",
     "is_transformed",
+    "is_wrapped",
     "like_state",
     "linear_scan",
     "map_state",

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -89,9 +91,11 @@ def trace_step(
         try:
             with torch.no_grad():
                 tangents = [torch.zeros_like(r) for r in step(projected, masks, state, constants)]
-            module = make_fx(joint)(*inputs, *tangents)
-            if any(changes_tensors(node) for node in module.graph.nodes):  # noise is drawn in place, for one
-                module = make_fx(functionalize(module))(*inputs, *tangents)
+            # torch would make such a mode for each tensor that it meets, with a stack trace: up to half of the time
+            with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+                module = make_fx(joint)(*inputs, *tangents)
+                if any(changes_tensors(node) for node in module.graph.nodes):  # noise is drawn in place, for one
+                    module = make_fx(functionalize(module))(*inputs, *tangents)
         except (RuntimeError, TypeError) as error:
             raise NotTraceableError(f"this step cannot be recorded: {error}") from error
     for node in module.graph.nodes:

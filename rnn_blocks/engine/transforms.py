@@ -1,6 +1,7 @@
 """Function transforms, which see what torch computes, but not what a recorded step does."""
 
 import torch
+from torch import Tensor
 
 
 def is_transformed() -> bool:
@@ -15,3 +16,12 @@ def is_transformed() -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return torch.autograd.forward_ad._current_level >= 0
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a transform hides what a tensor holds, as ``vmap`` does: numbers cannot be looked at.
+
+    >>> torch.func.vmap(lambda x: x * is_wrapped(x))(torch.ones(2)).tolist(), is_wrapped(torch.ones(2))
+    ([1.0, 1.0], False)
+    """
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)

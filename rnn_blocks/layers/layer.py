@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from rnn_blocks.engine import State, describe_state, map_state
+from rnn_blocks.engine import State, describe_state, is_wrapped, map_state
 
 AnyState = TypeVar("AnyState")
 
@@ -218,11 +218,20 @@ def checked_lengths(lengths: Tensor | Sequence[int], time: int, batch: int, devi
         raise ValueError(
             f"lengths must be {batch} integers, one a sequence, got {lengths.dtype} of shape {tuple(lengths.shape)}"
         )
-    # numbers are looked at where that is cheap and possible: not on a GPU, and not while a graph is recorded
-    known = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+    # numbers are looked at where that is cheap and possible: not on a GPU, while a graph is recorded, or under vmap
+    known = lengths.device.type == "cpu" and not torch.compiler.is_compiling() and not is_wrapped(lengths)
     if known and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= time:
         raise ValueError(f"lengths must lie between 0 and the {time} steps given, got {lengths.tolist()}")
     return lengths.to(device, torch.int64)  # what indexing takes, and wide enough to reckon with
+
+
+def without_padding(ids: Tensor, lengths: Tensor) -> Tensor:
+    """Ids ``(batch, time)`` with 0 past each length, where what stands may be no id of the vocabulary.
+
+    >>> without_padding(torch.tensor([[5, 6], [7, -100]]), torch.tensor([2, 1])).tolist()
+    [[5, 6], [7, 0]]
+    """
+    return ids.masked_fill(torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None], 0)
 
 
 def _same_shape(expected: Tensor, given: Tensor) -> Tensor:

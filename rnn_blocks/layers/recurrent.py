@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.cells import Cell, LinearCell
-from rnn_blocks.cells.settled import settled
+from rnn_blocks.cells.settled import is_watched, original, settled
 from rnn_blocks.engine import State, is_transformed, run_fused, run_loop
 from rnn_blocks.layers.layer import Layer
 
@@ -23,7 +23,8 @@ class Recurrent(Layer):
             records one step and its derivative, and runs them without autograd in between; ``"compiled"`` is that
             with the step's operators made one kernel by torch's compiler, which takes seconds for each new shape;
             ``"scan"`` runs all steps of a :class:`~rnn_blocks.LinearCell` at once; ``"loop"`` steps through time in
-            Python under autograd; ``"auto"`` takes the fastest that the cell, the device and the arguments allow.
+            Python under autograd; ``"auto"`` takes the fastest that the cell, hooks of its parts, the device and the
+            arguments allow.
         batch_first: see :class:`~rnn_blocks.Layer`.
 
     Raises:
@@ -81,7 +82,7 @@ class Recurrent(Layer):
                 resets=resets,
                 compiled=engine == "compiled",
                 fall_back=self.engine == "auto",
-                owner=self.cell,
+                owner=original(self.cell),
             )
         return run_loop(cell.step, projected, state, fresh=fresh, lengths=lengths, resets=resets)
 
@@ -101,7 +102,7 @@ class Recurrent(Layer):
         training = torch.is_grad_enabled()
         if resets is None and (inputs.device.type in self.cell.native_on or not training):
             return "native"
-        if not self.cell.fusable:
+        if not self.cell.fusable or is_watched(self.cell):
             return "loop"
         if inputs.device.type == "cuda":  # where starting a kernel takes longer than a step's arithmetic
             return "compiled"

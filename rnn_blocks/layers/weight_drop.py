@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import dropout
 
+from rnn_blocks.cells.settled import computed, weight_names
 from rnn_blocks.engine import MethodCall, State
 from rnn_blocks.layers.layer import Layer
 
@@ -23,7 +24,8 @@ class WeightDrop(Layer):
     layer.
 
     What is left of the weights is handed to the layer for the time of the call. Its parameters are neither renamed nor
-    written to, and gradients reach them through the mask. The layer runs on its own engine, native kernels included.
+    written to, and gradients reach them through the mask. The layer runs on its own engine, native kernels included. Of
+    weights that are parametrised or pruned, what is computed is dropped.
 
     Args:
         layer: any layer.
@@ -43,7 +45,7 @@ class WeightDrop(Layer):
     def __init__(self, layer: Layer, p: float, *, weights: Sequence[str] = ("weight_hh",)) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"p must be at least 0 and below 1, got {p}")
-        names = {_last_part(name) for name, _ in layer.named_parameters()}
+        names = weight_names(layer)
         unknown = [name for name in weights if name not in names]
         if unknown or not weights or isinstance(weights, str):
             raise ValueError(
@@ -77,15 +79,18 @@ class WeightDrop(Layer):
         if not self.training or not self.p:
             unchanged: tuple[Tensor, State] = call.forward(*arguments)
             return unchanged
+        layer = computed(self.layer)
+        if layer is not self.layer:
+            call = MethodCall(layer, method)
         dropped = {
             name: dropout(parameter, self.p)
             for name, parameter in call.named_parameters()
-            if _last_part(name) in self.weights
+            if name.rpartition(".")[2] in self.weights
         }
         if not dropped:
             raise ValueError(
                 f"WeightDrop finds no parameter named {' or '.join(map(repr, self.weights))} in this "
-                f"{type(self.layer).__name__} any more: it does not go with weights that are parametrised or pruned"
+                f"{type(self.layer).__name__} any more"
             )
         result: tuple[Tensor, State] = functional_call(call, dropped, arguments)
         return result
@@ -93,7 +98,3 @@ class WeightDrop(Layer):
     def extra_repr(self) -> str:
         """The probability, and which weights."""
         return f"p={self.p}, weights={self.weights}"
-
-
-def _last_part(name: str) -> str:
-    return name.rpartition(".")[2]

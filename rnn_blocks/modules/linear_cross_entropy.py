@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding, linear
 
+from rnn_blocks.engine import is_transformed
 from rnn_blocks.engine.products import can_pack, packed_product, packing_pays
 
 TILE = 1024  # words of the vocabulary a tile: with a few hundred rows it stays in the caches
@@ -26,8 +27,8 @@ def linear_cross_entropy(
 
     In float32 on CPU the vocabulary is walked in tiles: the logits of a tile less the target's own, their exponential
     and its product with the weights happen while the tile is in the caches, so memory is crossed once where autograd
-    crosses it eight times, and the gradients are ready when the loss is. Elsewhere (GPU, other dtypes, autocast) it is
-    the plain pair of operations.
+    crosses it eight times, and the gradients are ready when the loss is. Elsewhere (GPU, other dtypes, autocast, under
+    `torch.func`) it is the plain pair of operations.
 
     Args:
         hidden: ``(rows, features)``.
@@ -49,8 +50,8 @@ def linear_cross_entropy(
     >>> torch.testing.assert_close(loss, cross_entropy(linear(hidden, weight), targets))
     """
     tensors = [hidden, weight] if bias is None else [hidden, weight, bias]
-    tiled = all(can_pack(tensor) for tensor in tensors) and not torch.is_autocast_enabled("cpu")
-    if not tiled or torch.compiler.is_compiling():
+    recorded = torch.compiler.is_compiling() or is_transformed()
+    if recorded or torch.is_autocast_enabled("cpu") or not all(can_pack(tensor) for tensor in tensors):
         hidden = torch.where((targets != ignore_index).unsqueeze(-1), hidden, 0.0)  # what does not count may be NaN
         return cross_entropy(linear(hidden, weight, bias), targets, ignore_index=ignore_index)
     counted = targets != ignore_index

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rnn_blocks.cells.settled import settled
 from rnn_blocks.engine import State, dropout, dropout_mask, hidden_of, map_state, run_loop, state_tensors
 from rnn_blocks.layers import Layer, Recurrent
 from rnn_blocks.layers.recurrent import Engine
@@ -180,6 +181,7 @@ class Decoder(nn.Module):
         given: State = (*state, memory)
         covers = cell.attention is not None and cell.attention.coverage
         if need_weights and not covers:
+            cell, embedded, given = settled(cell, embedded, given)
 
             def step(projected: State, before: State) -> tuple[Tensor, State]:
                 attentional, weights, after = cell.read(projected, before)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rnn_blocks.engine import State, dropout
 from rnn_blocks.layers import Layer
 from rnn_blocks.layers.bidirectional import reverse_time
-from rnn_blocks.layers.layer import checked_lengths
+from rnn_blocks.layers.layer import checked_lengths, without_padding
 
 
 class Encoded(NamedTuple):
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         """Read the sources.
 
         Args:
-            source: ids ``(batch, source)``; what is past a length may be any id.
+            source: ids ``(batch, source)``; what is past a length may be anything.
             lengths: tokens that count in each source, ``(batch,)``, zeros allowed; by default all.
 
         Raises:
@@ -80,6 +80,7 @@ class Encoder(nn.Module):
             raise ValueError(f"source must be ids (batch, source), got {source.dtype} of shape {tuple(source.shape)}")
         if lengths is not None:
             lengths = checked_lengths(lengths, source.shape[1], source.shape[0], source.device)
+            source = without_padding(source, lengths)
         steps = source.t()  # (source, batch)
         if self.reverse:
             steps = reverse_time(steps, lengths)

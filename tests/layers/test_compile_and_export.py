@@ -20,12 +20,7 @@ LAYERS = {
     **zoo_layers.LAYERS,
 }
 SOME = (
-    "lstm",
-    "own",
-    "slstm-heads",
-    "lru",
-    "clockwork-gru",
-    "dropout-zoneout-deep-output-lstm",
+    *("own", "lru", "clockwork-gru", "dropout-zoneout-deep-output-lstm"),
     "variational dropout, weight drop in evaluation",
     "dilated both ways",
 )
@@ -204,7 +199,7 @@ def to_onnx(module, inputs, state, **options):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "name",
-    zoo.rest_is_slow([name for name in LAYERS if name not in WITHOUT_NUMBERS_FOR_IT], ("lstm", "own")),
+    zoo.rest_is_slow([name for name in LAYERS if name not in WITHOUT_NUMBERS_FOR_IT], ("own",)),
 )
 def test_onnx_runtime_runs_whole_sequences(name):
     layer = LAYERS[name]().eval()

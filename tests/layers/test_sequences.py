@@ -249,7 +249,7 @@ TWICE |= {
 }
 
 
-@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("name", zoo.rest_is_slow(TWICE, [*zoo.SOME, "scan", "both ways"]))
 def test_the_loop_and_the_scan_can_be_differentiated_twice(name):
     layer = TWICE[name]().double().eval()
     inputs = torch.randn(2, 3, INPUT, dtype=torch.float64, requires_grad=True)

@@ -1,17 +1,21 @@
 """A layer within WeightDrop is that layer with some weights zero for a call, after which they are the same bits."""
 
 import copy
+from functools import partial
+from types import MethodType
 
 import oracles
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import dropout
+from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 from twins import run_seeded
 
-from rnn_blocks import GRU, LSTM, Bidirectional, Elman, ElmanCell, Recurrent, RHNCell, WeightDrop
+from rnn_blocks import GRU, LSTM, Bidirectional, Elman, ElmanCell, GRUCell, Recurrent, RHNCell, WeightDrop
 from rnn_blocks.engine import state_tensors
+from rnn_blocks.engine.fused import _programs
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12, "check_stride": False}
 
@@ -89,6 +93,94 @@ def test_it_is_the_layer_with_dropped_weights_and_their_gradients_masked(name, l
     assert_close(state_tensors(after), state_tensors(final), **EXACT)
     assert_close(found[0], gradients[0], **EXACT)
     assert_close(found[1:], [g * mask for g, mask in zip(gradients[1:], masks, strict=True)], **EXACT)
+
+
+def pruned(cell):
+    prune.l1_unstructured(cell, "weight_hh", amount=0.3)
+
+
+def normed(cell):
+    parametrizations.weight_norm(cell, "weight_hh")
+
+
+@pytest.mark.parametrize("change", [normed, pruned])
+@pytest.mark.parametrize(("make", "engine"), [(LSTM, "native"), (GRU, "fused"), (Elman, "loop")])
+def test_weights_that_are_computed_are_dropped_as_by_a_loop_over_them(make, engine, change):
+    layer, plain = (make(3, 4, num_layers=2, engine=engine).double() for _ in range(2))
+    cells, by_hand = ([part.cell for part in stack.layers] for stack in (layer, plain))
+    for cell in cells:
+        change(cell)
+    dropping = WeightDrop(layer, 0.4)
+    inputs = torch.randn(3, 4, 3, dtype=torch.float64, requires_grad=True)
+    state = oracles.random_state(layer.initial_state(3, inputs))
+    leaves = [inputs, *layer.parameters()]
+    torch.manual_seed(3)
+    outputs, after = dropping(inputs, state)
+    found = oracles.gradients_of(oracles.weighted_sum(outputs, after), leaves)
+
+    torch.manual_seed(3)
+    for cell, twin in zip(cells, by_hand, strict=True):
+        computed = cell.weight_hh if change is normed else cell.weight_hh_orig * cell.weight_hh_mask
+        mask = dropout(torch.ones_like(computed), 0.4)
+        assert not mask.all()
+        twin._parameters |= {name: cell._parameters[name] for name in twin._parameters if name != "weight_hh"}
+        del twin.weight_hh
+        twin.weight_hh = computed * mask
+    expected, final = oracles.run_by_hand(by_hand, inputs, state)
+    gradients = oracles.gradients_of(oracles.weighted_sum(expected, tuple(final)), leaves)
+    assert_close(outputs, expected, **EXACT)
+    assert_close(state_tensors(after), state_tensors(tuple(final)), **EXACT)
+    assert_close(found, gradients, **EXACT)
+    assert not torch.equal(outputs, dropping(inputs, state)[0])
+
+
+@pytest.mark.parametrize("change", [normed, pruned])
+def test_a_layer_whose_weights_are_computed_trains_once_wrapped_or_before(change):
+    trained = []
+    for first in (True, False):
+        torch.manual_seed(0)
+        layer = GRU(3, 4, engine="fused").double()
+        cell = layer.layers[0].cell
+        if first:
+            change(cell)
+        dropping = WeightDrop(layer, 0.4)
+        if not first:
+            change(cell)
+        optimizer = torch.optim.SGD(dropping.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            dropping(torch.randn(2, 3, 3, dtype=torch.float64))[0].square().sum().backward()
+            assert all(parameter.grad.any() for parameter in dropping.parameters())
+            optimizer.step()
+        trained.append(dropping.state_dict())
+        assert len(_programs[cell]) == 1
+    assert_close(trained[0], trained[1], rtol=0, atol=0)
+
+
+def test_methods_put_on_a_layer_run_with_what_is_left_of_its_computed_weights():
+    layer, ran = WeightDrop(Recurrent(GRUCell(3, 4), engine="loop"), 0.4), []
+    inner, inputs = layer.layer, torch.randn(2, 5, 3)
+    pruned(inner.cell)
+    expected, _ = run_seeded(layer, inputs)
+
+    def run(module, *arguments):
+        ran.append(type(module))
+        return Recurrent.run(module, *arguments)
+
+    for method in (partial(run, inner), MethodType(run, inner)):
+        inner.run = method
+        assert_close(run_seeded(layer, inputs)[0], expected)
+    assert ran == [Recurrent] * 2
+
+
+def test_hooks_of_a_cell_run_where_its_computed_weights_are_dropped():
+    layer, seen = WeightDrop(GRU(3, 4), 0.4), []
+    cell = layer.layer.layers[0].cell
+    pruned(cell)
+    cell.register_forward_pre_hook(lambda module, args: seen.append((module, args[0].shape)))
+    layer.layer.register_forward_hook(lambda module, args, result: seen.append(result[0].shape))
+    layer(torch.randn(2, 5, 3))
+    assert seen == [(cell, (5, 2, 3)), (2, 5, 4)]
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -1,4 +1,4 @@
-"""What users do to modules works on ours: weights parametrised, pruned, normed; hooks; NaN in the padding; torch.func.
+"""What users do to modules works on ours: weights parametrised, pruned, normed; hooks; torch.func; copies; FSDP2.
 
 Each on every cell of the zoo by the engine that it takes by default and by those that record steps, against a loop that
 calls the cell's own methods and knows of no engine.
@@ -13,54 +13,14 @@ import torch
 import zoo
 import zoo_layers
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune, rnn, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from torch.testing import assert_close
 from two_ranks import run_two_ranks
+from users import CLOSE, by_hand, engines, every_cell, every_layer, gradients, matrices, total
 
 import rnn_blocks
-from rnn_blocks import GRU, LSTM, Bidirectional, GRUCell, Recurrent, Stack, WeightDrop
-from rnn_blocks.engine import map_state, state_tensors
+from rnn_blocks import GRU, Bidirectional, GRUCell, Recurrent, WeightDrop
 from rnn_blocks.engine.fused import _programs
-
-CLOSE = {"rtol": 1e-8, "atol": 1e-10}
-FAST = [  # native, recorded, scanned, with parts, wrapped, of somebody's own
-    *("elman-tanh", "lstm", "gru", "own", "layer-norm-lstm", "rhn-3", "min-gru", "lru"),
-    *("leaky-gru-spectrum", "skip-lstm", "clockwork-gru", "deep-transition", "learned-state-lstm"),
-]
-every_cell = pytest.mark.parametrize("name", zoo.rest_is_slow(zoo.CELLS, FAST))
-every_layer = pytest.mark.parametrize("name", zoo_layers.LAYERS)
-
-
-def matrices(cell):
-    """Every real matrix of a cell and of its parts, with the module that has it."""
-    return [
-        (module, name)
-        for module in cell.modules()
-        for name, parameter in list(module.named_parameters(recurse=False))
-        if parameter.dim() == 2 and not isinstance(module, nn.ParameterList)
-    ]
-
-
-def by_hand(cell, inputs, state):
-    """Outputs ``(time, batch, …)`` and the last state, by the cell's methods alone; inputs have time first."""
-    outputs, projected = [], cell.project(inputs)
-    for t in range(len(inputs)):
-        output, state = cell.step(map_state(lambda tensor: tensor[t], projected), state)  # noqa: B023
-        outputs.append(output)
-    return torch.stack(outputs), state
-
-
-def total(outputs, state):
-    parts = [outputs, *(part for part in state_tensors(state) if part.is_floating_point() or part.is_complex())]
-    return sum((torch.view_as_real(part) if part.is_complex() else part).sin().sum() for part in parts)
-
-
-def engines(cell):
-    return ["auto", *(["fused"] if cell.fusable else []), "loop"]
-
-
-def gradients(module):
-    return {name: parameter.grad for name, parameter in module.named_parameters()}
 
 
 def agrees_with_the_hand(make, run_hooks=lambda cell: None):
@@ -206,44 +166,6 @@ def test_hooks_of_a_cell_run_once_a_sequence_and_may_replace_what_goes_in(name):
 
 
 @every_cell
-def test_nothing_past_a_length_counts(name):
-    inputs = torch.randn(3, 5, zoo.CELLS[name](3, 4).input_size, dtype=torch.float64)
-    lengths = torch.tensor([5, 0, 3])
-    padding = torch.arange(5) >= lengths[:, None]
-    results = []
-    for filling in (0.0, float("nan")):
-        torch.manual_seed(0)
-        cell = zoo.CELLS[name](3, 4).double().eval()
-        for engine in engines(cell):
-            cell.zero_grad()
-            filled = inputs.masked_fill(padding[..., None], filling).requires_grad_()
-            result = Recurrent(cell, engine=engine)(filled, lengths=lengths)
-            total(*result).backward()
-            results.append((*result, filled.grad, {k: g.clone() for k, g in gradients(cell).items() if g is not None}))
-            assert not filled.grad[padding].any()
-    for result in results[1:]:
-        assert_close(result, results[0], **CLOSE)
-
-
-@every_layer
-def test_nothing_past_a_length_counts_in_a_layer(name):
-    results = []
-    for filling in (0.0, float("nan"), float("inf")):
-        torch.manual_seed(0)
-        layer = zoo_layers.LAYERS[name]().double()
-        inputs = torch.randn(3, 5, 3, dtype=torch.float64)
-        lengths = torch.tensor([5, 0, 3])
-        padding = torch.arange(5) >= lengths[:, None]
-        filled = inputs.masked_fill(padding[..., None], filling).requires_grad_()
-        result = layer(filled, lengths=lengths)
-        total(*result).backward()
-        assert not filled.grad[padding].any()
-        results.append((*result, filled.grad, gradients(layer)))
-    for result in results[1:]:
-        assert_close(result, results[0], **CLOSE)
-
-
-@every_cell
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch itself, in forward mode
 def test_function_transforms_work_on_the_default_engine(name):
     cell = zoo.CELLS[name](3, 4).double().eval()
@@ -292,64 +214,6 @@ def test_a_cell_that_has_run_is_copied_and_pickled(name):
     expected.sum().backward()
     for other in (copy.deepcopy(cell), pickle.loads(pickle.dumps(cell))):
         assert_close(Recurrent(other)(inputs)[0], expected, rtol=0, atol=0)
-
-
-class TestLengths:
-    def test_may_be_a_list(self):
-        layer, inputs = GRU(3, 4), torch.randn(3, 5, 3)
-        assert_close(layer(inputs, lengths=[5, 0, 3]), layer(inputs, lengths=torch.tensor([5, 0, 3])))
-
-    @pytest.mark.parametrize("lengths", [[True, False, True], torch.tensor([True, False, True])])
-    def test_are_no_marks(self, lengths):
-        with pytest.raises(ValueError, match=r"lengths must be 3 integers, one a sequence, got torch.bool of shape"):
-            GRU(3, 4)(torch.randn(3, 5, 3), lengths=lengths)
-
-    @pytest.mark.parametrize("batch_first", [True, False])
-    @pytest.mark.parametrize("make", [LSTM, partial(GRU, bidirectional=True), partial(GRU, num_layers=2)])
-    @pytest.mark.parametrize("lengths", [[5, 4, 2], [2, 5, 4]])
-    def test_of_a_packed_sequence_are_its_own(self, make, batch_first, lengths):
-        layer = make(3, 4, batch_first=batch_first)
-        inputs = torch.randn(3, 5, 3) if batch_first else torch.randn(5, 3, 3)
-        packed = rnn.pack_padded_sequence(inputs, torch.tensor(lengths), batch_first, enforce_sorted=False)
-        outputs, state = layer(packed)
-        expected, after = layer(inputs, lengths=lengths)
-        assert torch.equal(outputs.batch_sizes, packed.batch_sizes)
-        assert_close(rnn.pad_packed_sequence(outputs, batch_first, total_length=5)[0], expected)
-        assert_close(state, after)
-        with pytest.raises(ValueError, match="a packed sequence has its lengths with it"):
-            layer(packed, lengths=lengths)
-
-    def test_of_a_packed_sequence_as_in_torch(self):
-        module = nn.LSTM(3, 4, num_layers=2)
-        packed = rnn.pack_sequence([torch.randn(n, 3) for n in (2, 5, 4)], enforce_sorted=False)
-        outputs, _ = LSTM.from_torch(module)(packed)
-        expected, _ = module(packed)
-        assert_close(outputs.data, expected.data)
-        assert torch.equal(outputs.sorted_indices, expected.sorted_indices)
-
-
-@every_layer
-def test_layers_inside_are_called_as_modules(name):
-    layer = zoo_layers.LAYERS[name]()
-    inside = [module for module in layer.modules() if isinstance(module, rnn_blocks.Layer)]
-    called = []
-    for module in inside:
-        module.register_forward_hook(
-            lambda module, args, result: called.append((module, args[0].shape, result[0].shape))
-        )
-    layer(torch.randn(2, 5, 3), lengths=[5, 3])
-    assert {id(module) for module, *_ in called} == {id(module) for module in inside}
-    assert len(called) == len(inside)
-    for module, taken, given in called:
-        assert (taken, given) == ((2, 5, module.input_size), (2, 5, module.output_size))
-
-
-def test_a_forward_hook_may_change_what_a_layer_inside_gives():
-    stack, inputs = Stack([GRU(3, 4), GRU(4, 2)]), torch.randn(2, 5, 3)
-    lower, _ = stack.layers[0](inputs)
-    expected, _ = stack.layers[1](2 * lower)
-    stack.layers[0].register_forward_hook(lambda module, args, result: (2 * result[0], result[1]))
-    assert_close(stack(inputs)[0], expected)
 
 
 def test_weight_drop_still_hands_its_weights_to_a_layer_whose_hooks_run():

@@ -1,17 +1,21 @@
 """The fused output layer against ``cross_entropy(linear(...))``, values and every gradient."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from rnn_blocks import linear_cross_entropy, smoothing_term
 from rnn_blocks.engine import products
 from rnn_blocks.modules import linear_cross_entropy as public
 from rnn_blocks.modules.linear_cross_entropy import LARGEST_LOSS, _TiledCrossEntropy
+from rnn_blocks.modules.output_layer import word_loss, word_losses
 
 SETTINGS = linear_cross_entropy.__globals__  # the module's own name is shadowed by the function's
 
@@ -261,3 +265,67 @@ def test_smoothed_labels_give_torchs_loss_and_gradients(with_bias):
     theirs = cross_entropy(linear(hidden, weight, bias), targets, label_smoothing=0.1)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(torch.autograd.grad(ours, given), torch.autograd.grad(theirs, given))
+
+
+class Doubling(nn.Linear):
+    """Linear in a way of its own."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return 2 * super().forward(inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", ["hooked", "a way of its own", "not linear", "pruned"])
+def test_losses_of_an_output_layer_are_those_of_what_it_gives(which, dtype):
+    hidden, _, _, targets = problem(5, 4, 9)
+    hidden, targets[1], calls = hidden.to(dtype), -100, []
+    output: nn.Module = (Doubling if which == "a way of its own" else nn.Linear)(4, 9, dtype=dtype)
+    if which == "hooked":
+        output.register_forward_hook(lambda module, args, logits: calls.append(1) or 3 * logits)
+    if which == "not linear":
+        output = nn.Sequential(output, nn.Tanh())
+    if which == "pruned":
+        prune.l1_unstructured(output, "weight", amount=0.5)
+    results = []
+    for _ in range(2):  # the second time with the steps of a training behind it
+        own = hidden.clone().requires_grad_()
+        expected = cross_entropy(output(own), targets, label_smoothing=0.1)
+        expected.backward()
+        wanted = [own.grad, *(parameter.grad.clone() for parameter in output.parameters())]
+        output.zero_grad()
+        own = hidden.index_fill(0, torch.tensor(1), torch.nan).requires_grad_()
+        loss, extra = word_losses(output, own, targets, smoothing=True)
+        (loss + 0.1 * extra).backward()
+        found = [own.grad, *(parameter.grad.clone() for parameter in output.parameters())]
+        output.zero_grad()
+        assert_close([loss + 0.1 * extra, *found], [expected, *wanted])
+        results.append(word_loss(output, hidden, targets))
+        assert loss.dtype == dtype
+    assert len(calls) == (6 if which == "hooked" else 0)
+    assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", [linear_cross_entropy, smoothing_term])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch itself, in forward mode
+def test_function_transforms_take_the_plain_way(loss):
+    hidden, weight, bias, targets = problem(6, 4, 9)
+    expected, gradients = differentiated(loss, hidden, weight, bias, targets)
+    assert_close(list(torch.func.grad(loss, argnums=(0, 1, 2))(hidden, weight, bias, targets)), gradients)
+    _, along = torch.func.jvp(lambda weight: loss(hidden, weight, bias, targets), (weight,), (torch.ones_like(weight),))
+    assert_close(along, gradients[1].sum())
+    each = torch.func.vmap(torch.func.grad(loss, argnums=1), in_dims=(0, None, None, 0))(
+        hidden[:, None], weight, bias, targets[:, None]
+    )
+    assert_close(each.mean(0), gradients[1])
+    assert_close(
+        torch.func.vmap(loss, in_dims=(0, None, None, 0))(hidden[:, None], weight, bias, targets[:, None]).mean(),
+        expected,
+    )
+
+
+def test_a_compiled_loss_is_one_graph():
+    output = nn.Linear(4, 9)
+    hidden, _, _, targets = problem(6, 4, 9)
+    prune.l1_unstructured(output, "weight", amount=0.5)
+    losses = partial(word_losses, output, smoothing=True)
+    assert_close(torch.compile(losses, backend="eager", fullgraph=True)(hidden, targets), losses(hidden, targets))

@@ -18,8 +18,11 @@ ATTENTIONS = {
     "additive": lambda coverage: AdditiveAttention(QUERY, MEMORY, coverage=coverage),
     "multi-head": lambda coverage: MultiHeadAttention(QUERY, MEMORY, num_heads=3, coverage=coverage),
 }
-every_attention = pytest.mark.parametrize(
-    ("name", "coverage"), [(name, coverage) for name in ATTENTIONS for coverage in (False, True)]
+KINDS = [(name, coverage) for name in ATTENTIONS for coverage in (False, True)]
+every_attention = pytest.mark.parametrize(("name", "coverage"), KINDS)
+some_attentions = pytest.mark.parametrize(  # by default; all others are slow
+    ("name", "coverage"),
+    [pytest.param(*kind, marks=() if kind[0] in ("additive", "multi-head") else pytest.mark.slow) for kind in KINDS],
 )
 
 

@@ -2,7 +2,7 @@
 
 import oracles
 import torch
-from attentions import EXACT, MEMORY, every_attention, example, looks, make, outcome
+from attentions import EXACT, MEMORY, every_attention, example, looks, make, outcome, some_attentions
 from torch import nn
 from torch.testing import assert_close
 
@@ -41,7 +41,7 @@ def test_autocast_is_near_float64(name, coverage, device):
 # Recorded
 
 
-@every_attention
+@some_attentions
 @torch.no_grad()
 def test_a_step_exports_with_any_batch_source_and_target(name, coverage):
     attention = make(name, coverage).eval()

@@ -11,7 +11,7 @@ from rnn_blocks.engine import State, map_state
 from rnn_blocks.engine.state import like_state, state_tensors
 from rnn_blocks.layers import Layer
 from rnn_blocks.modules import ClozeModel, LanguageModel, Seq2Seq
-from rnn_blocks.modules.language_model.output_layer import word_logits
+from rnn_blocks.modules.output_layer import word_logits
 from rnn_blocks.recipes import InputError
 
 Sizes = Mapping[str, int]

@@ -1,6 +1,7 @@
 """A model that fills in blanks, from what stands before and after them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,8 +13,9 @@ from torchmetrics import MeanMetric
 
 from rnn_blocks.engine import dropout
 from rnn_blocks.layers import Layer
+from rnn_blocks.layers.layer import checked_lengths, without_padding
 from rnn_blocks.modules.cloze.batch import ClozeBatch
-from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy
+from rnn_blocks.modules.output_layer import word_loss
 from rnn_blocks.modules.token_module import TokenModule, adam, init_tokens
 
 IGNORED = -100
@@ -114,7 +116,7 @@ class ClozeModel(TokenModule):
         init_tokens(self, [self.embedding], self.output, init_range)
         self._accuracy = nn.ModuleDict({f"{stage}_accuracy": MeanMetric() for stage in ("val", "test")})
 
-    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Logits at every place, blank or not; a token that is not blank sees itself.
 
         Args:
@@ -124,18 +126,20 @@ class ClozeModel(TokenModule):
         Returns:
             ``(batch, time, vocab_size)``.
         """
-        every = torch.ones_like(inputs, dtype=torch.bool)
-        logits: Tensor = self.output(self._features_at(every, inputs, lengths))
-        return logits.view(*inputs.shape, -1)
+        logits: Tensor = self.output(self._features(inputs, lengths))
+        return logits
 
-    def _features_at(self, places: Tensor, inputs: Tensor, lengths: Tensor | None) -> Tensor:
-        """What the output reads at some places of ``(batch, time)``, row by row, ``(places, width)``."""
+    def _features(self, inputs: Tensor, lengths: Tensor | Sequence[int] | None, places: Tensor | None = None) -> Tensor:
+        """What the output reads, ``(batch, time, width)``, or at some places alone, row by row, ``(places, width)``."""
+        if lengths is not None:
+            lengths = checked_lengths(lengths, inputs.shape[1], inputs.shape[0], inputs.device)
+            inputs = without_padding(inputs, lengths)
         embedded = dropout(self.embedding(inputs), self.dropout, self.training)  # (batch, time, input)
         if self.layer.batch_first:
             hidden, _ = self.layer(embedded, lengths=lengths)
         else:
             hidden = self.layer(embedded.transpose(0, 1), lengths=lengths)[0].transpose(0, 1)
-        return dropout(self.projection(hidden[places]), self.dropout, self.training)
+        return dropout(self.projection(hidden if places is None else hidden[places]), self.dropout, self.training)
 
     def _blanks(self, batch: ClozeBatch) -> tuple[Tensor, Tensor]:
         """Features and targets of a batch's blanks."""
@@ -144,12 +148,12 @@ class ClozeModel(TokenModule):
         targets = batch.targets[blank]
         if len(targets) == 0:
             raise ValueError(f"a batch of {len(inputs)} sequences has no blank: its targets are all {IGNORED}")
-        return self._features_at(blank, inputs, batch.lengths), targets
+        return self._features(inputs, batch.lengths, blank), targets
 
     def training_step(self, batch: ClozeBatch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch's blanks, in nats."""
         features, targets = self._blanks(ClozeBatch(*batch))
-        loss = linear_cross_entropy(features, self.output.weight, self.output.bias, targets)
+        loss = word_loss(self.output, features, targets)
         self.statistics("train").update(loss, torch.full_like(loss, len(targets)).detach())
         self.log_training()
         return loss
@@ -191,7 +195,7 @@ class ClozeModel(TokenModule):
         return self.fill(inputs, lengths=lengths)
 
     @torch.no_grad()
-    def fill(self, inputs: Tensor, *, lengths: Tensor | None = None, top_k: int = 5) -> Filled:
+    def fill(self, inputs: Tensor, *, lengths: Tensor | Sequence[int] | None = None, top_k: int = 5) -> Filled:
         """The best candidates of every blank, without dropout.
 
         Of several blanks in one sequence each is predicted with the others blank: the best of each do not have to go
@@ -213,6 +217,8 @@ class ClozeModel(TokenModule):
         vocab_size = self.embedding.num_embeddings
         blank = inputs == self.mask_id
         if lengths is not None:
+            lengths = checked_lengths(lengths, inputs.shape[1], inputs.shape[0], inputs.device)
+            inputs = without_padding(inputs, lengths)
             blank &= torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
         if not bool(blank.any()):
             raise ValueError(f"there is no blank to fill in: none of the ids is the mask's, {self.mask_id}")
@@ -220,7 +226,7 @@ class ClozeModel(TokenModule):
         if low < 0 or high >= vocab_size:
             raise ValueError(f"the inputs hold token {low if low < 0 else high}, the vocabulary has {vocab_size}")
         with self.evaluating():
-            logits = self.output(self._features_at(blank, inputs, lengths))  # (blanks, vocab_size)
+            logits = self.output(self._features(inputs, lengths, blank))  # (blanks, vocab_size)
         logits[:, self.mask_id] = -torch.inf
         probabilities, tokens = logits.softmax(1).topk(min(top_k, vocab_size - 1))
         return Filled(blank.nonzero(), tokens, probabilities)

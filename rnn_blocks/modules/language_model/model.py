@@ -19,9 +19,9 @@ from rnn_blocks.layers import (
     temporal_activation_regularisation,
 )
 from rnn_blocks.modules.language_model.chunk_rate import ChunkRate
-from rnn_blocks.modules.language_model.output_layer import adaptive_softmax, word_logits, word_loss
 from rnn_blocks.modules.language_model.text_batch import TextBatch
 from rnn_blocks.modules.language_model.writing import Writing
+from rnn_blocks.modules.output_layer import adaptive_softmax, word_logits, word_loss
 from rnn_blocks.modules.token_module import STAGES, adam, init_tokens
 
 CARRIED_STATE = "carried_state"  # the checkpoint's key

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rnn_blocks.engine import State
 from rnn_blocks.layers import Layer
 from rnn_blocks.modules.generation import check_sampling, sample_token, stream_tokens
-from rnn_blocks.modules.language_model.output_layer import OutputLayer, word_logits
+from rnn_blocks.modules.output_layer import OutputLayer, word_logits
 from rnn_blocks.modules.token_module import TokenModule, evaluating
 
 

@@ -1,6 +1,6 @@
 """Sequence to sequence: an encoder, what it hands over, and a decoder that writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rnn_blocks.engine import State, detach_state, map_state
 from rnn_blocks.layers import Layer
-from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy, smoothing_term
+from rnn_blocks.modules.output_layer import word_losses
 from rnn_blocks.modules.scheduled_sampling import ScheduledSampling
 from rnn_blocks.modules.seq2seq.parallel_batch import ParallelBatch
 from rnn_blocks.modules.seq2seq.translating import Translating
@@ -203,7 +203,7 @@ class Seq2Seq(Translating):
             )
         self.encoder.embedding.weight = theirs
 
-    def encode(self, source: Tensor, lengths: Tensor | None = None) -> tuple[State, Any]:
+    def encode(self, source: Tensor, lengths: Tensor | Sequence[int] | None = None) -> tuple[State, Any]:
         """Read the source: the decoder's first state, and the memory that its steps read.
 
         Args:
@@ -215,7 +215,7 @@ class Seq2Seq(Translating):
         memory = self.decoder.on(encoded.outputs, encoded.lengths, context)
         return self.decoder.start(state, memory), memory
 
-    def forward(self, source: Tensor, lengths: Tensor | None, target_inputs: Tensor) -> Tensor:
+    def forward(self, source: Tensor, lengths: Tensor | Sequence[int] | None, target_inputs: Tensor) -> Tensor:
         """Logits of the token after each target token.
 
         Args:
@@ -236,11 +236,9 @@ class Seq2Seq(Translating):
         features, weights, _ = self.decoder(inputs, state, memory)
         counted = batch.target_outputs != IGNORED
         targets, rows = batch.target_outputs.flatten(), features.flatten(0, 1)  # (batch * target, …)
-        output = self.decoder.output
-        loss = linear_cross_entropy(rows, output.weight, output.bias, targets)
-        extra = torch.zeros_like(loss)
-        if self.training and self.label_smoothing:
-            extra = extra + self.label_smoothing * smoothing_term(rows, output.weight, output.bias, targets)
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss, smoothed = word_losses(self.decoder.output, rows, targets, smoothing=smoothing > 0)
+        extra = smoothing * smoothed
         if self.training and self.coverage_loss:
             assert weights is not None
             before = weights.cumsum(1) - weights  # the coverage at each step

@@ -24,14 +24,14 @@ class Translating(TokenModule):
     max_length_ratio: float
 
     @abstractmethod
-    def encode(self, source: Tensor, lengths: Tensor | None = None) -> tuple[State, Any]:
+    def encode(self, source: Tensor, lengths: Tensor | Sequence[int] | None = None) -> tuple[State, Any]:
         """The decoder's first state, and the memory that its steps read."""
 
     @torch.no_grad()
     def translate(
         self,
         source: Tensor,
-        source_lengths: Tensor | None = None,
+        source_lengths: Tensor | Sequence[int] | None = None,
         *,
         beam_size: int = 5,
         n_best: int = 1,
@@ -86,7 +86,7 @@ class Translating(TokenModule):
     def sample(
         self,
         source: Tensor,
-        source_lengths: Tensor | None = None,
+        source_lengths: Tensor | Sequence[int] | None = None,
         *,
         num_samples: int = 1,
         max_length: int | None = None,
@@ -181,12 +181,13 @@ class Translating(TokenModule):
             return torch.full_like(source_lengths, max_length)
         return (source_lengths * self.max_length_ratio).long() + 10
 
-    def _checked_source(self, source: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _checked_source(self, source: Tensor, lengths: Tensor | Sequence[int] | None) -> tuple[Tensor, Tensor]:
         if source.dim() != 2 or source.is_floating_point():
             raise ValueError(f"source must be ids, (batch, source), got {source.dtype} of shape {tuple(source.shape)}")
         if lengths is None:
             lengths = torch.full((len(source),), source.shape[1])
-        if lengths.shape != (len(source),) or lengths.is_floating_point():
+        lengths = torch.as_tensor(lengths)
+        if lengths.shape != (len(source),) or lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise ValueError(
                 f"source_lengths must be {len(source)} integers, one a source, got {lengths.dtype} of shape "
                 f"{tuple(lengths.shape)}"

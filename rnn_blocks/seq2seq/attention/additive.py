@@ -70,6 +70,7 @@ class AdditiveAttention(Attention):
         """``vᵀ tanh(W q + U h + b)``, and for all alike the sum of ``v`` more."""
         inside = 2 * self.query_layer(query).unsqueeze(2) + keys.unsqueeze(1)  # (batch, target, source, attention)
         if coverage is not None:
-            assert self.coverage_weight is not None
-            inside = inside + coverage.unsqueeze(-1) * (2 * self.coverage_weight)
+            weight = self.coverage_weight
+            assert weight is not None
+            inside = inside + coverage.unsqueeze(-1) * (2 * weight)
         return linear(inside.sigmoid(), 2 * self.v.unsqueeze(0)).squeeze(-1)

@@ -83,8 +83,9 @@ class Attention(nn.Module):
         """The scores with a learned number times the coverage added, if there is one."""
         if coverage is None:
             return scores
-        assert self.coverage_weight is not None
-        return scores + self.coverage_weight * coverage
+        weight = self.coverage_weight
+        assert weight is not None
+        return scores + weight * coverage
 
     def on(self, values: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Memory:
         """All that can be done once for a sequence, whatever the queries.

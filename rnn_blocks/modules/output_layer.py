@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy
+from rnn_blocks.cells.settled import computed, has_hooks
+from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy, smoothing_term
 
 OutputLayer = nn.Module
 """`torch.nn.Linear`, what stands in its place (a quantised one), or `torch.nn.AdaptiveLogSoftmaxWithLoss`."""
@@ -49,7 +50,7 @@ def word_logits(output: OutputLayer, hidden: Tensor) -> Tensor:
     if not isinstance(output, nn.AdaptiveLogSoftmaxWithLoss):
         logits: Tensor = output(hidden)
         return logits
-    rows = hidden.reshape(-1, hidden.shape[-1]).to(output.head.weight.dtype)
+    rows = hidden.reshape(-1, hidden.shape[-1]).to(_dtype_of(output))
     with torch.autocast(hidden.device.type, enabled=False):
         log_probs: Tensor = output.log_prob(rows)
     return log_probs.view(*hidden.shape[:-1], -1)
@@ -64,15 +65,46 @@ def word_loss(output: OutputLayer, hidden: Tensor, targets: Tensor, *, ignore_in
         targets: ids, ``(rows,)``; ``ignore_index`` where a row does not count.
         ignore_index: the target that does not count.
     """
-    if isinstance(output, nn.Linear):
-        return linear_cross_entropy(hidden, output.weight, output.bias, targets, ignore_index=ignore_index)
     if not isinstance(output, nn.AdaptiveLogSoftmaxWithLoss):
-        return cross_entropy(output(hidden).float(), targets, ignore_index=ignore_index)
+        return word_losses(output, hidden, targets, ignore_index=ignore_index, smoothing=False)[0]
     counted = targets != ignore_index
     hidden, targets = hidden[counted], targets[counted]
     if len(targets) == 0:
         return hidden.sum() * torch.nan
     # torch's module puts results of several dtypes into one tensor under autocast, and fails
     with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = output(hidden.to(output.head.weight.dtype), targets).loss
+        loss: Tensor = output(hidden.to(_dtype_of(output)), targets).loss
     return loss
+
+
+def word_losses(
+    output: OutputLayer, hidden: Tensor, targets: Tensor, *, smoothing: bool, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy as :func:`word_loss` has it, and what label smoothing adds to it per unit of ε, or 0.
+
+    The logits of a linear layer are never had as a whole, so it is not called as a module, but for one that has hooks
+    or is linear in a way of its own.
+
+    >>> output, hidden, targets = nn.Linear(3, 9), torch.randn(4, 3), torch.tensor([1, 8, 3, 0])
+    >>> loss, extra = word_losses(output, hidden, targets, smoothing=True)
+    >>> expected = cross_entropy(output(hidden), targets, label_smoothing=0.1)
+    >>> torch.testing.assert_close(loss + 0.1 * extra, expected)
+    """
+    if isinstance(output, nn.Linear) and type(output).forward is nn.Linear.forward and not has_hooks(output):
+        plain = computed(output)
+        loss = linear_cross_entropy(hidden, plain.weight, plain.bias, targets, ignore_index=ignore_index)
+        if not smoothing:
+            return loss, torch.zeros_like(loss)
+        return loss, smoothing_term(hidden, plain.weight, plain.bias, targets, ignore_index=ignore_index)
+    counted = targets != ignore_index
+    logits = output(torch.where(counted.unsqueeze(-1), hidden, 0.0))  # what does not count may be NaN
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = cross_entropy(logits, targets, ignore_index=ignore_index)
+    if not smoothing:
+        return loss, torch.zeros_like(loss)
+    smoothed = cross_entropy(logits, targets, ignore_index=ignore_index, label_smoothing=1.0)
+    return loss, smoothed - loss
+
+
+def _dtype_of(output: nn.AdaptiveLogSoftmaxWithLoss) -> torch.dtype:
+    return next(output.parameters()).dtype
