@@ -6,6 +6,7 @@ from types import MethodType
 from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -18,6 +19,8 @@ Hooks: TypeAlias = dict[int, Callable[..., Any]]
 
 WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
 """Where torch's hooks are made that compute a weight before a module's forward."""
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def settled(cell: AnyCell, inputs: Tensor, state: State) -> tuple[AnyCell, Tensor, State]:
@@ -116,21 +119,27 @@ def has_hooks(module: nn.Module) -> bool:
     >>> has_hooks(layer), layer.register_forward_hook(print) is None, has_hooks(layer)
     (False, False, True)
     """
-    others = len(module._forward_pre_hooks) > len(_weight_hooks(module))
-    return bool(others or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+    others = len(module._forward_pre_hooks) > len(_weight_hooks(module)) or _has_any_global_hook()
+    return others or any(getattr(module, kind) for kind in HOOKS[1:])
 
 
 def is_watched(cell: Cell) -> bool:
-    """Whether a part of a cell that is called as a module at each step has hooks, which no recorded step would run."""
-    own = _wrapped(cell)
-    return any(part not in own and has_hooks(part) for part in cell.modules())
+    """Whether a part of a cell that is called as a module at each step has hooks, which no recorded step would run.
+
+    Or whether somebody has put a method of a step on a part itself: it may read the part's own weights, and no others.
+    """
+    own, parts = _wrapped(cell), list(cell.modules())
+    replaced = any(callable(vars(part).get(name)) for part in parts for name in ("forward", "step", "advance"))
+    return replaced or any(part not in own and has_hooks(part) for part in parts)
 
 
-def _wrapped(module: nn.Module) -> set[Cell]:
+def _wrapped(module: nn.Module) -> list[Cell]:
     """A cell, and those that it runs by their steps: not the cells of a layer inside it, which calls them."""
-    own = {module} if isinstance(module, Cell) else set()
-    parts = [part for part in module.children() if isinstance(part, Cell | nn.ModuleList | nn.ModuleDict)]
-    return own.union(*(_wrapped(part) for part in parts))
+    own = [module] if isinstance(module, Cell) else []
+    for part in module.children():
+        if isinstance(part, Cell | nn.ModuleList | nn.ModuleDict):
+            own += _wrapped(part)
+    return own
 
 
 def _weight_hooks(module: nn.Module) -> Hooks:
@@ -169,12 +178,17 @@ def _plain(module: nn.Module, known: dict[int, nn.Module], hooks_of: Callable[[n
         "_parameters": parameters,
         "_buffers": dict(module._buffers),
         "_modules": {name: None if part is None else _plain(part, known, hooks_of) for name, part in parts.items()},
-        "_forward_pre_hooks": type(module._forward_pre_hooks)(
-            (number, hook) for number, hook in module._forward_pre_hooks.items() if number not in hooks
-        ),
     }
+    for group in HOOKS:
+        others = ((number, hook) for number, hook in contents[group].items() if number not in hooks)
+        contents[group] = type(contents[group])((n, partial(_tell, hook, original(module))) for n, hook in others)
     vars(twin).update(contents)
     return twin
+
+
+def _tell(hook: Callable[..., Any], module: nn.Module, _: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+    """A hook is told of the module that it hangs on, and not of the twin that runs it."""
+    return hook(module, *arguments, **keywords)
 
 
 def _rebound(value: Any, module: nn.Module, twin: nn.Module) -> Any:

@@ -17,7 +17,7 @@ from rnn_blocks.engine.state import (
     state_tensors,
     with_hidden,
 )
-from rnn_blocks.engine.transforms import is_transformed, is_wrapped
+from rnn_blocks.engine.transforms import has_numbers, is_transformed, is_wrapped
 
 __all__ = [
     "MethodCall",
@@ -26,6 +26,7 @@ __all__ = [
     "detach_state",
     "dropout",
     "dropout_mask",
+    "has_numbers",
     "hidden_of",
     "input_product",
     "is_transformed",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -87,18 +88,23 @@ def trace_step(
         return [*results, *(next(gradients) if need else None for need in needs)]
 
     devices = sorted({tensor.device.index or 0 for tensor in inputs if tensor.is_cuda})
-    with torch.random.fork_rng(devices=devices):  # recording a step draws what running it would
+    # recording a step draws what running it would, and makes a graph that is none of those around it
+    with torch.random.fork_rng(devices=devices), saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
         try:
             with torch.no_grad():
                 tangents = [torch.zeros_like(r) for r in step(projected, masks, state, constants)]
             # torch would make such a mode for each tensor that it meets, with a stack trace: up to half of the time
-            with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+            context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+            with tracing(context), torch.autograd.set_detect_anomaly(False):  # which would look at numbers
                 module = make_fx(joint)(*inputs, *tangents)
                 if any(changes_tensors(node) for node in module.graph.nodes):  # noise is drawn in place, for one
                     module = make_fx(functionalize(module))(*inputs, *tangents)
         except (RuntimeError, TypeError) as error:
             raise NotTraceableError(f"this step cannot be recorded: {error}") from error
     for node in module.graph.nodes:
+        kept = getattr(module, node.target) if node.op == "get_attr" else None
+        if isinstance(kept, Tensor) and any(_is_one_memory(kept, tensor) for tensor in constants):
+            raise NotTraceableError("this step cannot be recorded: it reads weights elsewhere than in its module")
         if changes_tensors(node):
             raise NotTraceableError(f"this step cannot be recorded: it changes an input in place ({node.target})")
     tidy(module.graph)
@@ -107,6 +113,10 @@ def trace_step(
     if not compiled or any(is_random(node) for node in module.graph.nodes):
         return program
     return splitter.compile(program, [*projected, *masks], state, constants)
+
+
+def _is_one_memory(left: Tensor, right: Tensor) -> bool:
+    return bool(left.untyped_storage()._cdata == right.untyped_storage()._cdata)
 
 
 def _takes_gradient(tensor: Tensor) -> bool:

@@ -1,12 +1,13 @@
-"""Function transforms, which see what torch computes, but not what a recorded step does."""
+"""Transforms and modes, which see what torch computes, but not what a recorded step does."""
 
 import torch
 from torch import Tensor
 
 
 def is_transformed() -> bool:
-    """Whether this runs under a transform of ``torch.func`` (``vmap``, ``grad``, ``jacrev``, ``jacfwd``, …), or under
-    forward-mode differentiation.
+    """Whether this runs under a transform of ``torch.func`` (``vmap``, ``grad``, ``jacrev``, ``jacfwd``, …), under
+    forward-mode differentiation, or in a mode that sees each operator (``make_fx``, ``torch.jit.trace``, fake
+    tensors, a count of flops).
 
     >>> torch.func.vmap(lambda x: x * is_transformed())(torch.ones(2)).tolist(), is_transformed()
     ([1.0, 1.0], False)
@@ -14,6 +15,8 @@ def is_transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return True
     return torch.autograd.forward_ad._current_level >= 0
 
@@ -25,3 +28,14 @@ def is_wrapped(tensor: Tensor) -> bool:
     ([1.0, 1.0], False)
     """
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether kernels can work on what a tensor holds: not where it is on the ``meta`` device, or a fake one.
+
+    >>> has_numbers(torch.ones(2)), has_numbers(torch.ones(2, device="meta"))
+    (True, False)
+    """
+    if torch.compiler.is_compiling():
+        return True
+    return not tensor.is_meta and not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rnn_blocks.cells import Cell, LinearCell
 from rnn_blocks.cells.settled import is_watched, original, settled
-from rnn_blocks.engine import State, is_transformed, run_fused, run_loop
+from rnn_blocks.engine import State, has_numbers, is_transformed, run_fused, run_loop
 from rnn_blocks.layers.layer import Layer
 
 Engine: TypeAlias = Literal["auto", "native", "fused", "compiled", "scan", "loop"]
@@ -88,9 +88,10 @@ class Recurrent(Layer):
 
     def _engine_for(self, inputs: Tensor, resets: Tensor | None) -> Engine:
         linear = isinstance(self.cell, LinearCell)
-        if (self.engine == "scan" or (self.engine == "auto" and linear)) and not (linear and is_transformed()):
+        plain_only = is_transformed() or not has_numbers(inputs)
+        if (self.engine == "scan" or (self.engine == "auto" and linear)) and not (linear and plain_only):
             return "scan"
-        if torch.compiler.is_compiling() or is_transformed():  # which record steps, and cannot look into a recorded one
+        if torch.compiler.is_compiling() or plain_only:  # which record steps, and cannot look into a recorded one
             return "loop"
         if self.engine != "auto":
             if self.engine == "native" and resets is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import dropout
 
-from rnn_blocks.cells.settled import computed, weight_names
+from rnn_blocks.cells.settled import computed, original, weight_names
 from rnn_blocks.engine import MethodCall, State
 from rnn_blocks.layers.layer import Layer
 
@@ -73,15 +73,15 @@ class WeightDrop(Layer):
         return self._dropped("step", inputs, state)
 
     def _dropped(self, method: str, *arguments: Any) -> tuple[Tensor, State]:
-        call = self._calls[method]
-        if call.module is not self.layer:  # another has been put in its place
-            call.module = self.layer
-        if not self.training or not self.p:
+        dropping = self.training and self.p > 0
+        layer = computed(self.layer) if dropping else self.layer
+        # a plain layer is there for one call: what is kept for longer is not to know of it
+        call = self._calls[method] if original(layer) is layer else MethodCall(layer, method)
+        if call.module is not layer:  # another has been put in its place
+            call.module = layer
+        if not dropping:
             unchanged: tuple[Tensor, State] = call.forward(*arguments)
             return unchanged
-        layer = computed(self.layer)
-        if layer is not self.layer:
-            call = MethodCall(layer, method)
         dropped = {
             name: dropout(parameter, self.p)
             for name, parameter in call.named_parameters()

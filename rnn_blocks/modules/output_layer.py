@@ -90,7 +90,8 @@ def word_losses(
     >>> expected = cross_entropy(output(hidden), targets, label_smoothing=0.1)
     >>> torch.testing.assert_close(loss + 0.1 * extra, expected)
     """
-    if isinstance(output, nn.Linear) and type(output).forward is nn.Linear.forward and not has_hooks(output):
+    called = getattr(output.forward, "__func__", None)  # a subclass's, or what somebody has put on this layer alone
+    if isinstance(output, nn.Linear) and called is nn.Linear.forward and not has_hooks(output):
         plain = computed(output)
         loss = linear_cross_entropy(hidden, plain.weight, plain.bias, targets, ignore_index=ignore_index)
         if not smoothing:

@@ -10,9 +10,12 @@ import pytest
 import torch
 import zoo
 from torch import nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils.module_tracker import ModuleTracker
 
-from rnn_blocks import Cell, ElmanCell, GRUCell, LSTMCell, Recurrent, RecurrentDropout
+from rnn_blocks import Cell, ElmanCell, GRUCell, LayerNormLSTMCell, LSTMCell, Recurrent, RecurrentDropout
 from rnn_blocks.engine import fused, map_state, products, split, state_tensors
 
 INPUT, HIDDEN = 3, 4
@@ -319,3 +322,46 @@ def test_without_gradients_the_outputs_are_the_same():
     assert torch.equal(outputs, expected)
     with torch.inference_mode():
         assert torch.equal(layer(inputs)[0], expected)
+
+
+@pytest.mark.parametrize("around", ["anomalies", "checkpoint", "all modules' hooks", "another tracing"])
+def test_recording_knows_nothing_of_what_is_around_it(around):
+    layer, inputs = Recurrent(LayerNormLSTMCell(INPUT, HIDDEN), engine="fused"), torch.randn(2, 3, INPUT)
+    loop = Recurrent(layer.cell, engine="loop")
+
+    def run(inputs):
+        return layer(inputs)[0].square().sum()
+
+    if around == "checkpoint":
+        total = torch.utils.checkpoint.checkpoint(run, inputs, use_reentrant=False)
+    else:
+        contexts = {
+            "anomalies": lambda: torch.autograd.set_detect_anomaly(True),
+            "all modules' hooks": ModuleTracker,
+            "another tracing": lambda: tracing(TracingContext(FakeTensorMode())),
+        }
+        with contexts[around]():
+            total = run(inputs)
+            if around == "another tracing":
+                assert TracingContext.try_get() is not None
+    found = torch.autograd.grad(total, list(layer.parameters()))
+    assert_close(found, torch.autograd.grad(loop(inputs)[0].square().sum(), list(layer.parameters())))
+
+
+class Mixed(Scaled):
+    fusable = True
+
+
+@pytest.mark.parametrize("which", ["step", "forward of a part"])
+def test_a_method_put_on_a_cell_or_a_part_reads_the_weights_as_they_are(which):
+    cell, inputs = Mixed(INPUT, HIDDEN).double(), torch.randn(2, 3, INPUT, dtype=torch.float64)
+    expected = Recurrent(copy.deepcopy(cell))(inputs)[0]
+    owner, name = (cell, "step") if which == "step" else (cell.mix, "forward")
+    method = getattr(owner, name)
+    setattr(owner, name, lambda *arguments: method(*arguments))
+    outputs, _ = Recurrent(cell)(inputs)
+    assert_close(outputs, expected)
+    outputs.sum().backward()
+    assert cell.mix.weight.grad.any()
+    with pytest.raises(ValueError, match="this step cannot be recorded: it reads weights elsewhere than in its module"):
+        Recurrent(cell, engine="fused")(inputs)

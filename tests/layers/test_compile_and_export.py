@@ -2,6 +2,7 @@
 
 import importlib.util
 import warnings
+from functools import partial
 
 import oracles
 import pytest
@@ -9,9 +10,13 @@ import torch
 import zoo
 import zoo_layers
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
-from rnn_blocks import GRU, LSTM, GRUCell, LSTMCell, MinGRU, Recurrent, Stack, WeightDrop
+from rnn_blocks import GRU, LRU, LSTM, GRUCell, LayerNormLSTM, LSTMCell, MinGRU, Recurrent, Stack, WeightDrop
 from rnn_blocks.engine import state_tensors
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10, "check_stride": False}
@@ -24,6 +29,7 @@ SOME = (
     "variational dropout, weight drop in evaluation",
     "dilated both ways",
 )
+RECORDED = [LRU, GRU, LayerNormLSTM]  # by a scan, and by recorded steps
 OPTIONS = {"lengths": torch.tensor([2, 1]), "resets": torch.tensor([[False, True], [False, False]])}
 
 
@@ -193,6 +199,48 @@ def to_onnx(module, inputs, state, **options):
         return [torch.from_numpy(found) for found in session.run(None, dict(zip(names, values, strict=True)))]
 
     return run
+
+
+@pytest.mark.parametrize("reparametrise", [parametrizations.weight_norm, partial(prune.l1_unstructured, amount=0.5)])
+def test_computed_weights_are_a_part_of_the_one_graph(reparametrise):
+    layer, inputs = GRU(3, 4), torch.randn(2, 3, 3)
+    reparametrise(layer.layers[0].cell, "weight_hh")
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert_close(compiled(inputs), layer(inputs))
+
+
+@pytest.mark.parametrize("make", RECORDED)
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace.*deprecated", "ignore::torch.jit.TracerWarning")
+def test_other_recorders_see_each_operator(make):
+    layer, inputs, others = make(3, 4), torch.randn(2, 3, 3), torch.randn(2, 3, 3)
+
+    def gradient(inputs):
+        inputs = inputs.detach().requires_grad_()
+        return torch.autograd.grad(layer(inputs)[0].square().sum(), inputs)[0]
+
+    for function in (gradient, lambda inputs: layer(inputs)[0]):
+        assert_close(make_fx(function)(inputs)(others), function(others))
+    assert_close(torch.jit.trace(layer, inputs, check_trace=False)(others)[0], layer(others)[0])
+    with FlopCounterMode(display=False) as first:
+        layer(inputs)[0].sum().backward()
+    with FlopCounterMode(display=False) as second:
+        layer(inputs)[0].sum().backward()
+    assert first.get_total_flops() == second.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("make", RECORDED)
+def test_tensors_without_numbers_give_such_tensors(make):
+    layer = make(3, 4, num_layers=2, dropout=0.5).to("meta")
+    outputs, _ = layer(torch.randn(2, 5, 3, device="meta"))
+    outputs.sum().backward()
+    assert outputs.device.type == "meta"
+    with FakeTensorMode():
+        layer, inputs = make(3, 4), torch.randn(2, 5, 3)
+        assert layer(inputs)[0].shape == (2, 5, 4)
+    if make is not LRU:  # whose state, made here, would have numbers
+        outputs, _ = layer(inputs)
+        outputs.sum().backward()
+        assert outputs.shape == (2, 5, 4)
 
 
 @needs_onnx

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 from twins import run_seeded
 
-from rnn_blocks import GRU, LSTM, Bidirectional, Elman, ElmanCell, GRUCell, Recurrent, RHNCell, WeightDrop
+from rnn_blocks import GRU, LSTM, Bidirectional, Elman, ElmanCell, GRUCell, Recurrent, RHNCell, Stack, WeightDrop
 from rnn_blocks.engine import state_tensors
 from rnn_blocks.engine.fused import _programs
 
@@ -178,9 +178,19 @@ def test_hooks_of_a_cell_run_where_its_computed_weights_are_dropped():
     cell = layer.layer.layers[0].cell
     pruned(cell)
     cell.register_forward_pre_hook(lambda module, args: seen.append((module, args[0].shape)))
-    layer.layer.register_forward_hook(lambda module, args, result: seen.append(result[0].shape))
-    layer(torch.randn(2, 5, 3))
-    assert seen == [(cell, (5, 2, 3)), (2, 5, 4)]
+    layer.layer.register_forward_hook(lambda module, args, result: seen.append((module, result[0].shape)))
+    layer.layer.register_full_backward_hook(lambda module, *_: seen.append(module))
+    layer(torch.randn(2, 5, 3, requires_grad=True))[0].sum().backward()
+    assert seen == [(cell, (5, 2, 3)), (layer.layer, (2, 5, 4)), layer.layer]
+
+
+def test_one_inside_another_keeps_nothing_of_what_was_computed_for_a_call():
+    inner = WeightDrop(GRU(3, 4), 0.4)
+    outer = WeightDrop(Stack([inner]), 0.3)
+    parametrizations.weight_norm(inner.layer.layers[0].cell, "weight_hh")
+    outer(torch.randn(2, 5, 3))[0].sum().backward()
+    copy.deepcopy(outer)(torch.randn(2, 5, 3))[0].sum().backward()
+    assert inner._calls["call"].module is inner.layer
 
 
 @pytest.mark.parametrize("name", LAYERS)

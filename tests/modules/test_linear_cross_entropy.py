@@ -275,13 +275,15 @@ class Doubling(nn.Linear):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("which", ["hooked", "a way of its own", "not linear", "pruned"])
+@pytest.mark.parametrize("which", ["hooked", "a way of its own", "another way put on it", "not linear", "pruned"])
 def test_losses_of_an_output_layer_are_those_of_what_it_gives(which, dtype):
     hidden, _, _, targets = problem(5, 4, 9)
     hidden, targets[1], calls = hidden.to(dtype), -100, []
     output: nn.Module = (Doubling if which == "a way of its own" else nn.Linear)(4, 9, dtype=dtype)
     if which == "hooked":
         output.register_forward_hook(lambda module, args, logits: calls.append(1) or 3 * logits)
+    if which == "another way put on it":
+        output.forward = partial(lambda module, inputs: 2 * nn.Linear.forward(module, inputs), output)
     if which == "not linear":
         output = nn.Sequential(output, nn.Tanh())
     if which == "pruned":
