@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.clipping.clipper import (
@@ -53,9 +54,13 @@ class AdaptiveGradientClipping(Callback):
                                     a bias or other vector as a whole (as in NFNets)
     ==============================  ==============================================================================
 
-    *Learning rate.* With `Auto` and an optimizer other than SGD, updates that would be longer than 5 % of the initial
-    weights, in the middle one of the weight matrices, are shortened through the learning rate, for the time of the step
-    alone; all else sees the rate you set.
+    *Loss.* With SGD, `Auto` measures a step by the loss, which a Trainer hands over under automatic optimisation. Under
+    manual optimisation none is looked at, and outliers alone are clipped; so they are with a loss that has ever been 0
+    or less, and with ``policy=Auto(largest_decrease=None)``, which is for losses that rise by design.
+
+    *Learning rate.* With `Auto(longest_update=0.05)` and an optimizer other than SGD, updates that would be longer than
+    5 % of the initial weights, in the middle one of the weight matrices, are shortened through the learning rate, for
+    the time of the step alone; all else sees the rate you set.
 
     What has no gradient in a step is neither observed nor clipped, as are rows that a sparse gradient does not store.
     Parameter groups that are added during a training begin a history of their own.
@@ -70,8 +75,10 @@ class AdaptiveGradientClipping(Callback):
                                     it was not finite
     `grad_clip/clipped_fraction`    share of the steps since the last log that were clipped: of all units in all
                                     of these steps
+    `grad_clip/outlier_fraction`    with `Auto`: steps since the last log in which an outlier was clipped, as a share
+    `grad_clip/promise_fraction`    those in which a step of SGD promised too much of the loss
     `grad_clip/update_coefficient`  what this step's learning rate was multiplied by, so that the update of Adam or
-                                    its kin is not too long; only with a policy that bounds it (`Auto`)
+                                    its kin is not too long; only with a policy that bounds it
     `grad_clip/skipped_steps`       steps with a non-finite gradient so far
     ==============================  ==============================================================================
 
@@ -113,10 +120,10 @@ class AdaptiveGradientClipping(Callback):
     >>> clipping = AdaptiveGradientClipping()
     >>> trainer = Trainer(callbacks=[clipping], logger=False, enable_checkpointing=False, accelerator="cpu")
     >>> clipping.policy
-    Auto(longest_step=0.08, longest_update=0.05, deviations=2.5, window=64)
+    Auto(largest_decrease=0.2, longest_update=None, deviations=2.5, window=64)
     """
 
-    of_a_fit = {"_clippers": dict, "_due": set}  # noqa: RUF012
+    of_a_fit = {"_clippers": dict, "_due": set, "_loss": lambda: None}  # noqa: RUF012
 
     def __init__(
         self,
@@ -143,6 +150,7 @@ class AdaptiveGradientClipping(Callback):
         self._clippers: dict[int, GradientClipper] = {}
         self._states: dict[int, dict[str, Any]] = {}  # of optimizers whose clippers are still to be made
         self._due: set[int] = set()
+        self._loss: Tensor | None = None
 
     @property
     def state_key(self) -> str:
@@ -218,7 +226,7 @@ class AdaptiveGradientClipping(Callback):
             )
         self._num_ranks = trainer.world_size
         self._saved_num_ranks = None
-        self._states, self._clippers = self._current_states(), {}
+        self._states, self._clippers, self._loss = self._current_states(), {}, None
         self._due.clear()
         if trainer.global_step == 0:  # another training's norms and weights say nothing of this one
             self._states = {}
@@ -261,15 +269,26 @@ class AdaptiveGradientClipping(Callback):
             except ValueError as error:
                 raise MisconfigurationException(f"{error} (optimizer {index})") from None
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keep the loss, added up over accumulated batches, where it is all that is minimised."""
+        if not (self.policy.uses_loss and pl_module.automatic_optimization):
+            return
+        scaler = gradient_scaler(trainer)
+        loss = loss.detach().clone() if scaler is None or scaler._scale is None else loss.detach() / scaler._scale
+        self._loss = loss if self._loss is None else self._loss + loss
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the threshold, put the norm into the history, and clip."""
         index = trainer.optimizers.index(optimizer)
+        loss, self._loss = self._loss, None
         if index not in self._clippers:
             return
+        if loss is not None and self._num_ranks > 1 and self._clippers[index].needs_loss:
+            loss = trainer.strategy.reduce(loss, reduce_op="mean")
         try:
             if self._clippers[index].optimizer is not optimizer:  # it has been replaced since
                 self._make_clipper(trainer, pl_module, index, self._clippers[index].state_dict())
-            clipped = self._clippers[index].clip()
+            clipped = self._clippers[index].clip(loss)
         except OtherParametersError as error:
             raise MisconfigurationException(f"{error} (optimizer {index})") from None
         if clipped is not None and logs_this_step(trainer, pl_module):
@@ -287,8 +306,9 @@ class AdaptiveGradientClipping(Callback):
             log_metrics(trainer, metrics)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell of what has not been told since the last logging step."""
-        read_metrics([clipper for clipper in self._clippers.values() if clipper.untold])
+        """Tell what was done, and of what has not been told since the last logging step."""
+        for index, clipper in self._clippers.items():
+            rank_zero_info(f"{CALLED}{f', optimizer {index}' if len(self._clippers) > 1 else ''}: {clipper.summary()}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizers as they were."""
@@ -338,3 +358,6 @@ def _indices(optimizers: int | Sequence[int]) -> list[int]:
 
 class _OptimizersClipper(GradientClipper):
     called = CALLED
+
+    def _mean_over_ranks(self, loss: Tensor) -> Tensor:
+        return loss  # the strategy has seen to it, which knows whether ranks train one model

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import ASGD, LBFGS, SGD, Optimizer, Rprop
 
@@ -31,10 +32,14 @@ class GradientClipper:
 
         clipper = GradientClipper(optimizer)
         for batch in batches:
-            loss(batch).backward()
-            clipper.clip()  # before every optimizer.step()
+            loss = model.loss(batch)
+            loss.backward()
+            clipper.clip(loss)  # before every optimizer.step()
             optimizer.step()
             optimizer.zero_grad()
+
+    The loss is what `Auto` needs for its bound on SGD's steps; without one, or with one that does not say how well the
+    training is (of a GAN, of a policy gradient), call `clip` without, and outliers alone are clipped.
 
     See there for scopes, non-finite gradients, metrics and cost. Where gradients accumulate, `clip` is called once
     before the step, as `optimizer.step` is. Under DDP and FSDP2 (`fully_shard`) every rank has its own, and all of them
@@ -104,14 +109,20 @@ class GradientClipper:
         self._units: Units | None = None
         self._record: ClippingRecord | None = None
         self._steps = 0
+        self._told_steps = 0
+        self._told_reasons: tuple[int, ...] = ()
         self._bound: UpdateBound | None = None
         if self.policy.longest_update is not None and not isinstance(self.optimizer, SGD | ASGD | Rprop):
             chosen = None if self._chosen.all else self._chosen
             self._bound = UpdateBound(self.optimizer, self.policy.longest_update, chosen)
             self._bound.attach()
 
-    def clip(self) -> Tensor | None:
+    def clip(self, loss: Tensor | None = None) -> Tensor | None:
         """Put the step's norm into the history, and clip; to be called once before every step of the optimizer.
+
+        Args:
+            loss: that the gradients are of, one element, unscaled; where gradients accumulate, its mean over their
+                batches. Several ranks must all hand in theirs, or none: their mean counts.
 
         Returns:
             Norm of the gradients to be clipped, before clipping, ``()``, on their device; None where the optimizer has
@@ -119,8 +130,10 @@ class GradientClipper:
 
         Raises:
             NonFiniteGradientError: see `nonfinite` and `max_nonfinite`.
-            ValueError: the history is of other parameters.
+            ValueError: the history is of other parameters, or the loss has several elements.
         """
+        if loss is not None and loss.numel() != 1:
+            raise ValueError(f"{self.called}.clip: loss has shape {tuple(loss.shape)}; it must have one element")
         whole = shared_step(self.optimizer, self, self._scaler)
         step, self._steps = self._steps, self._steps + 1
         gradients = whole if self._chosen.all else ChosenGradients(whole, self._chosen)
@@ -131,7 +144,13 @@ class GradientClipper:
         chosen = bool(gradients.parameters)
         norm = units.norms(gradients) if chosen else whole.norms.new_full((), math.nan)
         total = gradients.clipped_total
-        record = self._record_step(whole, gradients, units, norm) if chosen else self._record_unclipped(whole, norm)
+        if self.needs_loss and loss is not None:
+            loss = self._mean_over_ranks(loss.detach().reshape(()).to(norm))
+        else:
+            loss = None
+        record = (
+            self._record_step(whole, gradients, units, norm, loss) if chosen else self._record_unclipped(whole, norm)
+        )
         scaled = self._scaler is not None
         if self._reads_flags(record):
             nonfinite, clipped = record.flags.tolist()
@@ -152,6 +171,11 @@ class GradientClipper:
             )
         return total
 
+    @property
+    def needs_loss(self) -> bool:
+        """Whether `clip` looks at the loss, with this policy and this optimizer."""
+        return self.policy.needs_loss(isinstance(self.optimizer, SGD | ASGD))
+
     def metrics(self) -> dict[str, float]:
         """What `AdaptiveGradientClipping` logs, of the last step and of all since `metrics` was called before.
 
@@ -163,10 +187,22 @@ class GradientClipper:
         """
         return read_metrics([self])[0]
 
-    @property
-    def untold(self) -> bool:
-        """Whether non-finite gradients may have been acted on unseen, of which `metrics` would tell."""
-        return self._nonfinite.deferred is not None
+    def summary(self) -> str:
+        """What has been done since the first step, in one line; waits for the device.
+
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+        >>> GradientClipper(optimizer).summary()
+        '0 of 0 steps clipped'
+        """
+        if self._record is None or not self._stepped:
+            return f"0 of {self._steps:,} steps clipped"
+        [report] = read_reports([self._record], afresh=False)
+        self._nonfinite.tell(self._chosen.names(), report, step=self._steps, scaled=self._scaler is not None)
+        line = f"{report.clipped_steps:,} of {self._steps:,} steps clipped"
+        counts = zip(report.by_reason, self.policy.reasons, strict=False)
+        why = [f"{count:,} {reason}{'' if count == 1 else 's'}" for count, reason in counts if count]
+        skipped = f"; {report.skipped_steps:,.0f} had non-finite gradients" if report.skipped_steps else ""
+        return line + (f" ({', '.join(why)})" if why else "") + skipped
 
     def detach(self) -> None:
         """Leave the optimizer as it was: nothing bounds its updates any more, and it has no hook."""
@@ -196,8 +232,16 @@ class GradientClipper:
         if record is not None:
             self._refuse_other_units(record, self._current_units())
         self._steps, self._record, self._stepped = state_dict["steps"], record, False
+        self._told_steps, self._told_reasons = self._steps, () if record is None else record.by_reason()
         if state_dict["updates"] is not None and self._bound is not None:
             self._bound.load_state_dict(state_dict["updates"])
+
+    def _mean_over_ranks(self, loss: Tensor) -> Tensor:
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return loss
+        loss = loss.clone()
+        dist.all_reduce(loss)
+        return loss / dist.get_world_size()
 
     def _current_units(self) -> Units:
         groups = self._chosen.groups()
@@ -206,7 +250,7 @@ class GradientClipper:
         return self._units
 
     def _record_step(
-        self, whole: StepGradients, gradients: StepGradients, units: Units, norm: Tensor
+        self, whole: StepGradients, gradients: StepGradients, units: Units, norm: Tensor, loss: Tensor | None
     ) -> ClippingRecord:
         if self._record is None:
             self._record = ClippingRecord()
@@ -220,13 +264,13 @@ class GradientClipper:
         nonfinite = ~(whole.clipped_total < math.inf)  # NaN too, in a quarter of the operations of `isfinite`
         if norm.ndim or whole is not gradients:  # kept out of the histories, though some of its units may be finite
             norm = norm.masked_fill(nonfinite, math.nan)
-        step = Step(norm, units.learning_rate(self.optimizer, gradients), record.initial_weight_norm)
+        step = Step(norm, units.learning_rate(self.optimizer, gradients), record.initial_weight_norm, loss=loss)
         if self.policy.uses_weights:
             now = [norms.to(norm, non_blocking=True) for norms in units.weight_norms(groups)]
             step = step._replace(weight_norm=join_groups(now))
         clip = self.policy.clip(record.history, step)
         record.history = self.policy.observe(record.history, step)
-        record.count(norm, clip, nonfinite, units.count(gradients))
+        record.count(norm, clip, nonfinite, units.count(gradients), len(self.policy.reasons))
         return record
 
     def _record_unclipped(self, whole: StepGradients, norm: Tensor) -> ClippingRecord:
@@ -257,6 +301,10 @@ class GradientClipper:
         metrics = {} if not math.isfinite(report.threshold) else {f"{self.name}/threshold": report.threshold}
         for name in ("coefficient", "clipped_fraction", "skipped_steps"):
             metrics[f"{self.name}/{name}"] = getattr(report, name)
+        steps, told = max(self._steps - self._told_steps, 1), self._told_reasons or (0,) * len(report.by_reason)
+        for reason, count, before in zip(self.policy.reasons, report.by_reason, told, strict=False):
+            metrics[f"{self.name}/{reason}_fraction"] = (count - before) / steps
+        self._told_steps, self._told_reasons = self._steps, report.by_reason
         if self._bound is not None:
             metrics[f"{self.name}/update_coefficient"] = self._bound.coefficient
         return metrics

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from rnn_blocks.callbacks.clipping.policies import Clip, ClippingPolicy, History
 from rnn_blocks.callbacks.measuring.norms import total_norm
 
-COUNTS = ("clipped", "skipped", "run", "longest_run")
+COUNTS = ("clipped", "clipped_steps", "skipped", "run", "longest_run")
 
 
 class Report(NamedTuple):
@@ -24,6 +24,8 @@ class Report(NamedTuple):
         skipped_steps: steps with a non-finite gradient since the first.
         longest_run: most non-finite steps in a row since the last report (a row may have begun before it).
         culprit: place of a non-finite gradient among those of its step; -1: none, or not known.
+        clipped_steps: steps in which anything was clipped, since the first.
+        by_reason: of these, how many for each of the policy's `reasons`; one may have several.
     """
 
     threshold: float
@@ -32,6 +34,8 @@ class Report(NamedTuple):
     skipped_steps: float
     longest_run: int
     culprit: int
+    clipped_steps: int
+    by_reason: tuple[int, ...]
 
 
 class ClippingRecord:
@@ -49,6 +53,8 @@ class ClippingRecord:
         self.weight_norms: list[Tensor] = []
         self._pairs = 0
         self._counts = {name: torch.zeros((), dtype=torch.int64) for name in COUNTS}
+        self._by_reason: Tensor | None = None
+        self._places = torch.empty(0, dtype=torch.int64)
         self._culprit = torch.full((), -1)
         self._num_gradients = 0
         self._initial_weight_norm: Tensor | None = None
@@ -61,6 +67,8 @@ class ClippingRecord:
         self.weight_norms = [norm.to(device) for norm in self.weight_norms]
         self._counts = {name: value.to(device) for name, value in self._counts.items()}
         self._culprit = self._culprit.to(device)
+        if self._by_reason is not None:
+            self._by_reason, self._places = self._by_reason.to(device), self._places.to(device)
         self._initial_weight_norm = None
 
     @property
@@ -86,7 +94,7 @@ class ClippingRecord:
             self._initial_weight_norm = join_groups(self.weight_norms)
         return self._initial_weight_norm
 
-    def count(self, norm: Tensor, clip: Clip, nonfinite: Tensor, units: int) -> None:
+    def count(self, norm: Tensor, clip: Clip, nonfinite: Tensor, units: int, num_reasons: int = 0) -> None:
         """Work out what this step's gradients are to be multiplied by, and count the step.
 
         Args:
@@ -94,6 +102,7 @@ class ClippingRecord:
             clip: the policy's answer.
             nonfinite: whether any gradient is not finite, ``()``.
             units: how many units have a gradient.
+            num_reasons: how many the policy has.
         """
         clipped = (norm > clip.threshold) & ~nonfinite
         self.threshold = clip.threshold
@@ -104,11 +113,26 @@ class ClippingRecord:
         run = (counts["run"] + 1) * nonfinite
         self._counts = {
             "clipped": counts["clipped"] + number,
+            "clipped_steps": counts["clipped_steps"] + anywhere,
             "skipped": counts["skipped"] + nonfinite,
             "run": run,
             "longest_run": torch.maximum(counts["longest_run"], run),
         }
         self._pairs += units
+        if num_reasons:
+            self._count_reasons(clipped, clip.reason, num_reasons)
+
+    def _count_reasons(self, clipped: Tensor, reason: Tensor | None, number: int) -> None:
+        if self._by_reason is None:
+            self._by_reason = torch.zeros(number, dtype=torch.int64, device=clipped.device)
+            self._places = torch.arange(number, device=clipped.device)
+        which = torch.zeros_like(clipped, dtype=torch.int64) if reason is None else reason
+        found = (self._places.view(-1, *[1] * clipped.ndim) == which) & clipped
+        self._by_reason = self._by_reason + (found.flatten(1).any(1) if clipped.ndim else found)
+
+    def by_reason(self) -> tuple[int, ...]:
+        """How many steps have been clipped for each reason; waits for the device."""
+        return () if self._by_reason is None else tuple(self._by_reason.tolist())
 
     def remember_culprit(self, norms: Tensor) -> None:
         """Note on the device which of the gradients with these norms ``(gradients,)`` is not finite, if one is."""
@@ -121,9 +145,9 @@ class ClippingRecord:
         """How many steps in a row have had a non-finite gradient; waits for the device."""
         return int(self._counts["run"])
 
-    def take_report(self) -> Tensor:
-        """What to read, ``(6,)``; counting starts afresh."""
-        pairs, self._pairs = max(self._pairs, 1), 0
+    def take_report(self, afresh: bool = True) -> Tensor:
+        """What to read, ``(7 + reasons,)``; counting since the last report starts `afresh`."""
+        pairs = max(self._pairs, 1)
         counts = self._counts
         kind = self.coefficient.dtype
         alone = self.coefficient.ndim == 0
@@ -134,8 +158,12 @@ class ClippingRecord:
             counts["skipped"],
             counts["longest_run"],
             self._culprit,
+            counts["clipped_steps"],
+            *([] if self._by_reason is None else self._by_reason),
         ]
-        self._counts = counts | {name: torch.zeros_like(counts[name]) for name in ("clipped", "longest_run")}
+        read = ("clipped", "longest_run") if afresh else ("longest_run",)
+        self._counts = counts | {name: torch.zeros_like(counts[name]) for name in read}
+        self._pairs = 0 if afresh else self._pairs
         return torch.stack([field.to(kind) for field in fields])
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,6 +172,7 @@ class ClippingRecord:
             "history": {name: value.clone() for name, value in self.history.items()},
             "weight_norms": [norm.clone() for norm in self.weight_norms],
             "counts": {name: value.clone() for name, value in self._counts.items()},
+            "by_reason": None if self._by_reason is None else self._by_reason.clone(),
             "pairs": self._pairs,
         }
 
@@ -154,6 +183,9 @@ class ClippingRecord:
         record.history = {name: value.clone() for name, value in state["history"].items()}
         record.weight_norms = [norm.clone() for norm in state["weight_norms"]]
         record._counts = {name: state["counts"][name].clone() for name in COUNTS}
+        if state["by_reason"] is not None:
+            record._by_reason = state["by_reason"].clone()
+            record._places = torch.arange(len(record._by_reason), device=record._by_reason.device)
         record._pairs = state["pairs"]
         return record
 
@@ -163,8 +195,14 @@ def join_groups(norms: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(norms)) if norms[0].ndim else total_norm(torch.stack(list(norms)))
 
 
-def read_reports(records: list[ClippingRecord]) -> list[Report]:
-    """The reports of several optimizers, in one transfer."""
+def read_reports(records: list[ClippingRecord], afresh: bool = True) -> list[Report]:
+    """The reports of several optimizers, in one transfer; not `afresh`: what is counted since the last one goes on."""
     device = records[0].coefficient.device
-    rows = torch.stack([record.take_report().to(device) for record in records]).tolist()
-    return [Report(row[0], row[1], row[2], row[3], int(row[4]), int(row[5])) for row in rows]
+    taken = [record.take_report(afresh).to(device) for record in records]
+    values = torch.cat(taken).tolist()
+    reports = []
+    for report in taken:
+        row, values = values[: len(report)], values[len(report) :]
+        run, culprit, clipped, *by_reason = map(int, row[4:])
+        reports.append(Report(row[0], row[1], row[2], row[3], run, culprit, clipped, tuple(by_reason)))
+    return reports

@@ -1,6 +1,6 @@
 """What the gradient callbacks draw, of three short trainings.
 
-    PYTHONPATH=tests/benchmarks python docs/figures/callback_pictures.py [histogram] [advice] [flow]
+    PYTHONPATH=tests/benchmarks/clipping python docs/figures/callback_pictures.py [histogram] [advice] [flow]
 
 The pictures are those of the callbacks themselves, with fewer colours, so that they take less room. All of them by
 default; a minute or so on one thread.
@@ -12,29 +12,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from clipping_sweep import Endless
-from clipping_trainings import AddingProblem, Batch, StandardLibraryCharacters, Training
 from draw import IMAGES
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import SGD, Adam, Optimizer
+from trainings.sequences import AddingProblem
+from trainings.text import Characters, LSTMLanguageModel
+from trainings.training import Batch, Supervised
 
 from rnn_blocks import ElmanCell, LSTMCell, Recurrent, init_chrono
 from rnn_blocks.callbacks import ClippingAdvisor, GradientFlowMonitor, GradientNormMonitor
 
 
-class Characters(StandardLibraryCharacters):
-    """An LSTM on the source of Python's standard library."""
+class WideCharacters(Characters):
+    """An LSTM of 128 on the source of Python's standard library."""
 
-    steps = 1000
+    short, bptt = 1000, 50
+
+    def make_model(self) -> nn.Module:
+        """Its model."""
+        return LSTMLanguageModel(128, 128)
 
 
-class ElmanCharacters(Characters):
+class ElmanCharacters(WideCharacters):
     """An Elman network on the same text, by plain SGD at a rate that is too high for it without clipping."""
 
-    steps = 2000  # the advisor ends it after half of them, before the rate falls
+    short = 2000  # the advisor ends it after half of them, before the rate falls
 
     def __init__(self, seed: int, rate: float) -> None:
         super().__init__(seed, rate)
@@ -55,11 +60,11 @@ class ElmanCharacters(Characters):
 class ElmanBesideLSTM(AddingProblem):
     """Two networks on the same sequences of the adding problem, which know nothing of each other."""
 
-    steps, length = 1200, 40
+    time = 40
 
     def __init__(self, seed: int, rate: float) -> None:
-        Training.__init__(self, seed, rate)
-        self.elman, self.lstm = Recurrent(ElmanCell(2, 64)), Recurrent(init_chrono(LSTMCell(2, 64), self.length))
+        Supervised.__init__(self, seed, rate)
+        self.elman, self.lstm = Recurrent(ElmanCell(2, 64)), Recurrent(init_chrono(LSTMCell(2, 64), self.time))
         self.elman_output, self.lstm_output = nn.Linear(64, 1), nn.Linear(64, 1)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -73,9 +78,31 @@ class ElmanBesideLSTM(AddingProblem):
         return Adam(self.parameters(), lr=self.rate)
 
 
+class InTrainer(LightningModule):
+    """A training of the bench as a Trainer takes it."""
+
+    def __init__(self, training: Supervised) -> None:
+        super().__init__()
+        for name, part in training.named_children():
+            self.add_module(name, part)
+        self.training_of = [training]  # in a list, for its parts have their names here
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """The loss of the training's own batch."""
+        [training] = self.training_of
+        return training.loss(training.batch())
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """Its optimizer and schedule."""
+        [training] = self.training_of
+        optimizer = training.make_optimizer()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, training.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def histogram() -> None:
     """How the gradient norm is distributed."""
-    pictures = drawn_by(GradientNormMonitor(histogram_every_n_steps=25), Characters(1, 0.02), log_every_n_steps=25)
+    pictures = drawn_by(GradientNormMonitor(histogram_every_n_steps=25), WideCharacters(1, 0.02), log_every_n_steps=25)
     save("gradient_norm_histogram", [pictures["plots/gradient_norm_histogram"]])
 
 
@@ -91,7 +118,7 @@ def flow() -> None:
     save("gradient_flow_monitor", [pictures[f"plots/gradient_flow/{name}"] for name in ("elman", "lstm")])
 
 
-def drawn_by(callback: Callback, training: Training, *, log_every_n_steps: int = 50) -> dict[str, Image.Image]:
+def drawn_by(callback: Callback, training: Supervised, *, log_every_n_steps: int = 50) -> dict[str, Image.Image]:
     """What a callback draws of a training, by name."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -105,7 +132,7 @@ def drawn_by(callback: Callback, training: Training, *, log_every_n_steps: int =
             enable_model_summary=False,
             accelerator="cpu",
         )
-        trainer.fit(training, torch.utils.data.DataLoader(Endless(training), batch_size=None))
+        trainer.fit(InTrainer(training), torch.utils.data.DataLoader(torch.zeros(training.steps)))
         paths = (path.relative_to(folder) for path in Path(folder).rglob("*.png"))
         return {str(path.with_suffix("")): Image.open(folder / path).convert("RGB") for path in paths}
 

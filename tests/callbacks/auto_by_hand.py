@@ -14,74 +14,97 @@ class AutoByHand:
 
     Args:
         longest_update: `Auto`'s.
+        deviations: `Auto`'s.
 
     Attributes:
         clipped: number of steps that were clipped.
+        promised: number of these that were brought down because they promised too much.
         bounded: number of steps whose learning rate was shortened.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, longest_update: float = 0.05) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, longest_update: float | None = None, deviations: float = 2.5
+    ) -> None:
         self.optimizer = optimizer
+        self.deviations = deviations
+        self.is_sgd = isinstance(optimizer, torch.optim.SGD)
         self.longest_update = longest_update
         self.parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        self.weight_norm = norm_of([p.detach() for p in self.parameters])
         self.log_norms: list[float] = []
-        self.quartile = math.inf
         self.highest_rate = 0.0
+        self.followed = self.smoothed = math.nan
+        self.lowest = math.inf
+        self.share = 0.2
         matrices = [p for p in self.parameters if p.ndim > 1 and norm_of([p.detach()])]
         self.matrices = matrices or self.parameters
         self.matrix_norms = [norm_of([p.detach()]) for p in self.matrices]
         self.ratio = self.middle([math.sqrt(p.numel()) for p in self.matrices])
         self.measured = 0.0
-        self.steps = self.clipped = self.bounded = 0
+        self.steps = self.clipped = self.promised = self.bounded = 0
 
-    def step(self) -> None:
+    def step(self, loss: float | None = None) -> None:
         """Clip the gradients, and make the update."""
-        self.highest_rate = max(self.highest_rate, self.optimizer.param_groups[0]["lr"])
+        self.highest_rate = max(self.highest_rate, self.rate())
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if gradients:
             norm = norm_of(gradients)
-            threshold, target = self.threshold(norm)
-            if norm > threshold:
-                self.clipped += 1
+            outlier, promise = self.outlier(norm), self.promise(norm, loss)
+            self.clipped += min(outlier, promise) < norm
+            self.promised += promise < min(outlier, norm)
+            if min(outlier, promise) < norm:
                 for gradient in gradients:
-                    gradient.mul_(target / norm)
-            self.observe(norm)
-        if isinstance(self.optimizer, torch.optim.SGD):
+                    gradient.mul_(min(outlier, promise) / norm)
+            self.log_norms.append(math.log(norm))
+            if loss is not None and self.is_sgd:
+                self.follow(loss)
+        if self.is_sgd or self.longest_update is None:
             self.optimizer.step()
         else:
             self.bounded_update()
+
+    def rate(self) -> float:
+        """Of the update that a lasting gradient of 1 makes."""
+        group = self.optimizer.param_groups[0]
+        return group["lr"] * (1 - group["dampening"]) / (1 - group["momentum"]) if self.is_sgd else group["lr"]
 
     def middle(self, lengths: list[float]) -> float:
         """The median over the matrices of a length over the matrix's first norm."""
         return statistics.median_high(length / norm for length, norm in zip(lengths, self.matrix_norms, strict=True))
 
-    def threshold(self, norm: float) -> tuple[float, float]:
-        threshold = target = math.inf
-        if self.log_norms:
-            window = self.log_norms[-64:]
-            median = statistics.median_low(window)
-            deviation = 1.4826 * statistics.median_low([abs(value - median) for value in window])
-            count = len(window)
-            sigma = math.sqrt((count * deviation**2 + 8 * 0.5**2) / (count + 8))
-            z = max((math.log(norm) - median) / sigma, 2.5)
-            threshold, target = math.exp(median + 2.5 * sigma), math.exp(median + 2.5**2 * sigma / z)
-        if isinstance(self.optimizer, torch.optim.SGD):
-            bound = min(0.08 * self.unit(), max(math.exp(self.quartile), self.unit() / 500))
-            threshold, target = min(threshold, bound), min(target, bound)
-        return threshold, target
+    def outlier(self, norm: float) -> float:
+        """What a norm that stands out is brought down to."""
+        if not self.log_norms:
+            return math.inf
+        window = self.log_norms[-64:]
+        count, median = len(window), statistics.median_low(window)
+        deviation = 1.4826 * statistics.median_low([abs(value - median) for value in window])
+        sigma = math.sqrt((count * deviation**2 + 8 * 0.5**2) / (count + 8))
+        latest = statistics.median_low(window[-5:])
+        if math.log(norm) <= max(median + self.deviations * sigma, latest + math.log(3 if count >= 5 else 1000)):
+            return math.inf
+        z = (math.log(norm) - median) / sigma
+        return math.exp(max(median + self.deviations**2 * sigma / z, latest))
 
-    def unit(self) -> float:
-        momentum = self.optimizer.param_groups[0]["momentum"]
-        return self.weight_norm * (1 - momentum) / self.highest_rate
+    def promise(self, norm: float, loss: float | None) -> float:
+        """What a norm that predicts too large a fall of the loss is brought down to."""
+        if loss is None or not self.is_sgd:
+            return math.inf
+        followed = loss if math.isnan(self.followed) else self.followed
+        threshold = math.sqrt(self.share * followed / self.highest_rate)
+        return min(threshold, 4 * threshold**2 / norm) if norm > threshold else math.inf
 
-    def observe(self, norm: float) -> None:
-        self.log_norms.append(math.log(norm))
-        if isinstance(self.optimizer, torch.optim.SGD):
-            counted = math.log(min(norm, 0.08 * self.unit()))
-            self.quartile = counted if len(self.log_norms) == 1 else self.quartile
-            gain = max(1 / len(self.log_norms), 0.05)
-            self.quartile += gain * (0.25 if counted > self.quartile else -0.75)
+    def follow(self, loss: float) -> None:
+        """The loss by at most 1 % down and 5 % up, and to ten times the first; its lows open the share."""
+        if math.isnan(self.followed):
+            self.followed = self.smoothed = self.first_loss = loss
+        else:
+            self.followed = min(max(loss, 0.99 * self.followed), 1.05 * self.followed, 10 * self.first_loss)
+            self.smoothed = (self.smoothed + loss) / 2
+        if self.smoothed < self.lowest:
+            self.lowest = self.smoothed
+            self.share = min(1.03 * self.share, 200 * 0.2)
+        else:
+            self.share = max(0.997 * self.share, 0.2)
 
     def bounded_update(self) -> None:
         """Adam's update at a learning rate at which it is not too long a share of the middle matrix as it was."""

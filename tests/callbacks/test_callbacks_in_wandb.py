@@ -87,7 +87,7 @@ def test_every_metric_is_in_the_run_at_the_steps_it_was_logged_at(run: Path, row
     assert names >= {
         "clipping_advice/threshold",
         "grad_clip/threshold",
-        "grad_clip/update_coefficient",
+        "grad_clip/outlier_fraction",
         "grad_norm/clipped",
         "grad_norm/gate/lstm/f",
         "grad_norm/recurrent/lstm",

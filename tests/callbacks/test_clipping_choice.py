@@ -10,7 +10,7 @@ from small_trainings import Regression, Remember, fit_module, regression_batches
 from torch import nn
 from torch.testing import assert_close
 
-from rnn_blocks.callbacks import AdaptiveGradientClipping, Fixed, GradientNormMonitor, NonFiniteGradientError
+from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, Fixed, GradientNormMonitor, NonFiniteGradientError
 
 assert_equal = partial(assert_close, rtol=0, atol=0)
 sgd = partial(torch.optim.SGD, lr=0.1)
@@ -133,9 +133,9 @@ def test_the_rate_of_groups_without_a_chosen_parameter_is_not_bounded():
             )
 
     module, free, bound = Groups(None), Groups(None), Groups(None)
-    fit_module(module, regression_batches(1), AdaptiveGradientClipping(exclude="net.2"))
+    fit_module(module, regression_batches(1), AdaptiveGradientClipping(Auto(longest_update=0.05), exclude="net.2"))
     fit_module(free, regression_batches(1))
-    fit_module(bound, regression_batches(1), AdaptiveGradientClipping())
+    fit_module(bound, regression_batches(1), AdaptiveGradientClipping(Auto(longest_update=0.05)))
     assert_close(module.net[2].weight, free.net[2].weight)
     start = Groups(None).net[0].weight
     assert (module.net[0].weight - start).norm() < 0.06 * start.norm() < (free.net[0].weight - start).norm()

@@ -13,6 +13,8 @@ def run_two_ranks(program: str) -> None:
 DDP = """
 import math, warnings
 import torch
+import torch.distributed as dist
+from auto_by_hand import AutoByHand
 from lightnings import DDPStrategy
 from rnn_blocks.callbacks import AdaptiveGradientClipping, Fixed, GradientNormMonitor
 from small_trainings import Regression, Remember, clip_by_hand, make_trainer, regression_batches
@@ -53,6 +55,29 @@ assert_close(dict(module.named_parameters()), dict(expected.named_parameters()),
 assert trainer.callback_metrics["grad_clip/skipped_steps"] == 1
 logged = [norm for step, norm in logger.column("grad_norm/total").items() if step != 2]
 assert_close(logged, norms, rtol=1e-5, atol=0)
+
+# Auto, by the mean of both ranks' losses, to which each is a stranger.
+batches = [(inputs, targets * (1 + index % 2)) for index, (inputs, targets) in enumerate(regression_batches(24))]
+Mine.__len__ = lambda self: 12
+module, clipping = Regression(sgd), AdaptiveGradientClipping()
+trainer = make_trainer(clipping, strategy="ddp", devices=2, use_distributed_sampler=False)
+trainer.fit(module, DataLoader(Mine(), batch_size=None))
+expected = Regression(sgd)
+optimizer = expected.configure_optimizers()
+by_hand = AutoByHand(optimizer)
+for index in range(12):
+    optimizer.zero_grad()
+    loss = sum(expected.loss(batch) for batch in batches[2 * index : 2 * index + 2]) / 2
+    loss.backward()
+    by_hand.step(loss.item())
+assert by_hand.promised >= 3, by_hand.promised
+assert_close(dict(module.named_parameters()), dict(expected.named_parameters()), rtol=1e-4, atol=1e-5)
+state = clipping.state_dict()["optimizers"]["0"]
+assert_close(state["history"]["loss"].item(), by_hand.followed, rtol=1e-5, atol=0)
+for value in (*module.parameters(), *state["history"].values(), state["by_reason"]):
+    every = [torch.empty_like(value) for _ in range(2)]
+    dist.all_gather(every, value.detach())
+    assert torch.equal(*every)
 """
 
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from jsonargparse import ArgumentParser
@@ -12,7 +14,9 @@ from rnn_blocks.callbacks import (
     EmaRatio,
     Fixed,
     GradientNormMonitor,
+    LogNormal,
     Percentile,
+    SkipOutliers,
     Unitwise,
     ZScore,
 )
@@ -26,10 +30,15 @@ def momentum(parameters):
     return torch.optim.SGD(parameters, lr=0.3, momentum=0.9)
 
 
+assert_equal = partial(assert_close, rtol=0, atol=0, equal_nan=True)  # NaN: no loss has been seen
+
+
 @pytest.mark.parametrize("make_optimizer", [adam, momentum])
 def test_a_resumed_training_ends_in_the_same_parameters_bit_for_bit(make_optimizer, tmp_path):
     """Trap 2: state lost on resume, or not loadable with `weights_only`."""
     batches = regression_batches(20)
+    for index in (7, 15):
+        batches[index] = (batches[index][0], batches[index][1] + 50)
     whole = Regression(make_optimizer)
     undisturbed = AdaptiveGradientClipping(Auto(deviations=0.5))
     fit_module(whole, batches, undisturbed, max_steps=20, log_every_n_steps=7)
@@ -42,11 +51,12 @@ def test_a_resumed_training_ends_in_the_same_parameters_bit_for_bit(make_optimiz
     state = torch.load(path, weights_only=True)["callbacks"][undisturbed.state_key]["optimizers"]["0"]
     assert state["history"]["count"] == 10
     assert state["counts"]["clipped"] >= 1
+    assert (state["by_reason"][1] >= 5) == (state["history"]["share"] > 0.2) == (make_optimizer is momentum)
 
     resumed, clipping = Regression(make_optimizer), AdaptiveGradientClipping(Auto(deviations=0.5))
     fit_module(resumed, batches[10:], clipping, max_epochs=2, ckpt_path=path, log_every_n_steps=7)
     assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
-    assert_close(clipping.state_dict()["optimizers"], undisturbed.state_dict()["optimizers"], rtol=0, atol=0)
+    assert_equal(clipping.state_dict()["optimizers"], undisturbed.state_dict()["optimizers"])
 
     forgetful = Regression(make_optimizer)
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
@@ -62,6 +72,8 @@ def test_a_resumed_training_ends_in_the_same_parameters_bit_for_bit(make_optimiz
         (ZScore(warmup=4, deviations=0.5), "parameter"),
         (EmaRatio(warmup=4), None),
         (Unitwise(), None),
+        (LogNormal(warmup=4, deviations=0.5), "group"),
+        (SkipOutliers(window=4, deviations=1.0), "parameter"),
     ],
 )
 def test_a_training_resumed_in_another_scope_than_the_global_is_the_same_bit_for_bit(policy, scope, tmp_path):
@@ -78,7 +90,7 @@ def test_a_training_resumed_in_another_scope_than_the_global_is_the_same_bit_for
     resumed, clipping = Regression(momentum), AdaptiveGradientClipping(policy, scope=scope)
     fit_module(resumed, batches[10:], clipping, max_epochs=2, ckpt_path=tmp_path / "half.ckpt", log_every_n_steps=7)
     assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
-    assert_close(clipping.state_dict()["optimizers"], undisturbed.state_dict()["optimizers"], rtol=0, atol=0)
+    assert_equal(clipping.state_dict()["optimizers"], undisturbed.state_dict()["optimizers"])
 
 
 def test_a_history_of_another_policy_scope_or_model_is_refused_and_both_are_named():
@@ -129,7 +141,7 @@ def test_instances_of_different_settings_have_different_state_keys_and_equal_one
         AdaptiveGradientClipping(nonfinite="zero"),
         AdaptiveGradientClipping(scope="parameter"),
         AdaptiveGradientClipping(name="again"),
-        AdaptiveGradientClipping(Auto(longest_step=0.01)),
+        AdaptiveGradientClipping(Auto(longest_update=0.01)),
     ]
     assert len({instance.state_key for instance in instances}) == len(instances)
     assert AdaptiveGradientClipping("auto").state_key == AdaptiveGradientClipping(Auto()).state_key
@@ -183,13 +195,13 @@ def test_a_checkpoint_without_this_clippings_history_resumes_with_one_line_that_
         max_epochs=2,
         ckpt_path=tmp_path / "before.ckpt",
     )
-    [line] = said
+    [line] = [line for line in said if "steps clipped" not in line]
     assert "the checkpoint has no history of this clipping, so it begins here, at step 4" in line
     assert resumed.global_step == 8
     assert clipping.state_dict()["optimizers"]["0"]["history"]["count"] == 4
     said.clear()
     fit_module(Regression(momentum), regression_batches(4), AdaptiveGradientClipping())  # a new training is no news
-    assert said == []
+    assert [line for line in said if "steps clipped" not in line] == []
 
 
 def test_a_package_that_clips_for_its_users_is_told_how_to_leave_it():

@@ -22,7 +22,9 @@ from rnn_blocks.callbacks import (
     EmaRatio,
     Fixed,
     GradientNormMonitor,
+    LogNormal,
     Percentile,
+    SkipOutliers,
     Unitwise,
     ZScore,
 )
@@ -268,7 +270,7 @@ def test_sharded_gradients_are_clipped_in_every_scope_as_whole_ones_are():
     run_two_ranks(SHARDED)
 
 
-POLICIES = [Auto(), Fixed(1.0), Percentile(window=20), ZScore(), EmaRatio(), Unitwise()]
+POLICIES = [Auto(), Fixed(1.0), Percentile(window=20), ZScore(), EmaRatio(), Unitwise(), LogNormal(), SkipOutliers()]
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -24,6 +24,7 @@ from rnn_blocks.callbacks import (
     GradientClipper,
     NonFiniteGradientError,
     Percentile,
+    SkipOutliers,
     Unitwise,
     ZScore,
 )
@@ -33,17 +34,20 @@ OPTIMIZERS = {
     "momentum": partial(torch.optim.SGD, lr=0.5, momentum=0.9),
     "fused adamw": partial(torch.optim.AdamW, lr=0.5, fused=True),
 }
+BOUNDED = Auto(longest_update=0.05)
 assert_equal = partial(assert_close, rtol=0, atol=0)
 
 
 def train(module, batches, optimizer, clipper, *, accumulate=1, scaler=None):
     """What users write: a list of metrics, one a step."""
-    logged = []
+    logged, whole = [], torch.zeros(())
     for index, batch in enumerate(batches):
         loss = module.loss(batch) / accumulate
         (loss if scaler is None else scaler.scale(loss)).backward()
+        whole = whole + loss.detach()
         if (index + 1) % accumulate == 0:
-            clipper.clip()
+            clipper.clip(whole)
+            whole = torch.zeros(())
             if scaler is None:
                 optimizer.step()
             else:
@@ -65,7 +69,8 @@ def with_a_bad_batch(count):
     "options",
     [
         {},
-        {"policy": Auto(), "scope": "unit"},
+        {"policy": BOUNDED, "scope": "unit"},
+        {"policy": SkipOutliers(window=8, deviations=1.0)},
         {"policy": Fixed(0.5), "nonfinite": "zero"},
         pytest.param({"policy": Percentile(window=8), "scope": "parameter"}, marks=pytest.mark.slow),
         {"policy": ZScore(), "scope": "group"},
@@ -90,14 +95,15 @@ def test_the_parameters_and_metrics_are_those_of_the_callback_to_the_bit(make_op
     assert logged[-1]["grad_clip/skipped_steps"] == 1
 
 
-def test_accumulated_gradients_are_clipped_as_the_trainers_are():
-    make_optimizer = OPTIMIZERS["adam"]
+@pytest.mark.parametrize("name", ["adam", "momentum"])
+def test_accumulated_gradients_are_clipped_as_the_trainers_are(name):
     batches = regression_batches(12)
-    module, expected = Regression(make_optimizer), Regression(make_optimizer)
-    fit_module(expected, batches, AdaptiveGradientClipping(), accumulate_grad_batches=3)
+    module, expected = Regression(OPTIMIZERS[name]), Regression(OPTIMIZERS[name])
+    fit_module(expected, batches, AdaptiveGradientClipping(BOUNDED), accumulate_grad_batches=3)
     optimizer = module.configure_optimizers()
-    logged = train(module, batches, optimizer, GradientClipper(optimizer), accumulate=3)
+    logged = train(module, batches, optimizer, GradientClipper(optimizer, BOUNDED), accumulate=3)
     assert len(logged) == 4
+    assert logged[-1]["grad_clip/promise_fraction"] == (name == "momentum")
     assert_equal(dict(module.named_parameters()), dict(expected.named_parameters()))
 
 
@@ -112,7 +118,7 @@ def test_under_a_gradient_scaler_it_clips_what_the_optimizer_uses(name, unscaled
     clipper = GradientClipper(optimizer, Fixed(0.5), scaler=scaler)
     if unscaled_before:
         clip = clipper.clip
-        clipper.clip = lambda: (scaler.unscale_(optimizer), clip())
+        clipper.clip = lambda loss: (scaler.unscale_(optimizer), clip(loss))
     train(module, batches, optimizer, clipper, scaler=scaler)
     assert_close(dict(module.named_parameters()), dict(expected.named_parameters()), rtol=1e-6, atol=1e-7)
 
@@ -138,9 +144,9 @@ def test_a_saved_and_loaded_one_goes_on_as_if_nothing_had_been(make_optimizer):
     batches = regression_batches(20)
     module, expected = Regression(make_optimizer), Regression(make_optimizer)
     optimizer = expected.configure_optimizers()
-    train(expected, batches, optimizer, GradientClipper(optimizer))
+    train(expected, batches, optimizer, GradientClipper(optimizer, BOUNDED))
     first = module.configure_optimizers()
-    clipper = GradientClipper(first)
+    clipper = GradientClipper(first, BOUNDED)
     train(module, batches[:9], first, clipper)
     file = io.BytesIO()
     torch.save({"model": module.state_dict(), "optimizer": first.state_dict(), "clipper": clipper.state_dict()}, file)
@@ -151,7 +157,7 @@ def test_a_saved_and_loaded_one_goes_on_as_if_nothing_had_been(make_optimizer):
     resumed.load_state_dict(state["model"])
     second = resumed.configure_optimizers()
     second.load_state_dict(state["optimizer"])
-    again = GradientClipper(second)
+    again = GradientClipper(second, BOUNDED)
     again.load_state_dict(state["clipper"])
     train(resumed, batches[9:], second, again)
     assert_equal(dict(resumed.named_parameters()), dict(expected.named_parameters()))
@@ -162,10 +168,10 @@ def test_under_fabric_it_clips_as_in_a_loop_of_torch():
     make_optimizer = OPTIMIZERS["adam"]
     module, expected = Regression(make_optimizer), Regression(make_optimizer)
     plain = expected.configure_optimizers()
-    train(expected, batches, plain, GradientClipper(plain))
+    train(expected, batches, plain, GradientClipper(plain, BOUNDED))
     fabric = Fabric(accelerator="cpu", devices=1)
     net, optimizer = fabric.setup(module.net, module.configure_optimizers())
-    clipper = GradientClipper(optimizer, model=net)
+    clipper = GradientClipper(optimizer, BOUNDED, model=net)
     for inputs, targets in batches:
         fabric.backward((net(inputs) - targets).square().mean())
         clipper.clip()
@@ -220,7 +226,7 @@ def test_clip_returns_the_norm_before_clipping_and_none_without_gradients():
 def test_detached_it_bounds_no_update_any_more():
     module = GradientIsBatch(make_optimizer=OPTIMIZERS["adam"])
     optimizer = module.configure_optimizers()
-    clipper = GradientClipper(optimizer)
+    clipper = GradientClipper(optimizer, BOUNDED)
     module.training_step(torch.ones(4), 0).backward()
     optimizer.step()
     assert_close(module.weight, torch.full((4,), 0.95))
@@ -292,7 +298,7 @@ DDP = """
 import torch
 import torch.distributed as dist
 from functools import partial
-from rnn_blocks.callbacks import GradientClipper
+from rnn_blocks.callbacks import Auto, GradientClipper
 from small_trainings import Regression, regression_batches
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -310,25 +316,33 @@ def wrapped(kind):
         fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
     return net
 
-def train(kind, **options):
+def train(kind, make_optimizer, **options):
     net = wrapped(kind)
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.5)
-    clipper = GradientClipper(optimizer, model=net, **options)
+    optimizer = make_optimizer(net.parameters())
+    clipper = GradientClipper(optimizer, Auto(longest_update=0.05), model=net, **options)
     for inputs, targets in regression_batches(12):
         halves = [slice(0, 2), slice(2, 4)]
         rows = slice(0, 4) if kind == "one" else halves[rank]
-        (net(inputs[rows]) - targets[rows]).square().mean().backward()
-        clipper.clip()
+        loss = (net(inputs[rows]) - targets[rows]).square().mean()
+        loss.backward()
+        clipper.clip(loss)
         optimizer.step()
         optimizer.zero_grad()
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in net.parameters()]
     return whole, clipper.metrics()
 
-for options in ({}, {"scope": "unit"}, {"exclude": "2"}):
-    expected = train("one", **options)
-    assert expected[1]["grad_clip/update_coefficient"] < 1
+adam, sgd = partial(torch.optim.Adam, lr=0.5), partial(torch.optim.SGD, lr=0.3, momentum=0.5)
+for make_optimizer, options in (adam, {}), (adam, {"scope": "unit"}), (adam, {"exclude": "2"}), (sgd, {}):
+    expected = train("one", make_optimizer, **options)
+    assert make_optimizer is sgd or expected[1]["grad_clip/update_coefficient"] < 1
+    assert make_optimizer is adam or expected[1]["grad_clip/promise_fraction"] > 0
     for kind in ("ddp", "fsdp2"):
-        assert_close(train(kind, **options), expected, rtol=1e-4, atol=1e-5)
+        trained = train(kind, make_optimizer, **options)
+        assert_close(trained, expected, rtol=1e-4, atol=1e-5)
+        for weight in trained[0]:  # ranks agree to the bit
+            every = [torch.empty_like(weight) for _ in range(2)]
+            dist.all_gather(every, weight.detach().contiguous())
+            assert torch.equal(*every)
 """
 
 

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from rnn_blocks.callbacks import (
     AdaptiveGradientClipping,
+    Auto,
     Fixed,
     GradientClipper,
     GradientNormMonitor,
@@ -24,6 +25,8 @@ from rnn_blocks.callbacks import (
     Unitwise,
 )
 from rnn_blocks.callbacks.measuring.before_update import before_update
+
+BOUNDED = Auto(longest_update=0.05)
 
 
 def two_parts(**options):
@@ -41,7 +44,7 @@ class TestSeveralClippersOfOneOptimizer:
     def test_leave_it_the_rate_that_the_user_has_set(self):
         model, optimizer = two_parts(lr=5.0)
         before = copy.deepcopy(model)
-        clippers = [GradientClipper(optimizer, model=model, include=part) for part in ("0", "1")]
+        clippers = [GradientClipper(optimizer, BOUNDED, model=model, include=part) for part in ("0", "1")]
         for _ in range(40):
             backward(model)
             for clipper in clippers:
@@ -57,8 +60,8 @@ class TestSeveralClippersOfOneOptimizer:
         """Not as the product of all: a cell of a notebook that is run again must not stop the training."""
         model, optimizer = two_parts(lr=5.0)
         other, its_optimizer = two_parts(lr=5.0)
-        clippers = [GradientClipper(optimizer) for _ in range(3)]
-        alone = GradientClipper(its_optimizer)
+        clippers = [GradientClipper(optimizer, BOUNDED) for _ in range(3)]
+        alone = GradientClipper(its_optimizer, BOUNDED)
         for _ in range(20):
             backward(model)
             backward(other)
@@ -242,7 +245,7 @@ class TestStates:
         with torch.no_grad():
             for parameter in big[0].parameters():
                 parameter *= 100
-        clippers = [GradientClipper(optimizer) for _, optimizer in (big, small)]
+        clippers = [GradientClipper(optimizer, BOUNDED) for _, optimizer in (big, small)]
         for (model, optimizer), clipper in zip((big, small), clippers, strict=True):
             backward(model)
             clipper.clip()
@@ -256,7 +259,7 @@ class TestStates:
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda all_of_it: pickle.loads(pickle.dumps(all_of_it))])
     def test_a_copied_clipper_bounds_the_copied_optimizer(self, duplicate):
         model, optimizer = two_parts(lr=5.0)
-        clipper = GradientClipper(optimizer, model=model)
+        clipper = GradientClipper(optimizer, BOUNDED, model=model)
         backward(model)
         clipper.clip()
         optimizer.step()
@@ -300,7 +303,7 @@ def test_optimizers_whose_gradients_are_not_to_be_changed_are_refused_and_what_i
 def test_updates_that_no_rate_bounds_are_not_said_to_be_bounded():
     model, _ = two_parts()
     optimizer = torch.optim.Rprop(model.parameters(), lr=1.0)
-    clipper = GradientClipper(optimizer)
+    clipper = GradientClipper(optimizer, BOUNDED)
     backward(model)
     clipper.clip()
     assert "grad_clip/update_coefficient" not in clipper.metrics()

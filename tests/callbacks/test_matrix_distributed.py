@@ -1,4 +1,4 @@
-"""`AdaptiveGradientClipping()` at its defaults on two processes, at a rate at which updates are bounded."""
+"""`AdaptiveGradientClipping` with `Auto` on two processes: Adam's updates are bounded, SGD's promises are."""
 
 import pytest
 from test_clipping_distributed import run_two_ranks
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from auto_by_hand import AutoByHand
 from lightnings import ModelParallelStrategy
-from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor
+from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, GradientNormMonitor
 from small_trainings import Regression, make_trainer, regression_batches
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -41,8 +41,8 @@ class Mine(Dataset):
 
 module = MODULE(adam, net())
 trainer = make_trainer(
-    AdaptiveGradientClipping(), GradientNormMonitor(updates=True), strategy=STRATEGY, devices=2,
-    use_distributed_sampler=False, log_every_n_steps=5,
+    AdaptiveGradientClipping(Auto(longest_update=0.05)), GradientNormMonitor(updates=True), devices=2,
+    strategy=STRATEGY, use_distributed_sampler=False, log_every_n_steps=5,
 )
 trainer.fit(module, DataLoader(Mine(), batch_size=None))
 trained = {name: p.full_tensor() if hasattr(p, "full_tensor") else p.detach() for name, p in module.named_parameters()}
@@ -54,7 +54,7 @@ assert trainer.optimizers[0].param_groups[0]["lr"] == 1.0
 
 expected = Regression(adam, net())
 optimizer = expected.configure_optimizers()
-by_hand = AutoByHand(optimizer)
+by_hand = AutoByHand(optimizer, 0.05)
 for index in range(24):
     optimizer.zero_grad()
     (sum(expected.loss(batches[2 * index + rank * DISTINCT]) for rank in (0, 1)) / 2).backward()

@@ -1,4 +1,4 @@
-"""`AdaptiveGradientClipping()` at its defaults on a GPU: half precision under a real scaler, and no waiting for it."""
+"""`Auto`, and a bound on Adam's updates, on a GPU: half precision under a real scaler, and no waiting for it."""
 
 import contextlib
 import math
@@ -11,9 +11,11 @@ from small_trainings import Regression, regression_batches
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor
+from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, GradientNormMonitor
 
 DEVICE = "cuda"
+LONGEST = 0.05
+BOUNDED = Auto(longest_update=LONGEST)
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -54,10 +56,12 @@ def test_in_every_precision_parameters_are_those_of_a_loop_by_hand(precision, fu
     batches[20][1].add_(50)
     module, expected = Regression(maker(fused)), Regression(maker(False)).to(DEVICE)
     options = {"plugins": [scaled(scale)]} if precision == "16-mixed" else {"precision": precision}
-    trainer = fit(module, batches, GradientNormMonitor(), AdaptiveGradientClipping(), log_every_n_steps=5, **options)
+    trainer = fit(
+        module, batches, GradientNormMonitor(), AdaptiveGradientClipping(BOUNDED), log_every_n_steps=5, **options
+    )
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     optimizer = expected.configure_optimizers()
-    by_hand = AutoByHand(optimizer)
+    by_hand = AutoByHand(optimizer, LONGEST)
     for batch in batches:
         optimizer.zero_grad()
         with torch.autocast(DEVICE, dtype) if dtype else contextlib.nullcontext():
@@ -116,7 +120,7 @@ def test_between_logging_steps_nothing_waits_for_the_device(fused, nonfinite, ha
         batches[45][0][0, 0] = bad
     module = RefusesToWait(maker(fused))
     monitor = GradientNormMonitor(gates=True, updates=True, top_k=2)
-    clipping = AdaptiveGradientClipping(nonfinite=nonfinite)
+    clipping = AdaptiveGradientClipping(BOUNDED, nonfinite=nonfinite)
     options = {"plugins": [scaled(2.0**8)]} if half else {}
     told = pytest.warns(UserWarning, match="not finite") if bad is not None and not half else contextlib.nullcontext()
     with told:

@@ -252,7 +252,7 @@ def test_a_training_resumed_from_any_step_is_the_undisturbed_one_bit_for_bit(tmp
     saving = SaveAt(tmp_path, steps)
     whole, (clipping, undisturbed) = Noisy(), callbacks()
     fit(whole, clipping, undisturbed, saving)
-    assert 8 < undisturbed.started_at_step <= 24
+    assert 8 < undisturbed.started_at_step < max(steps)
     for step in steps:
         resumed, (clipping, averaging) = Noisy(), callbacks()
         fit(resumed, clipping, averaging, ckpt_path=tmp_path / f"{step}.ckpt")

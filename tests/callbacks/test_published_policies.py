@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rnn_blocks.callbacks import Auto, ClippingPolicy, EmaRatio, Fixed, Percentile, Step, Unitwise, ZScore
+from rnn_blocks.callbacks import (
+    Auto,
+    ClippingPolicy,
+    EmaRatio,
+    Fixed,
+    LogNormal,
+    Percentile,
+    SkipOutliers,
+    Step,
+    Unitwise,
+    ZScore,
+)
 
 Answer = tuple[float, float]
 NORMS = st.one_of(
@@ -71,6 +82,44 @@ def fixed_by_hand(policy: Fixed, norms: list[float]) -> list[Answer]:
     return [(policy.threshold, policy.threshold)] * len(norms)
 
 
+def log_normal_by_hand(policy: LogNormal, norms: list[float]) -> list[Answer]:
+    """Chorowski et al. 2014, §3.2.1."""
+    seen, mean, square, answers = 0, 0.0, 0.0, []
+    for norm in norms:
+        if seen < policy.warmup:
+            answers.append((math.inf, math.inf))
+        else:
+            correction = 1 - policy.decay**seen
+            m, variance = mean / correction, square / correction - (mean / correction) ** 2
+            deviation = math.sqrt(max(variance, 0.0))
+            answers.append((_exp(m + policy.deviations * deviation), _exp(m)))
+        if usable(norm):
+            seen += 1
+            mean = policy.decay * mean + (1 - policy.decay) * math.log(norm)
+            square = policy.decay * square + (1 - policy.decay) * math.log(norm) ** 2
+    return answers
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def far_above(values: list[float], policy: SkipOutliers) -> float:
+    """Where OLMo-core and MaxText begin to skip: mean and sample deviation of the window, once it is half full."""
+    last = values[-policy.window :]
+    if len(last) < max(policy.window // 2, 2):
+        return math.inf
+    return float(np.mean(last) + policy.deviations * np.std(last, ddof=1))
+
+
+def skip_outliers_by_hand(policy: SkipOutliers, norms: list[float]) -> list[Answer]:
+    seen, answers = [], []
+    for norm in norms:
+        answers.append((far_above(seen, policy), 0.0))
+        seen += [norm] if math.isfinite(norm) else []
+    return answers
+
+
 RULES = [
     (Percentile(window=7), percentile_by_hand),
     (Percentile(percent=90.0, window=5), percentile_by_hand),
@@ -80,6 +129,10 @@ RULES = [
     (EmaRatio(warmup=3), ema_ratio_by_hand),
     (EmaRatio(ratio=2.0, decay=0.5, warmup=1, warmup_cap=4.0), ema_ratio_by_hand),
     (Fixed(1.5), fixed_by_hand),
+    (LogNormal(), log_normal_by_hand),
+    (LogNormal(deviations=0.7, decay=0.5, warmup=1), log_normal_by_hand),
+    (SkipOutliers(window=8), skip_outliers_by_hand),
+    (SkipOutliers(deviations=1.0, window=3), skip_outliers_by_hand),
 ]
 
 
@@ -126,7 +179,15 @@ def test_auto_treats_every_unit_as_if_it_were_alone(norms):
         assert_close(values, alone, rtol=1e-12, atol=0, equal_nan=True)
 
 
-POLICIES = [Auto(window=8), Percentile(window=8), ZScore(warmup=4), EmaRatio(warmup=4), Fixed(1.0)]
+POLICIES = [
+    Auto(window=8),
+    Percentile(window=8),
+    ZScore(warmup=4),
+    EmaRatio(warmup=4),
+    Fixed(1.0),
+    LogNormal(),
+    SkipOutliers(),
+]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
@@ -138,10 +199,12 @@ def test_a_norm_that_is_not_finite_leaves_the_history_as_it_was(policy, bad):
     for factor in (1.0, 1.1, 0.9, 1.2, 0.8, 1.0):
         history = policy.observe(history, Step(factor * norm, None, norm))
     after = policy.observe(history, Step(torch.tensor([bad, bad], dtype=torch.float64), None, norm))
-    assert_close(after, history, rtol=0, atol=0)
+    assert_close(after, history, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("policy", [Percentile(window=8), ZScore(warmup=4), EmaRatio(warmup=4), Auto(window=8)])
+@pytest.mark.parametrize(
+    "policy", [Percentile(window=8), ZScore(warmup=4), EmaRatio(warmup=4), Auto(window=8), LogNormal(warmup=4)]
+)
 def test_a_unit_that_had_no_gradient_for_long_is_not_clipped_to_zero_when_it_gets_one(policy):
     norms = torch.tensor([0.0] * 20 + [1.0, 1.1, 0.9] * 3, dtype=torch.float64)
     _, targets = answers(policy, norms)
@@ -164,6 +227,45 @@ def test_percentiles_at_the_papers_setting_clip_nine_steps_in_ten():
     assert 0.8 < (norms > thresholds).double().mean() < 0.95
 
 
+class TestSkipOutliers:
+    def answers(self, policy, norms, losses):
+        """Of each step, whether it is skipped, and which of the two was far above the last ones."""
+        history, skipped = policy.initial_history(torch.zeros((), dtype=torch.float64)), []
+        for norm, loss in zip(norms, losses, strict=True):
+            loss = None if loss is None else torch.tensor(loss, dtype=torch.float64)
+            step = Step(torch.tensor(norm, dtype=torch.float64), 0.1, torch.ones(()), loss=loss)
+            clip = policy.clip(history, step)
+            assert clip.target == 0
+            skipped.append(policy.reasons[int(clip.reason)] if step.norm > clip.threshold else None)
+            history = policy.observe(history, step)
+        return skipped
+
+    def test_skips_a_step_whose_norm_or_loss_is_six_deviations_above_the_last_128(self):
+        generator = np.random.default_rng(0)
+        norms, losses = (generator.lognormal(0.0, 0.2, 300).tolist() for _ in range(2))
+        norms[30] = losses[40] = 90.0  # before half a window is known
+        norms[200] = losses[250] = norms[270] = losses[270] = 90.0
+        policy, expected = SkipOutliers(), []
+        for step in range(300):
+            norm, loss = (values[step] > far_above(values[:step], policy) for values in (norms, losses))
+            expected.append("norm" if norm else "loss" if loss else None)
+        assert {step: why for step, why in enumerate(expected) if why} == {200: "norm", 250: "loss", 270: "norm"}
+        assert self.answers(policy, norms, losses) == expected
+
+    @pytest.mark.parametrize(("many", "skipped"), [(3, None), (4, "loss")])
+    def test_losses_begin_to_count_half_a_window_after_the_first_one(self, many, skipped):
+        losses = [*[None] * 20, *[1.0, 1.1, 1.0, 1.1][:many], 50.0]
+        assert self.answers(SkipOutliers(window=8), [1.0] * len(losses), losses) == [None] * (20 + many) + [skipped]
+
+    @pytest.mark.parametrize("bad", [math.nan, None])
+    def test_a_loss_that_is_not_finite_or_missing_is_neither_an_outlier_nor_remembered(self, bad):
+        norms, losses = [1.0, 1.1] * 10, [1.0, 1.1] * 10
+        without = self.answers(SkipOutliers(window=4), [*norms, 1.0], [*losses, 9.0])
+        losses[12:14] = [bad, bad]
+        assert self.answers(SkipOutliers(window=4), [*norms, 1.0], [*losses, 9.0]) == without
+        assert without == [None] * 20 + ["loss"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -178,6 +280,11 @@ def test_percentiles_at_the_papers_setting_clip_nine_steps_in_ten():
         (lambda: EmaRatio(warmup=0), "EmaRatio: warmup is 0; it must be at least 1"),
         (lambda: EmaRatio(warmup_cap=0.0), "EmaRatio: warmup_cap is 0.0; it must be a positive number, or None"),
         (lambda: Unitwise(ratio=0.0), "Unitwise: ratio is 0.0; it must be a positive number"),
+        (lambda: LogNormal(deviations=0.0), "LogNormal: deviations is 0.0; it must be a positive number"),
+        (lambda: LogNormal(decay=1.0), "LogNormal: decay is 1.0; it must be above 0 and below 1"),
+        (lambda: LogNormal(warmup=0), "LogNormal: warmup is 0; it must be at least 1 norm"),
+        (lambda: SkipOutliers(deviations=math.nan), "SkipOutliers: deviations is nan; it must be a positive number"),
+        (lambda: SkipOutliers(window=1), "SkipOutliers: window is 1; it must be at least 2"),
         (lambda: Unitwise(floor=math.nan), "Unitwise: floor is nan; it must be a positive number"),
     ],
 )

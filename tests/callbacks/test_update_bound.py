@@ -21,7 +21,8 @@ OPTIMIZERS = {
 }
 
 
-LONGEST = Auto().longest_update
+LONGEST = 0.05
+BOUNDED = Auto(longest_update=LONGEST)
 
 
 def middle(values):
@@ -67,13 +68,15 @@ def test_no_update_is_much_longer_than_the_bound_at_a_rate_far_too_high(kind):
 
 def test_the_first_update_of_adam_is_exactly_as_long_as_it_may_be():
     module = Watched(lambda p: torch.optim.Adam(p, lr=1.0))
-    fit_module(module, regression_batches(1), AdaptiveGradientClipping())
+    fit_module(module, regression_batches(1), AdaptiveGradientClipping(BOUNDED))
     assert_close(module.moved[0], LONGEST, rtol=1e-3, atol=0)
 
 
 def test_updates_shorter_than_the_bound_are_left_as_they_are_bit_for_bit():
     modules = [Watched(lambda p: torch.optim.Adam(p, lr=1e-4)) for _ in range(2)]
-    fit_module(modules[0], regression_batches(40), AdaptiveGradientClipping(Auto(deviations=1e6)))
+    fit_module(
+        modules[0], regression_batches(40), AdaptiveGradientClipping(Auto(longest_update=LONGEST, deviations=1e6))
+    )
     fit_module(modules[1], regression_batches(40))
     assert_close(modules[0].vector(), modules[1].vector(), rtol=0, atol=0)
 
@@ -86,16 +89,16 @@ def test_a_scheduler_sees_the_rate_that_it_set_and_its_decay_shortens_bounded_up
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     module = Decays(None)
-    fit_module(module, regression_batches(48), AdaptiveGradientClipping())
+    fit_module(module, regression_batches(48), AdaptiveGradientClipping(BOUNDED))
     assert_close(module.rates, [0.9**step for step in range(1, 49)])
     assert max(module.moved[40:]) < 2.5 * LONGEST * 0.9**40
 
 
 def test_sgd_and_other_policies_have_no_bound_on_updates():
     for make_optimizer, policy in (
-        (lambda p: torch.optim.SGD(p, lr=0.01), Auto()),
+        (lambda p: torch.optim.SGD(p, lr=0.01), BOUNDED),
         (lambda p: torch.optim.Adam(p, lr=0.01), Fixed(1.0)),
-        (lambda p: torch.optim.Adam(p, lr=0.01), Auto(longest_update=None)),
+        (lambda p: torch.optim.Adam(p, lr=0.01), Auto()),
     ):
         logger = Remember()
         fit_module(Regression(make_optimizer), regression_batches(2), AdaptiveGradientClipping(policy), logger=logger)
@@ -104,7 +107,7 @@ def test_sgd_and_other_policies_have_no_bound_on_updates():
 
 def test_the_coefficient_is_logged_and_no_hook_outlives_the_fit():
     logger, module = Remember(), Regression(lambda p: torch.optim.Adam(p, lr=1.0))
-    trainer = fit_module(module, regression_batches(3), AdaptiveGradientClipping(), logger=logger)
+    trainer = fit_module(module, regression_batches(3), AdaptiveGradientClipping(BOUNDED), logger=logger)
     coefficients = logger.column("grad_clip/update_coefficient")
     assert sorted(coefficients) == [0, 1, 2]
     assert all(0 < value < 0.1 for value in coefficients.values())
@@ -121,7 +124,7 @@ def test_an_error_in_a_step_leaves_the_optimizer_its_learning_rate():
 
     module = Breaks(make_optimizer=lambda p: torch.optim.Adam(p, lr=1.0))
     with pytest.raises(RuntimeError, match="broken"):
-        fit_module(module, [torch.ones(4)] * 4, AdaptiveGradientClipping())
+        fit_module(module, [torch.ones(4)] * 4, AdaptiveGradientClipping(BOUNDED))
     assert module.optimizers().param_groups[0]["lr"] == 1.0
 
 

@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = ["--device", options.device, "--data", str(options.data), *["--quick"] * options.quick]
     end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as kept:
-        helpers = [str(ROOT / "tests" / folder) for folder in ("", "callbacks", "benchmarks")]
+        helpers = [str(ROOT / "tests" / folder) for folder in ("", "callbacks", "benchmarks", "benchmarks/clipping")]
         path = [*package_path(Path(kept)), *helpers]
         environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONPATH=os.pathsep.join(path + _given("PYTHONPATH")))
 

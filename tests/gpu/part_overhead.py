@@ -8,7 +8,7 @@ from pathlib import Path
 
 import timing
 import torch
-from clipping_cost import SmallTensors, callbacks_step
+from cost import SmallTensors, callbacks_step
 from options import read_options
 from rows import Deadline, Row, tell
 from timing import medians

@@ -76,9 +76,6 @@ def test_every_shipped_configuration_trains_by_its_bare_name(names: list[str], t
     if names[-1] in CLIPPED:
         fixed = {"class_path": "rnn_blocks.callbacks.Fixed", "init_args": {"threshold": CLIPPED[names[-1]]}}
         assert policies == [fixed]
-    elif names[-1] == "ptb-char":  # its rate has been tried: only outliers are clipped
-        assert policies[0]["class_path"] == "rnn_blocks.callbacks.Auto"
-        assert policies[0]["init_args"]["longest_update"] is None
     else:
         assert policies == ["auto"]
 

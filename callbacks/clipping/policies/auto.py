@@ -2,56 +2,62 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from rnn_blocks.callbacks.clipping.policies.outliers import outlier_clip
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step
+from rnn_blocks.callbacks.clipping.policies.predicted_decrease import PredictedDecrease
 
 
 @dataclass(frozen=True)
 class Auto(ClippingPolicy):
-    r"""A threshold that nobody has to set: it bounds the outliers, and with SGD also the length of the step.
+    r"""A threshold that nobody has to set: it brings down outliers, and SGD's steps that promise too much of the loss.
 
     *Outliers.* Among the last `window` finite log-norms let m be the median and s = 1.4826·MAD the robust deviation,
-    taken for smaller samples towards a prior: σ² = (n·s² + n₀σ₀²)/(n + n₀), n₀ = 8, σ₀ = ½. A norm of
-    z = (ln‖g‖ − m)/σ above `deviations` =: k is an outlier, and brought down the more the further out it lies::
+    taken for smaller samples towards a prior: σ² = (n·s² + n₀σ₀²)/(n + n₀), n₀ = 8, σ₀ = ½, and m₅ the median of the
+    last five. A norm of z = (ln‖g‖ − m)/σ above `deviations` =: k, and above three times those of just before, is an
+    outlier, and brought down the more the further out it lies::
 
-        threshold = exp(m + k·σ),  target = exp(m + k²·σ/z)
+        threshold = exp(max(m + k·σ, m₅ + ln 3)),  target = exp(max(m + k²·σ/z, m₅))
 
-    A lasting change of scale moves the median within half a window; one spike does not move it at all. Until the first
-    norm is known nothing is an outlier, nor need it be: the first step of an adaptive optimizer does not depend on it.
+    One spike moves neither median; norms that grow by up to 44 % a step, as where a training leaves a plateau, are no
+    outliers; a lasting change of scale is followed within three steps. Where weights start small the first norms grow
+    manyfold: until five are known, an outlier is a thousand times m. To the first norm nothing is an outlier.
 
-    *Length of SGD's steps.* An outlier rule follows the norms, and so follows them up when a training runs away. Where
-    the update scales with the gradient (`torch.optim.SGD`, `ASGD`), a lasting gradient moves the weights by
-    lr·‖g‖/(1−momentum) a step. In units of the norm of the *initial* weights, for a hot training inflates its weights
-    and would loosen its own bound, and at the *highest* learning rate so far =: lr₊, for otherwise a schedule that
-    lowers the rate would raise the bound by as much and never shorten a step that is clipped::
+    *Promises.* An outlier rule follows the norms, and so follows them up when a training runs away. Where the update
+    scales with the gradient (`torch.optim.SGD`, `ASGD`), a gradient that lasts moves the weights by lr·‖g‖ a step, with
+    momentum by lr·‖g‖/(1−momentum), and so predicts, at first order, that the loss falls by lr·‖g‖². A loss L that is
+    bounded below by 0 cannot fall by more than it is, and if it is smooth, a gradient with lr·‖g‖² > 4·L proves that
+    steps of this length diverge (for then its curvature is above 2/lr). With lr₊ the highest learning rate so far::
 
-        unit = ‖W₀‖·(1−momentum)/lr₊
-        threshold = min(ρ·unit, max(exp q, unit/500))
+        threshold = √(c·L/lr₊),  target = min(threshold, 4·threshold²/‖g‖)
 
-    ρ := `longest_step`; no step is longer. Steps shorter than 1/500 of the weights are left alone. Between the two, q
-    follows the lower quartile of the log-norms, slowly upwards: it rises by 1.25 % at each norm above it and falls by
-    3.75 % at each below (Robbins and Monro's quantile by stochastic approximation; in the first 20 steps its gain is
-    one over their number), and norms above ρ·unit count as ρ·unit. So where steps are long three in four have the same
-    length: the gradient tells the direction and the learning rate the length, as in normalised gradient descent. The
-    lower of this and the outlier rule's threshold holds.
+    Hand-set thresholds of well-known recipes, squared, times their learning rates and over their losses, are 0.15 to
+    0.6; c begins at `largest_decrease` = 0.2, and opens by 3 % with every new low of the (smoothed) loss, for a
+    training that keeps its promises may make larger ones, and closes by 0.3 % a step without one, down to where it
+    began.
+    L is the loss as it was, followed by at most 1 % down and 5 % up a step, and up to ten times the first one, so that
+    one batch changes little and no blow-up raises its own threshold for long.
 
-    *Length of adaptive optimizers' updates.* Adam and its kin divide by the size of the gradients, so that no threshold
-    bounds their updates. There `AdaptiveGradientClipping` measures the updates of the weight matrices themselves and,
-    where that of the middle one is longer than `longest_update`·‖W₀ᵢ‖·lr/lr₊, multiplies the step's learning rate (see
-    `UpdateBound`).
+    Nothing of this depends on the scale of weights or of the loss. A loss that has ever been 0 or less says nothing
+    of how much there is to gain: from then on this rule rests, as it does without a loss (see
+    `AdaptiveGradientClipping` on where that is), with a learning rate of 0, and with adaptive optimizers, whose update
+    does not scale with the gradient. There the outlier rule is left.
 
-    With a learning rate of 0, or weights that all start at 0 and so have no scale, neither length is bounded, and the
-    outlier rule is left.
+    *Length of adaptive optimizers' updates.* Off unless `longest_update` is given: `AdaptiveGradientClipping` then
+    measures the updates of the weight matrices of Adam and its kin and, where that of the middle one is longer than
+    `longest_update`·‖W₀ᵢ‖·lr/lr₊, multiplies the step's learning rate (see `UpdateBound`). It makes a learning rate
+    that is too high harmless; where weights are small on purpose it also holds up trainings that are well.
 
-    Related: Pascanu et al. 2013 (Algorithm 1) for the clip; Kumar et al. 2025 (ZClip) for the reciprocal target;
-    Seetharaman et al. 2020 (AutoClip) for a low percentile as threshold; You et al. 2017 (LARS), Brock et al. 2021
-    (AGC) and Tang et al. 2023 (Clippy) for measuring gradients and updates against weights.
+    Related: Pascanu et al. 2013 (Algorithm 1) for the clip; Polyak 1987 and Loizou et al. 2021 (SPS_max) for steps in
+    units of the loss; Chorowski et al. 2014 for outliers among log-norms; Kumar et al. 2025 (ZClip) for the reciprocal
+    target.
 
     Args:
-        longest_step: ρ, the longest step of SGD as a share of the initial weights' norm.
+        largest_decrease: c₀, the share of the loss by which a step of SGD may predict to lower it; None: any.
         longest_update: the longest update of any other optimizer as a share of the initial weights, in the middle one
             of the weight matrices; None: not bounded.
         deviations: k, how many robust deviations above the median an outlier begins.
@@ -67,101 +73,63 @@ class Auto(ClippingPolicy):
     >>> spike = Step(torch.tensor(1000.0), None, weights)
     >>> round(policy.clip(history, spike).target.item(), 2)  # no higher than a usual norm
     1.16
-    >>> round(policy.clip(history, spike._replace(learning_rate=20.0)).target.item(), 2)  # 8 % of 100, at a rate of 20
-    0.4
+    >>> step = Step(torch.tensor(0.9), 20.0, weights, loss=torch.tensor(5.0))
+    >>> round(policy.clip(history, step).threshold.item(), 3)  # √(0.2·5/20)
+    0.224
     """
 
-    longest_step: float = 0.08
-    longest_update: float | None = 0.05
+    uses_loss: ClassVar[bool] = True
+    reasons: ClassVar[tuple[str, ...]] = ("outlier", "promise")
+
+    largest_decrease: float | None = 0.2
+    longest_update: float | None = None
     deviations: float = 2.5
     window: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("longest_step", "longest_update", "deviations"):
+        for name in ("largest_decrease", "longest_update", "deviations"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if (value is None and name == "deviations") or (value is not None and not 0 < value < math.inf):
                 raise ValueError(f"Auto: {name} is {value!r}; it must be a positive number")
         if self.window < 2:
             raise ValueError(f"Auto: window is {self.window!r}; it must be at least 2 norms")
 
+    def needs_loss(self, scales: bool) -> bool:
+        """Only where steps can promise anything."""
+        return scales and self.largest_decrease is not None
+
     def initial_history(self, norm: Tensor) -> History:
-        """An empty ring of log-norms, unfilled places at infinity."""
-        return {
+        """An empty ring of log-norms, unfilled places at infinity; no loss."""
+        norms = {
             "log_norms": norm.new_full((self.window, *norm.shape), math.inf),
             "count": torch.zeros_like(norm, dtype=torch.int64),
-            "highest_rate": torch.zeros_like(norm),
-            "level": torch.full_like(norm, math.inf),
         }
+        return norms if self._promises is None else norms | self._promises.initial_history(norm)
 
     def clip(self, history: History, step: Step) -> Clip:
-        """The lower of the outlier rule's and the step length's threshold."""
+        """The lower of the two rules' thresholds."""
         outlier = outlier_clip(history["log_norms"], history["count"], step.norm, self.deviations)
-        if step.learning_rate is None:
+        if self._promises is None or step.loss is None or step.learning_rate is None:
             return outlier
-        unit = _unit(history, step)
-        bound = torch.minimum(self.longest_step * unit, torch.maximum(history["level"].exp(), FREE_STEP * unit))
-        return Clip(torch.minimum(outlier.threshold, bound), torch.minimum(outlier.target, bound))
+        promise = self._promises.clip(history, step, step.loss)
+        return Clip(
+            torch.minimum(outlier.threshold, promise.threshold),
+            torch.minimum(outlier.target, promise.target),
+            (promise.target < outlier.target).long(),
+        )
 
     def observe(self, history: History, step: Step) -> History:
-        """Put the log-norm in the place of the oldest, unless it is not finite, and move the quartile."""
+        """Put the log-norm in the place of the oldest, unless it is not finite, and follow the loss."""
         log_norms, count = history["log_norms"], history["count"]
         log_norm = step.norm.log()
         usable = log_norm.isfinite()
         places = torch.arange(self.window, device=log_norms.device).view(-1, *[1] * count.ndim)
         place = places == count % self.window
         seen = history | {"log_norms": torch.where(place & usable, log_norm, log_norms), "count": count + usable}
-        if step.learning_rate is None:
+        if self._promises is None or step.loss is None or step.learning_rate is None:
             return seen
-        log_norm = torch.minimum(log_norm, (self.longest_step * _unit(history, step)).log())
-        level = torch.minimum(history["level"], log_norm.masked_fill(count > 0, math.inf))
-        gain = (1 / seen["count"].to(level.dtype)).clamp(min=GAIN)
-        level = level + gain * (QUARTILE - (log_norm <= level).to(level.dtype))
-        return seen | {
-            "level": torch.where(usable, level, history["level"]),
-            "highest_rate": _highest_rate(history, step),
-        }
+        return seen | self._promises.observe(history, step, step.loss)
 
-
-FREE_STEP = 1 / 500  # steps shorter than this share of the initial weights' norm are never shortened to the quartile
-QUARTILE = 0.25
-GAIN = 0.05
-
-PRIOR_WEIGHT = 8.0
-PRIOR_DEVIATION = 0.5
-
-
-def outlier_clip(log_norms: Tensor, count: Tensor, norm: Tensor, deviations: float) -> Clip:
-    """`Auto`'s outlier rule.
-
-    Args:
-        log_norms: natural logarithms of norms, ``(window, *S)``, infinite where not yet filled.
-        count: how many norms have been seen, S, int64; the first ``min(count, window)`` places are filled.
-        norm: norm of this step, S.
-        deviations: k.
-    """
-    filled = count.clamp(max=len(log_norms))
-    middle = ((filled - 1) // 2).clamp(min=0).unsqueeze(0)
-    median = log_norms.sort(dim=0).values.gather(0, middle).squeeze(0)
-    # Infinity less a finite median sorts last again, so `middle` is the median's place here too.
-    deviation = 1.4826 * (log_norms - median).abs().sort(dim=0).values.gather(0, middle).squeeze(0)
-    variance = (filled * deviation.square() + PRIOR_WEIGHT * PRIOR_DEVIATION**2) / (filled + PRIOR_WEIGHT)
-    sigma = variance.sqrt()
-    z = ((norm.log() - median) / sigma).clamp(min=deviations)
-    threshold = torch.exp(median + deviations * sigma)
-    target = torch.exp(median + deviations**2 * sigma / z)
-    unknown = count == 0
-    return Clip(threshold.masked_fill(unknown, math.inf), target.masked_fill(unknown, math.inf))
-
-
-def _highest_rate(history: History, step: Step) -> Tensor:
-    highest = history["highest_rate"]
-    if isinstance(step.learning_rate, Tensor):
-        rate = step.learning_rate.to(highest)
-        return torch.maximum(highest, rate.masked_fill(rate.isnan(), 0.0))  # NaN: it was weighted by gradients of 0
-    return highest if step.learning_rate is None else highest.clamp(min=step.learning_rate)
-
-
-def _unit(history: History, step: Step) -> Tensor:
-    """Norm of a gradient whose step is as long as the initial weights, S; infinite where nothing bounds it."""
-    unit = step.initial_weight_norm / _highest_rate(history, step)
-    return unit.masked_fill((step.initial_weight_norm == 0) | unit.isnan(), math.inf)
+    @property
+    def _promises(self) -> PredictedDecrease | None:
+        return None if self.largest_decrease is None else PredictedDecrease(self.largest_decrease)

@@ -29,6 +29,8 @@ class Step(NamedTuple):
             SGD, a number or S; None where the update does not scale with the gradient (Adam and its kin).
         initial_weight_norm: ‖W₀‖, the norm of the weights before the first step, S.
         weight_norm: norm of the weights as they are now, S; None unless the policy `uses_weights`.
+        loss: that the gradients are of, ``()``, mean over accumulated batches and over ranks; None unless the policy
+            `uses_loss`, and where there is none that says how well the training is.
 
     >>> import torch
     >>> Step(norm=torch.tensor(6.0), learning_rate=None, initial_weight_norm=torch.tensor(1.0)).norm
@@ -39,6 +41,7 @@ class Step(NamedTuple):
     learning_rate: float | Tensor | None
     initial_weight_norm: Tensor
     weight_norm: Tensor | None = None
+    loss: Tensor | None = None
 
 
 class Clip(NamedTuple):
@@ -47,6 +50,7 @@ class Clip(NamedTuple):
     Attributes:
         threshold: S, the shape of `Step.norm`; infinite where nothing is known yet.
         target: S, never above the threshold.
+        reason: which of the policy's `reasons` the threshold has, int64, S; None: it has but one.
 
     >>> import torch
     >>> Clip(threshold=torch.tensor(5.0), target=torch.tensor(5.0)).threshold
@@ -55,6 +59,7 @@ class Clip(NamedTuple):
 
     threshold: Tensor
     target: Tensor
+    reason: Tensor | None = None
 
 
 class ClippingPolicy(ABC):
@@ -70,6 +75,8 @@ class ClippingPolicy(ABC):
     Attributes:
         default_scope: the scope that the rule was made for.
         uses_weights: whether the rule needs `Step.weight_norm`, which costs a pass over the weights at every step.
+        uses_loss: whether the rule needs `Step.loss`, which under several ranks costs the mean of one number a step.
+        reasons: what a step may be clipped for, in words for metrics, such as ``"outlier"``.
         longest_update: how long the updates of an optimizer other than SGD may be, as a share of the initial weights
             (see `Auto`); None: they are not bounded.
 
@@ -89,7 +96,13 @@ class ClippingPolicy(ABC):
 
     default_scope: ClassVar[Scope] = "global"
     uses_weights: ClassVar[bool] = False
+    uses_loss: ClassVar[bool] = False
+    reasons: ClassVar[tuple[str, ...]] = ()
     longest_update: float | None = None
+
+    def needs_loss(self, scales: bool) -> bool:
+        """Whether `Step.loss` is looked at with an optimizer whose update scales with the gradient, or with another."""
+        return self.uses_loss
 
     def initial_history(self, norm: Tensor) -> History:
         """What is remembered before the first step, on the device, of the dtype and over the shape S of `norm`."""

@@ -1,6 +1,6 @@
 """How each clipping rule answers norms that spike, shift and drift: a table, and a picture of the thresholds.
 
-    python tests/benchmarks/clipping_response.py [--seeds 5] [--to docs/images/clipping_response.png]
+    python tests/benchmarks/clipping/response.py [--seeds 5] [--to docs/images/clipping_response.png]
 
 Norms are lognormal, σ = 0.3, and fed through a Trainer by a module whose gradient is its batch (Adam, and steps far too
 short for the bounds on a step's length to matter). Means over the seeds.
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from clipping_sweep import RULES
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from sweep import RULES
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

@@ -1,11 +1,11 @@
 """What gradient monitoring and adaptive clipping cost, against torch's own clipping and against a training step.
 
-    python tests/benchmarks/clipping_cost.py
+    python tests/benchmarks/clipping/cost.py
 
 CPU time of one thread, the contenders interleaved, medians. "Logging" is a step on which norms are logged, "between"
 one on which they are not; a training logs every 50 steps unless told otherwise. Few steps of `auto` are clipped, and no
-others are multiplied, which torch does with all; "every step clipped" is the dearest case. The bound on updates comes
-on top with Adam and its kin.
+others are multiplied, which torch does with all; "every step clipped" is the dearest case. The bound on updates, an
+option for Adam and its kin, comes on top.
 """
 
 import statistics
@@ -66,11 +66,13 @@ def callbacks_step(
     trainer.strategy.connect(module)
     trainer.strategy.optimizers = [optimizer]
     trainer.state.fn = "fit"
+    loss = torch.ones((), device=next(module.parameters()).device)
     for callback in callbacks:
         callback.on_train_start(trainer, module)
 
     def step(logging: bool) -> None:
         trainer.log_every_n_steps = 1 if logging else 0
+        callbacks[1].on_before_backward(trainer, module, loss)
         for callback in callbacks:
             callback.on_before_optimizer_step(trainer, module, optimizer)
         for callback in callbacks:
@@ -109,8 +111,8 @@ def measure(module: LightningModule, repeats: int) -> dict[str, float]:
 
     train()
     step = callbacks_step(module, optimizer, Auto())
-    # At this ratio no gradient is short enough; torch's, which came before, has left it a norm of 1.
-    clipping_step = callbacks_step(module, torch.optim.SGD(parameters, lr=1.0), Auto(longest_step=1e-9))
+    # No gradient promises as little; torch's, which came before, has left it a norm of 1.
+    clipping_step = callbacks_step(module, torch.optim.SGD(parameters, lr=1.0), Auto(largest_decrease=1e-9))
     return medians(
         {
             "training step": train,

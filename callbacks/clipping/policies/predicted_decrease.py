@@ -1,0 +1,74 @@
+"""How much a step predicts to lower the loss, and how much of that is to be believed."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnn_blocks.callbacks.clipping.policies.policy import Clip, History, Step
+
+FALL, RISE = 0.99, 1.05  # by how much the followed loss may change in a step
+OPENS, CLOSES = 1.03, 0.997  # what the share is multiplied by with every new low of the loss, and without one
+WIDEST = 200.0  # shares wider than the narrowest one so often
+SMOOTHING = 0.5
+CEILING = 10.0  # first losses, above which the loss is not followed
+FAR = 4.0  # thresholds; a norm further out is brought down below the threshold
+
+
+class PredictedDecrease(NamedTuple):
+    """`Auto`'s bound on the decrease of the loss that a step predicts; see there.
+
+    Attributes:
+        share: c₀, of the loss.
+    """
+
+    share: float
+
+    def initial_history(self, norm: Tensor) -> History:
+        """No loss seen."""
+        return {
+            "loss": torch.full_like(norm, math.nan),
+            "share": torch.full_like(norm, self.share),
+            "smoothed": torch.full_like(norm, math.nan),
+            "lowest": torch.full_like(norm, math.inf),
+            "ceiling": torch.full_like(norm, math.nan),
+            "highest_rate": torch.zeros_like(norm),
+        }
+
+    def clip(self, history: History, step: Step, loss: Tensor) -> Clip:
+        """Where a step begins to predict too much, S; infinite without a learning rate or a loss to be trusted."""
+        followed = torch.where(history["loss"].isnan(), loss, history["loss"])
+        threshold = (history["share"] * followed / highest_rate(history, step)).sqrt()
+        threshold = threshold.masked_fill(~(threshold > 0), math.inf)  # NaN too, as of a loss below 0
+        return Clip(threshold, torch.minimum(threshold, FAR * threshold.square() / step.norm))
+
+    def observe(self, history: History, step: Step, loss: Tensor) -> History:
+        """Follow the loss, unless it is not finite; widen the share as it falls."""
+        known, followed = loss.isfinite(), history["loss"]
+        ceiling = torch.where(history["ceiling"].isnan(), CEILING * loss, history["ceiling"])
+        moved = torch.minimum(followed * (loss / followed).clamp(FALL, RISE), ceiling)
+        distrusted = (loss <= 0) | followed.isinf()
+        followed = torch.where(followed.isnan(), loss, moved).masked_fill(distrusted, math.inf)
+        before = history["smoothed"]
+        smoothed = torch.where(before.isnan(), loss, torch.lerp(before, loss.expand_as(before), SMOOTHING))
+        is_new_low = smoothed < history["lowest"]
+        share = history["share"]
+        widened = torch.where(
+            is_new_low, (share * OPENS).clamp(max=WIDEST * self.share), (share * CLOSES).clamp(min=self.share)
+        )
+        lowest = torch.where(is_new_low, smoothed, history["lowest"])
+        after = {"loss": followed, "share": widened, "smoothed": smoothed, "lowest": lowest, "ceiling": ceiling}
+        return {
+            **{name: torch.where(known, value, history[name]) for name, value in after.items()},
+            "highest_rate": highest_rate(history, step),
+        }
+
+
+def highest_rate(history: History, step: Step) -> Tensor:
+    """The highest learning rate so far, with this step's."""
+    highest = history["highest_rate"]
+    if isinstance(step.learning_rate, Tensor):
+        rate = step.learning_rate.to(highest)
+        return torch.maximum(highest, rate.masked_fill(rate.isnan(), 0.0))  # NaN: it was weighted by gradients of 0
+    return highest if step.learning_rate is None else highest.clamp(min=step.learning_rate)
