@@ -41,7 +41,7 @@ class Results:
         found = {rule for rule, _, _ in self._runs}
         fixed = [f"fixed {c:g}" for c in self.training.thresholds]
         self.rules = [rule for rule in ("none", *fixed, *RULES) if rule in found]
-        self.fixed = [rule for rule in fixed if rule in found]
+        self.fixed = fixed if set(fixed) <= found else []  # the best of a few would say nothing
         self.none = {rate: self.loss("none", rate) for rate in self.rates}
         limit = 1.1 * min(self.none.values())
         healthy = [rate for rate in self.rates if self.none[rate] <= limit < math.inf]

@@ -8,6 +8,8 @@ The reduced grid, to be run for every change of the rule, has `none` and `auto`,
 thresholds at five times the length. Each run is added to a file as it ends, and runs already in it are not repeated:
 after a break, or with more rules, the same command goes on. `report.py` makes the tables and the picture of the file.
 
+Needs scikit-learn, for its digits: ``pip install -c constraints.txt -e '.[benchmarks]'``.
+
 Trainings are plain loops with a `GradientClipper`, which is what `AdaptiveGradientClipping` does in a Trainer.
 """
 
