@@ -182,8 +182,9 @@ class ClippingRecord:
         record = cls()
         record.history = {name: value.clone() for name, value in state["history"].items()}
         record.weight_norms = [norm.clone() for norm in state["weight_norms"]]
-        record._counts = {name: state["counts"][name].clone() for name in COUNTS}
-        if state["by_reason"] is not None:
+        counts = state["counts"]  # older ones have neither all of these nor reasons
+        record._counts = {name: counts.get(name, torch.zeros_like(counts["run"])).clone() for name in COUNTS}
+        if state.get("by_reason") is not None:
             record._by_reason = state["by_reason"].clone()
             record._places = torch.arange(len(record._by_reason), device=record._by_reason.device)
         record._pairs = state["pairs"]

@@ -348,3 +348,21 @@ for make_optimizer, options in (adam, {}), (adam, {"scope": "unit"}), (adam, {"e
 
 def test_ranks_under_ddp_and_fsdp2_train_the_parameters_of_one_process():
     run_two_ranks(DDP, Path(__file__).parent)
+
+
+def test_a_state_of_before_steps_were_counted_by_reason_is_continued():
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    clipper = GradientClipper(optimizer, Fixed(1.0))
+    for _ in range(3):
+        model(torch.full((1, 3), 100.0)).sum().backward()
+        clipper.clip()
+        optimizer.step()
+    state = clipper.state_dict()
+    del state["record"]["by_reason"], state["record"]["counts"]["clipped_steps"]
+    resumed = GradientClipper(optimizer, Fixed(1.0))
+    resumed.load_state_dict(state)
+    model(torch.full((1, 3), 100.0)).sum().backward()
+    resumed.clip()
+    assert resumed.metrics()["grad_clip/clipped_fraction"] == 1
+    assert resumed.summary() == "1 of 4 steps clipped"
