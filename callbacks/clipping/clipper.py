@@ -109,8 +109,6 @@ class GradientClipper:
         self._units: Units | None = None
         self._record: ClippingRecord | None = None
         self._steps = 0
-        self._told_steps = 0
-        self._told_reasons: tuple[int, ...] = ()
         self._bound: UpdateBound | None = None
         if self.policy.longest_update is not None and not isinstance(self.optimizer, SGD | ASGD | Rprop):
             chosen = None if self._chosen.all else self._chosen
@@ -232,7 +230,6 @@ class GradientClipper:
         if record is not None:
             self._refuse_other_units(record, self._current_units())
         self._steps, self._record, self._stepped = state_dict["steps"], record, False
-        self._told_steps, self._told_reasons = self._steps, () if record is None else record.by_reason()
         if state_dict["updates"] is not None and self._bound is not None:
             self._bound.load_state_dict(state_dict["updates"])
 
@@ -301,10 +298,14 @@ class GradientClipper:
         metrics = {} if not math.isfinite(report.threshold) else {f"{self.name}/threshold": report.threshold}
         for name in ("coefficient", "clipped_fraction", "skipped_steps"):
             metrics[f"{self.name}/{name}"] = getattr(report, name)
-        steps, told = max(self._steps - self._told_steps, 1), self._told_reasons or (0,) * len(report.by_reason)
-        for reason, count, before in zip(self.policy.reasons, report.by_reason, told, strict=False):
-            metrics[f"{self.name}/{reason}_fraction"] = (count - before) / steps
-        self._told_steps, self._told_reasons = self._steps, report.by_reason
+        record = self._record
+        assert record is not None
+        steps_then, counts_then = record.told
+        for reason, count, then in zip(
+            self.policy.reasons, report.by_reason, counts_then or (0,) * len(report.by_reason), strict=False
+        ):
+            metrics[f"{self.name}/{reason}_fraction"] = (count - then) / max(self._steps - steps_then, 1)
+        record.told = self._steps, report.by_reason
         if self._bound is not None:
             metrics[f"{self.name}/update_coefficient"] = self._bound.coefficient
         return metrics

@@ -45,12 +45,14 @@ class ClippingRecord:
         history: the policy's.
         weight_norms: norm of the weights before the first step, by parameter group: ``()`` or ``(its units,)`` each.
         coefficient: what the last step's gradients are multiplied by, S; 0 where the gradient was not finite.
+        told: when the last report was taken: the steps made by then, and how many of them for each reason.
         flags: whether the last step's gradient was (not finite, to be clipped anywhere), ``(2,)``, bool.
     """
 
     def __init__(self) -> None:
         self.history: History = {}
         self.weight_norms: list[Tensor] = []
+        self.told: tuple[int, tuple[int, ...]] = (0, ())
         self._pairs = 0
         self._counts = {name: torch.zeros((), dtype=torch.int64) for name in COUNTS}
         self._by_reason: Tensor | None = None
@@ -130,10 +132,6 @@ class ClippingRecord:
         found = (self._places.view(-1, *[1] * clipped.ndim) == which) & clipped
         self._by_reason = self._by_reason + (found.flatten(1).any(1) if clipped.ndim else found)
 
-    def by_reason(self) -> tuple[int, ...]:
-        """How many steps have been clipped for each reason; waits for the device."""
-        return () if self._by_reason is None else tuple(self._by_reason.tolist())
-
     def remember_culprit(self, norms: Tensor) -> None:
         """Note on the device which of the gradients with these norms ``(gradients,)`` is not finite, if one is."""
         if len(norms) != self._num_gradients:
@@ -174,6 +172,7 @@ class ClippingRecord:
             "counts": {name: value.clone() for name, value in self._counts.items()},
             "by_reason": None if self._by_reason is None else self._by_reason.clone(),
             "pairs": self._pairs,
+            "told": [self.told[0], *self.told[1]],
         }
 
     @classmethod
@@ -188,6 +187,8 @@ class ClippingRecord:
             record._by_reason = state["by_reason"].clone()
             record._places = torch.arange(len(record._by_reason), device=record._by_reason.device)
         record._pairs = state["pairs"]
+        steps, *reasons = state.get("told", [0])
+        record.told = steps, tuple(reasons)
         return record
 
 

@@ -26,19 +26,19 @@ class PredictedDecrease(NamedTuple):
     share: float
 
     def initial_history(self, norm: Tensor) -> History:
-        """No loss seen."""
+        """No loss seen, which stands there as 0."""
         return {
-            "loss": torch.full_like(norm, math.nan),
+            "loss": torch.zeros_like(norm),
             "share": torch.full_like(norm, self.share),
-            "smoothed": torch.full_like(norm, math.nan),
+            "smoothed": torch.zeros_like(norm),
             "lowest": torch.full_like(norm, math.inf),
-            "ceiling": torch.full_like(norm, math.nan),
+            "ceiling": torch.zeros_like(norm),
             "highest_rate": torch.zeros_like(norm),
         }
 
     def clip(self, history: History, step: Step, loss: Tensor) -> Clip:
         """Where a step begins to predict too much, S; infinite without a learning rate or a loss to be trusted."""
-        followed = torch.where(history["loss"].isnan(), loss, history["loss"])
+        followed = torch.where(history["loss"] == 0, loss, history["loss"])
         threshold = (history["share"] * followed / highest_rate(history, step)).sqrt()
         threshold = threshold.masked_fill(~(threshold > 0), math.inf)  # NaN too, as of a loss below 0
         return Clip(threshold, torch.minimum(threshold, FAR * threshold.square() / step.norm))
@@ -46,12 +46,13 @@ class PredictedDecrease(NamedTuple):
     def observe(self, history: History, step: Step, loss: Tensor) -> History:
         """Follow the loss, unless it is not finite; widen the share as it falls."""
         known, followed = loss.isfinite(), history["loss"]
-        ceiling = torch.where(history["ceiling"].isnan(), CEILING * loss, history["ceiling"])
+        first = followed == 0
+        ceiling = torch.where(first, CEILING * loss, history["ceiling"])
         moved = torch.minimum(followed * (loss / followed).clamp(FALL, RISE), ceiling)
         distrusted = (loss <= 0) | followed.isinf()
-        followed = torch.where(followed.isnan(), loss, moved).masked_fill(distrusted, math.inf)
+        followed = torch.where(first, loss, moved).masked_fill(distrusted, math.inf)
         before = history["smoothed"]
-        smoothed = torch.where(before.isnan(), loss, torch.lerp(before, loss.expand_as(before), SMOOTHING))
+        smoothed = torch.where(first, loss, torch.lerp(before, loss.expand_as(before), SMOOTHING))
         is_new_low = smoothed < history["lowest"]
         share = history["share"]
         widened = torch.where(
