@@ -56,7 +56,6 @@ class ClippingRecord:
         self._pairs = 0
         self._counts = {name: torch.zeros((), dtype=torch.int64) for name in COUNTS}
         self._by_reason: Tensor | None = None
-        self._places = torch.empty(0, dtype=torch.int64)
         self._culprit = torch.full((), -1)
         self._num_gradients = 0
         self._initial_weight_norm: Tensor | None = None
@@ -69,8 +68,7 @@ class ClippingRecord:
         self.weight_norms = [norm.to(device) for norm in self.weight_norms]
         self._counts = {name: value.to(device) for name, value in self._counts.items()}
         self._culprit = self._culprit.to(device)
-        if self._by_reason is not None:
-            self._by_reason, self._places = self._by_reason.to(device), self._places.to(device)
+        self._by_reason = None if self._by_reason is None else self._by_reason.to(device)
         self._initial_weight_norm = None
 
     @property
@@ -127,9 +125,9 @@ class ClippingRecord:
     def _count_reasons(self, clipped: Tensor, reason: Tensor | None, number: int) -> None:
         if self._by_reason is None:
             self._by_reason = torch.zeros(number, dtype=torch.int64, device=clipped.device)
-            self._places = torch.arange(number, device=clipped.device)
         which = torch.zeros_like(clipped, dtype=torch.int64) if reason is None else reason
-        found = (self._places.view(-1, *[1] * clipped.ndim) == which) & clipped
+        reasons = torch.arange(number, device=clipped.device)
+        found = (reasons.view(-1, *[1] * clipped.ndim) == which) & clipped
         self._by_reason = self._by_reason + (found.flatten(1).any(1) if clipped.ndim else found)
 
     def remember_culprit(self, norms: Tensor) -> None:
@@ -185,7 +183,6 @@ class ClippingRecord:
         record._counts = {name: counts.get(name, torch.zeros_like(counts["run"])).clone() for name in COUNTS}
         if state.get("by_reason") is not None:
             record._by_reason = state["by_reason"].clone()
-            record._places = torch.arange(len(record._by_reason), device=record._by_reason.device)
         record._pairs = state["pairs"]
         steps, *reasons = state.get("told", [0])
         record.told = steps, tuple(reasons)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.callbacks.clipping.policies.outliers import outlier_clip
-from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step
+from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring
 from rnn_blocks.callbacks.clipping.policies.predicted_decrease import PredictedDecrease
 
 
@@ -122,10 +122,9 @@ class Auto(ClippingPolicy):
         """Put the log-norm in the place of the oldest, unless it is not finite, and follow the loss."""
         log_norms, count = history["log_norms"], history["count"]
         log_norm = step.norm.log()
-        usable = log_norm.isfinite()
-        places = torch.arange(self.window, device=log_norms.device).view(-1, *[1] * count.ndim)
-        place = places == count % self.window
-        seen = history | {"log_norms": torch.where(place & usable, log_norm, log_norms), "count": count + usable}
+        takes = log_norm.isfinite()
+        log_norms = put_into_ring(log_norms, count, log_norm, takes)
+        seen = history | {"log_norms": log_norms, "count": count + takes}
         if self._promises is None or step.loss is None or step.learning_rate is None:
             return seen
         return seen | self._promises.observe(history, step, step.loss)

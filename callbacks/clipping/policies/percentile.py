@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, usable
+from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring, usable
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,4 @@ class Percentile(ClippingPolicy):
         """Put the norm in the place of the oldest, unless it is 0 or not finite."""
         norms, count = history["norms"], history["count"]
         takes = usable(step.norm)
-        places = torch.arange(self.window, device=norms.device).view(-1, *[1] * count.ndim)
-        return {
-            "norms": torch.where((places == count % self.window) & takes, step.norm, norms),
-            "count": count + takes,
-        }
+        return {"norms": put_into_ring(norms, count, step.norm, takes), "count": count + takes}

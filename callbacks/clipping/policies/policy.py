@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 History = dict[str, Tensor]
@@ -120,3 +121,21 @@ class ClippingPolicy(ABC):
 def usable(norm: Tensor) -> Tensor:
     """Which of the norms tell something of the gradients' scale, bool, S: those that are finite and not 0."""
     return (norm > 0) & (norm < math.inf)
+
+
+def put_into_ring(ring: Tensor, count: Tensor, value: Tensor, takes: Tensor) -> Tensor:
+    """A ring with a value in the place of its oldest.
+
+    Args:
+        ring: ``(window, *S)``.
+        count: how many values it has been given before, S, int64.
+        value: S.
+        takes: where the value is taken at all, bool, S.
+
+    >>> import torch
+    >>> ring, count = torch.tensor([1.0, 2.0, 3.0]), torch.tensor(4)
+    >>> put_into_ring(ring, count, torch.tensor(9.0), torch.tensor(True))
+    tensor([1., 9., 3.])
+    """
+    places = torch.arange(len(ring), device=ring.device).view(-1, *[1] * count.ndim)
+    return torch.where((places == count % len(ring)) & takes, value, ring)

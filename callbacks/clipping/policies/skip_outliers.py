@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step
+from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class SkipOutliers(ClippingPolicy):
     def _put(self, history: History, ring: str, counter: str, value: Tensor) -> History:
         values, count = history[ring], history[counter]
         takes = value.isfinite()
-        places = torch.arange(self.window, device=values.device).view(-1, *[1] * count.ndim)
-        return {ring: torch.where((places == count % self.window) & takes, value, values), counter: count + takes}
+        return {ring: put_into_ring(values, count, value, takes), counter: count + takes}
 
     def _limit(self, values: Tensor, count: Tensor) -> Tensor:
         number = count.clamp(max=self.window)

@@ -1,5 +1,6 @@
 """Pictures: handwritten digits in many ways, and one image by hashed grids."""
 
+from collections.abc import Iterator
 from functools import cache
 from typing import ClassVar
 
@@ -22,6 +23,16 @@ def digits() -> Batch:
     return (torch.tensor(pictures, dtype=torch.float32) / 16)[order], torch.tensor(targets)[order]
 
 
+def one_layer() -> nn.Sequential:
+    """One hidden layer of 128."""
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def two_layers() -> nn.Sequential:
+    """Two hidden layers of 128."""
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
 class Digits(Supervised):
     """One hidden layer of 128 on handwritten digits, weights of N(0, 0.01), plain SGD."""
 
@@ -36,7 +47,7 @@ class Digits(Supervised):
         self.model = self.make_model()
 
     def make_model(self) -> nn.Module:
-        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+        model = one_layer()
         for weight in model.parameters():
             nn.init.normal_(weight, std=0.01)
         return model
@@ -123,7 +134,7 @@ def trained_elsewhere() -> dict[str, Tensor]:
     """Weights of two hidden layers of 128 that were trained on the digits upside down."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        model = two_layers()
     optimizer, (pictures, targets) = Adam(model.parameters(), lr=0.003), digits()
     for step in range(300):
         rows = torch.arange(64 * step, 64 * step + 64) % (len(targets) - HELD_OUT) + HELD_OUT
@@ -139,7 +150,7 @@ class Adapter(Digits):
     short, rates = 300, (0.004, 0.02, 0.1, 0.5)
 
     def make_model(self) -> nn.Module:
-        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        model = two_layers()
         model.load_state_dict(trained_elsewhere())
         model.requires_grad_(False)
         return nn.Sequential(*[Adapted(layer) if isinstance(layer, nn.Linear) else layer for layer in model])
@@ -165,7 +176,7 @@ class FineTuning(Digits):
     rates, chosen_on = (0.0005, 0.002, 0.01, 0.05), False
 
     def make_model(self) -> nn.Module:
-        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        model = two_layers()
         model.load_state_dict(trained_elsewhere())
         model[:-1].requires_grad_(False)
         model[-1].reset_parameters()
@@ -183,40 +194,31 @@ class FineTuning(Digits):
         return super().batch()
 
 
-class CorruptBatch(ConvolutionsBatchNorm):
+class CorruptBatch(Digits):
     """One hidden layer of 128, one batch 300 times too large in the middle, SGD with momentum 0.9."""
 
-    short, rates, batch_size = 300, (0.01, 0.05, 0.2, 0.8), 64
+    rates, factor = (0.01, 0.05, 0.2, 0.8), 300.0
 
     def make_model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+        self._drawn = 0
+        return one_layer()
 
     def make_optimizer(self) -> Optimizer:
-        self._drawn = 0
         return SGD(self.parameters(), lr=self.rate, momentum=0.9)
 
     def batch(self) -> Batch:
         pictures, targets = super().batch()
         self._drawn += 1
-        return (pictures * 300 if self._drawn == int(0.45 * self.steps) else pictures), targets
-
-    def schedule(self, step: int) -> float:
-        return min(1.0, 2 * (1 - step / self.steps))
+        return (pictures * self.factor if self._drawn == int(0.45 * self.steps) else pictures), targets
 
 
 class BatchOfNaN(CorruptBatch):
     """The same with a batch of NaN instead, Adam."""
 
-    rates, chosen_on = (0.0005, 0.002, 0.01, 0.05), False
+    rates, factor, chosen_on = (0.0005, 0.002, 0.01, 0.05), torch.nan, False
 
     def make_optimizer(self) -> Optimizer:
-        super().make_optimizer()
         return Adam(self.parameters(), lr=self.rate)
-
-    def batch(self) -> Batch:
-        pictures, targets = Digits.batch(self)
-        self._drawn += 1
-        return (pictures * torch.nan if self._drawn == int(0.45 * self.steps) else pictures), targets
 
 
 class LossScale(Digits):
@@ -225,9 +227,9 @@ class LossScale(Digits):
     rates = (0.01, 0.05, 0.2, 0.8)
 
     def make_model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+        return one_layer()
 
-    def objectives(self, step: int):
+    def objectives(self, step: int) -> Iterator[tuple[int, Tensor]]:
         for index, loss in super().objectives(step):
             yield index, 10 * loss if step > 0.4 * self.steps else loss
 

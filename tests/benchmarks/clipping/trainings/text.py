@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,9 +55,9 @@ class LanguageModelling(Supervised):
         self._lanes = lanes(self.split("train"), self.batch_size, self.bptt, offset)
 
     @classmethod
+    @abstractmethod
     def split(cls, name: str) -> Tensor:
         """Token indices of ``"train"`` or ``"valid"``."""
-        raise NotImplementedError
 
     def batch(self) -> Batch:
         return next(self._lanes)
