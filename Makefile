@@ -1,5 +1,6 @@
 # make demo   trains the default language model from nothing, tests it, and lets it write
 # make test   the default tests, in the same environment, in two processes (JOBS=4: in four)
+# make test-processes   what takes several processes: ranks, trainings that are killed and resumed
 # make test-ecosystem   small trainings in other packages, each in an environment of its own (OPTIONS='--only darts')
 # make test-compat  the callbacks under older releases of Lightning (ONLY='2.4.0 pytorch_lightning': under one)
 # make gpu    everything that only a GPU can show, in eight minutes (OPTIONS='--device cpu --quick': without one)
@@ -8,7 +9,7 @@ BIN := .venv/bin
 JOBS ?= 2
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-compat test-ecosystem gpu lint types docs wheel check clean
+.PHONY: demo test test-processes test-slow test-compat test-ecosystem gpu lint types docs wheel check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rnn-blocks language-model fit
@@ -19,6 +20,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
+
+test-processes: $(INSTALLED)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'processes and not slow'
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
@@ -54,7 +58,7 @@ wheel: $(INSTALLED)
 	cd / && "$(CURDIR)/.venv-wheel/bin/python" -P "$(CURDIR)/tests/check_wheel.py"
 	rm -rf .venv-wheel
 
-check: test lint types docs wheel
+check: test test-processes lint types docs wheel
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

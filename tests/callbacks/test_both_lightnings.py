@@ -133,6 +133,7 @@ def test_the_command_line_takes_them_with_their_arguments(pl, monkeypatch):
     assert [callback.depth for callback in callbacks if isinstance(callback, GradientNormMonitor)] == [2]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("imported", "speaks"),
     [
@@ -173,6 +174,7 @@ sys.meta_path[:] = [Hides(finder) for finder in sys.meta_path]
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("package", "hidden"),
     [("lightning.pytorch", ("pytorch_lightning", "lightning_fabric")), ("pytorch_lightning", ("lightning",))],

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+pytestmark = pytest.mark.processes
+
 PROGRAM = """
 import json, pathlib, warnings
 import torch

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 import two_ranks
+
+pytestmark = pytest.mark.processes
 
 
 def run_two_ranks(program: str) -> None:

@@ -265,6 +265,7 @@ for scope in UNITS:
 """
 
 
+@pytest.mark.processes
 def test_sharded_gradients_are_clipped_in_every_scope_as_whole_ones_are():
     """Trap 5."""
     run_two_ranks(SHARDED)

@@ -270,6 +270,7 @@ class TestRefusals:
             GradientClipper(other, Fixed(1.0), scope="parameter").load_state_dict(state)
 
 
+@pytest.mark.processes
 def test_it_needs_torch_alone():
     program = """
 import sys
@@ -346,6 +347,7 @@ for make_optimizer, options in (adam, {}), (adam, {"scope": "unit"}), (adam, {"e
 """
 
 
+@pytest.mark.processes
 def test_ranks_under_ddp_and_fsdp2_train_the_parameters_of_one_process():
     run_two_ranks(DDP, Path(__file__).parent)
 

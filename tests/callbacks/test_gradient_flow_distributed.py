@@ -1,6 +1,9 @@
 """The gradient-flow monitor on two ranks: the first one measures, and the training is the one without it."""
 
+import pytest
 from test_clipping_distributed import run_two_ranks
+
+pytestmark = pytest.mark.processes
 
 DDP = """
 import torch, warnings

@@ -340,6 +340,7 @@ def test_an_inner_backward_pass_is_no_clipping():
     assert not [warning for warning in said if "check_applied" in str(warning.message)]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("silenced", [pytest.param("lightning.pytorch", marks=pytest.mark.slow), "pytorch_lightning"])
 def test_whoever_silences_lightning_is_not_spoken_to(silenced):
     program = f"""

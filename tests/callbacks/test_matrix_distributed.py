@@ -3,6 +3,8 @@
 import pytest
 from test_clipping_distributed import run_two_ranks
 
+pytestmark = pytest.mark.processes
+
 PROGRAM = """
 import warnings
 import torch

@@ -343,6 +343,7 @@ def test_a_validation_that_is_not_finite_does_not_count(value):
     assert len(averaging.history) == 2 * EPOCHS - 1
 
 
+@pytest.mark.processes
 def test_averages_of_two_ranks_are_the_same_and_begin_at_once(tmp_path):
     two_ranks.run_two_ranks(
         """

@@ -73,7 +73,7 @@ def check_the_tests(python: Path, package: str, jobs: int) -> None:
     files = (ROOT / "tests" / "callbacks").glob("test_*.py")
     files = sorted(path for path in files if any(name in path.read_text() for name in TRAIN))
     settings = {"RNN_BLOCKS_TESTS_TAKE": package, "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
-    command = [python, "-m", "pytest", "-n", str(jobs), "--dist", "loadfile", *files]
+    command = [python, "-m", "pytest", "-n", str(jobs), "--dist", "loadfile", "-m", "not slow", *files]
     subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=True)
 
 

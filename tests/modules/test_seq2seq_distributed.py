@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from two_ranks import run_two_ranks
+
+pytestmark = pytest.mark.processes
 
 PROGRAM = """
 import math, warnings

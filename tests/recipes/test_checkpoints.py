@@ -85,6 +85,7 @@ AtomicCheckpointIO().save_checkpoint({"step": 2}, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.processes
 def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before_it_and_the_next_write_clears_up(
     earlier: Path,
 ) -> None:

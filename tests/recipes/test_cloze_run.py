@@ -108,6 +108,7 @@ def test_an_evaluation_tells_perplexity_and_accuracy_of_the_blanks_the_same_each
         assert float(shown[0][0]) == pytest.approx(best, abs=0.01)
 
 
+@pytest.mark.processes
 def test_after_sigkill_in_mid_epoch_a_run_ends_bit_for_bit_as_an_undisturbed_one(sea: Path, tmp_path: Path) -> None:
     settings = {"trainer.max_steps": 30, "model.dropout": 0.2}
     whole, cut = tmp_path / "whole", tmp_path / "cut"

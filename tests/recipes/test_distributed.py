@@ -12,6 +12,8 @@ from tiny_runs import assert_same, column, finish, load, metrics, only_run, reci
 
 from rnn_blocks.recipes.run.folder import RunFolder
 
+pytestmark = pytest.mark.processes
+
 DDP = {"trainer.strategy": "ddp", "trainer.devices": 2, "data.batch_size": 4}
 # SGD, for Adam's division makes a large difference of a small one; one validation, after which best.ckpt is written.
 SETTINGS = {

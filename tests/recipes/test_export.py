@@ -114,6 +114,7 @@ def test_an_onnx_step_streams_what_the_model_says(finished_run: RunFolder, tmp_p
     assert [port.shape[0] for port in session.get_inputs()] == ["batch"] * 3
 
 
+@pytest.mark.processes
 def test_a_torch_program_runs_in_a_process_without_this_library(finished_run: RunFolder, tmp_path: Path) -> None:
     folder = tmp_path / "torch"
     assert export(finished_run.path, "--format", "torch-export", "--output", folder, "--graphs", "sequence") == 0

@@ -136,6 +136,7 @@ def test_a_comparison_makes_a_table_and_a_picture_and_is_gone_on_with(tmp_path, 
     assert trained_again == []
 
 
+@pytest.mark.processes
 def test_processes_come_to_the_same_results_as_one(tmp_path):
     grid = [replace(TINY, cell=cell, length=length, max_steps=4) for cell in ("elman", "gru") for length in (4, 8)]
     together, failures = schedule.train_all(grid, tmp_path / "two", processes=2, accelerator="cpu")

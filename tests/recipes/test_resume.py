@@ -46,6 +46,7 @@ def cut_off(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFo
     return folder, there
 
 
+@pytest.mark.processes
 def test_after_sigkill_in_mid_epoch_a_run_ends_bit_for_bit_as_an_undisturbed_one(text: Path, tmp_path: Path) -> None:
     # in processes of one kind: to the bit, sums may differ in one that has run other things before
     undisturbed = start("fit", *tiny(text, tmp_path / "undisturbed", **SETTINGS))

@@ -217,6 +217,7 @@ def test_the_list_names_every_shipped_sweep_with_a_line_about_it(capsys: pytest.
     assert all(len(line.split()) > 5 for line in lines)
 
 
+@pytest.mark.processes
 def test_a_sweep_trains_its_points_and_tells_which_failed_and_why(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

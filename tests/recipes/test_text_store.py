@@ -110,6 +110,7 @@ def test_what_a_killed_run_left_behind_is_never_used(text_corpus: FileCorpus, tm
     assert not list(cache.rglob("*.partial"))
 
 
+@pytest.mark.processes
 def test_several_processes_at_once_make_it_once(text_corpus: FileCorpus, tmp_path: Path) -> None:
     code = """if True:
         import sys

@@ -36,6 +36,7 @@ def tracked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFo
     return only_run(output_dir), shown
 
 
+@pytest.mark.processes
 def test_without_a_login_a_run_is_tracked_offline_without_a_question_and_can_be_uploaded(
     tracked: tuple[RunFolder, str],
 ) -> None:

@@ -144,6 +144,7 @@ def test_what_was_translated_before_a_line_that_cannot_be_stays(
     assert output.read_text().splitlines() == [best(translator, "one two")[0].text, best(translator, "six")[0].text]
 
 
+@pytest.mark.processes
 def test_a_pipe_is_translated_as_it_comes_and_an_interrupt_keeps_what_is_done(
     finished_translation: RunFolder, translator: Translator
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_pipe_is_translated_as_it_comes_and_an_interrupt_keeps_what_is_done(
         assert process.stderr.read() == b"\ninterrupted: 2 lines were translated before\n"
 
 
+@pytest.mark.processes
 def test_a_reader_that_goes_away_ends_it_quietly(finished_translation: RunFolder, tmp_path: Path) -> None:
     path = tmp_path / "input.txt"
     path.write_text("one two three\n" * 3000)

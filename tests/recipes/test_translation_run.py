@@ -87,6 +87,7 @@ def test_an_evaluation_prints_bleu_chrf_and_exact_matches(
     assert sorted(finished_translation.path.rglob("*")) == before
 
 
+@pytest.mark.processes
 def test_after_sigkill_in_mid_epoch_a_run_ends_bit_for_bit_as_an_undisturbed_one(pairs: Path, tmp_path: Path) -> None:
     settings = {
         "trainer.max_steps": 30,
@@ -263,6 +264,7 @@ def test_a_checkpoint_without_tokenizers_is_refused_by_every_command(
         assert f"{path}: holds no tokenizer: not a checkpoint of the translation recipe" in shown.err
 
 
+@pytest.mark.processes
 def test_two_ranks_train_average_and_draw_as_one_run(pairs: Path, tmp_path: Path) -> None:
     settings = {
         "trainer.max_steps": 6,

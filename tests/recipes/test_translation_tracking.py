@@ -11,6 +11,8 @@ from wandb_runs import history, nobody, records, run_files
 
 from rnn_blocks.recipes.run.folder import RunFolder
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def tracked(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
