@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, RED, GREEN, GREY = "#3b6fb6", "#e07b39", "#c23b3b", "#4a8f5a", "#8a8a8a"
+BLUE, ORANGE, RED, GREEN, GREY, PURPLE = "#3b6fb6", "#e07b39", "#c23b3b", "#4a8f5a", "#8a8a8a", "#7d5ba6"
 
 
 def can_draw() -> bool:

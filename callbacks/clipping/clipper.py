@@ -262,6 +262,8 @@ class GradientClipper:
         if norm.ndim or whole is not gradients:  # kept out of the histories, though some of its units may be finite
             norm = norm.masked_fill(nonfinite, math.nan)
         step = Step(norm, units.learning_rate(self.optimizer, gradients), record.initial_weight_norm, loss=loss)
+        if loss is not None and not norm.ndim:
+            step = step._replace(sensitive_norm=record.scale.sensitive_norm(gradients, groups))
         if self.policy.uses_weights:
             now = [norms.to(norm, non_blocking=True) for norms in units.weight_norms(groups)]
             step = step._replace(weight_norm=join_groups(now))

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rnn_blocks.callbacks.clipping.policies import Clip, ClippingPolicy, History
+from rnn_blocks.callbacks.clipping.scale_invariance import ScaleInvariance
 from rnn_blocks.callbacks.measuring.norms import total_norm
 
 COUNTS = ("clipped", "clipped_steps", "skipped", "run", "longest_run")
@@ -45,6 +46,7 @@ class ClippingRecord:
         history: the policy's.
         weight_norms: norm of the weights before the first step, by parameter group: ``()`` or ``(its units,)`` each.
         coefficient: what the last step's gradients are multiplied by, S; 0 where the gradient was not finite.
+        scale: which weights are scale-invariant.
         told: when the last report was taken: the steps made by then, and how many of them for each reason.
         flags: whether the last step's gradient was (not finite, to be clipped anywhere), ``(2,)``, bool.
     """
@@ -53,6 +55,7 @@ class ClippingRecord:
         self.history: History = {}
         self.weight_norms: list[Tensor] = []
         self.told: tuple[int, tuple[int, ...]] = (0, ())
+        self.scale = ScaleInvariance()
         self._pairs = 0
         self._counts = {name: torch.zeros((), dtype=torch.int64) for name in COUNTS}
         self._by_reason: Tensor | None = None
@@ -170,6 +173,7 @@ class ClippingRecord:
             "counts": {name: value.clone() for name, value in self._counts.items()},
             "by_reason": None if self._by_reason is None else self._by_reason.clone(),
             "pairs": self._pairs,
+            "scale": self.scale.state_dict(),
             "told": [self.told[0], *self.told[1]],
         }
 
@@ -184,6 +188,8 @@ class ClippingRecord:
         if state.get("by_reason") is not None:
             record._by_reason = state["by_reason"].clone()
         record._pairs = state["pairs"]
+        if "scale" in state:  # older ones do not have it
+            record.scale.load_state_dict(state["scale"])
         steps, *reasons = state.get("told", [0])
         record.told = steps, tuple(reasons)
         return record

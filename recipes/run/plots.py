@@ -7,11 +7,12 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from rnn_blocks.callbacks.figures import BLUE, GREY, ORANGE, RED, new_figure
+from rnn_blocks.callbacks.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, new_figure
 from rnn_blocks.recipes.run.folder import RunFolder
 from rnn_blocks.recipes.run.metrics_csv import read_metrics
 from rnn_blocks.recipes.run.tracking import wandb_logger
 
+REASONS = {"outlier": PURPLE, "promise": GREEN}  # of `Auto`, in its metrics' names
 Series = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
@@ -124,21 +125,35 @@ def _draw_gradient_norm(rows: list[dict[str, str]]) -> Any | None:
     norm_at = dict(zip(steps.tolist(), norms.tolist(), strict=True))
     clipped = [step for step, c in zip(clip_steps.tolist(), coefficients.tolist(), strict=True) if c < 1]
     clipped = [step for step in clipped if step in norm_at]
-    fraction_steps, fractions = _series(rows, "grad_clip/clipped_fraction")
     if clipped:
         label = f"clipped ({len(clipped)} of {len(steps)} logged steps)"
         axes.scatter(clipped, [norm_at[step] for step in clipped], color=RED, s=10, zorder=3, label=label)
     axes.set_yscale("log")
-    if len(fractions):
-        share = axes.twinx()
-        share.fill_between(fraction_steps, fractions * 100, color=GREY, alpha=0.2, linewidth=0, step="mid")
-        share.set_ylim(0, 100)
-        share.set_ylabel("steps clipped since the last log, %", color=GREY)
-        share.spines[["top"]].set_visible(False)
-        axes.set_zorder(share.get_zorder() + 1)
-        axes.patch.set_visible(False)
+    _draw_clipped_shares(axes, rows)
     axes.legend(frameon=False)
     return figure
+
+
+def _draw_clipped_shares(axes: Any, rows: list[dict[str, str]]) -> None:
+    """Behind the norms, how many steps were clipped: why, one above the other, where the policy has reasons."""
+    steps, fractions = _series(rows, "grad_clip/clipped_fraction")
+    if not len(steps):
+        return
+    reasons = {name: _series(rows, f"grad_clip/{name}_fraction")[1] for name in REASONS}
+    reasons = {name: values for name, values in reasons.items() if len(values) == len(steps)}
+    share = axes.twinx()
+    bottom = np.zeros(len(steps))
+    for name, values in (reasons or {"": fractions}).items():
+        colour, top = REASONS.get(name, GREY), bottom + 100 * values
+        share.fill_between(steps, bottom, top, color=colour, alpha=0.25, linewidth=0, step="mid")
+        if name and values.any():
+            axes.fill_between([], [], color=colour, alpha=0.25, label=f"share clipped as {name}s")
+        bottom = top
+    share.set_ylim(0, 100)
+    share.set_ylabel("steps clipped since the last log, %", color=GREY)
+    share.spines[["top"]].set_visible(False)
+    axes.set_zorder(share.get_zorder() + 1)
+    axes.patch.set_visible(False)
 
 
 def _draw_bleu(rows: list[dict[str, str]]) -> Any | None:

@@ -182,6 +182,21 @@ def test_steps_that_were_clipped_are_marked_in_the_plot_of_the_gradient_norm(tmp
     assert _pixels(plain, "#e07b39") > 100
 
 
+@pytest.mark.parametrize(("reason", "colour"), [("outlier", "#dfd6e9"), ("promise", "#d2e3d6")])  # a quarter on white
+def test_the_plot_of_the_gradient_norm_tells_why_steps_were_clipped(tmp_path: Path, reason: str, colour: str) -> None:
+    rows = [{"grad_norm/total": 1 + i % 7, "grad_clip/clipped_fraction": 0.5} for i in range(80)]
+    for row in rows:
+        row |= {"grad_clip/outlier_fraction": 0.0, "grad_clip/promise_fraction": 0.0}
+    (tmp_path / "none").mkdir()
+    (untold,) = _drawn(tmp_path / "none", rows)
+    for row in rows:
+        row[f"grad_clip/{reason}_fraction"] = 0.5
+    (tmp_path / "some").mkdir()
+    (told,) = _drawn(tmp_path / "some", rows)
+    assert _pixels(untold, colour) == 0
+    assert _pixels(told, colour) > 10_000
+
+
 def test_losses_that_are_not_finite_or_huge_are_drawn_without_a_warning(tmp_path: Path) -> None:
     rows = [{"train/loss": value, "val/loss": value} for value in (3.0, 1e30, float("inf"), float("nan"))]
     (image,) = _drawn(tmp_path, rows)

@@ -42,6 +42,9 @@ class Auto(ClippingPolicy):
     L is the loss as it was, followed by at most 1 % down and 5 % up a step, and up to ten times the first one, so that
     one batch changes little and no blow-up raises its own threshold for long.
 
+    Scale-invariant weights, as before a batch norm, bear steps of any length. In the scope "global" their gradients are
+    left out of ‖g‖ here once they are known (see `ScaleInvariance`); the threshold that is told is that of the whole.
+
     Nothing of this depends on the scale of weights or of the loss. A loss that has ever been 0 or less says nothing
     of how much there is to gain: from then on this rule rests, as it does without a loss (see
     `AdaptiveGradientClipping` on where that is), with a learning rate of 0, and with adaptive optimizers, whose update
@@ -53,8 +56,8 @@ class Auto(ClippingPolicy):
     that is too high harmless; where weights are small on purpose it also holds up trainings that are well.
 
     Related: Pascanu et al. 2013 (Algorithm 1) for the clip; Polyak 1987 and Loizou et al. 2021 (SPS_max) for steps in
-    units of the loss; Chorowski et al. 2014 for outliers among log-norms; Kumar et al. 2025 (ZClip) for the reciprocal
-    target.
+    units of the loss; Heo et al. 2021 (AdamP) for scale-invariant weights; Chorowski et al. 2014 for outliers among
+    log-norms; Kumar et al. 2025 (ZClip) for the reciprocal target.
 
     Args:
         largest_decrease: c₀, the share of the loss by which a step of SGD may predict to lower it; None: any.

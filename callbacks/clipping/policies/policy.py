@@ -32,6 +32,8 @@ class Step(NamedTuple):
         weight_norm: norm of the weights as they are now, S; None unless the policy `uses_weights`.
         loss: that the gradients are of, ``()``, mean over accumulated batches and over ranks; None unless the policy
             `uses_loss`, and where there is none that says how well the training is.
+        sensitive_norm: norm of the gradients without those of scale-invariant weights (see `ScaleInvariance`), ``()``;
+            None where there is no loss, and in every scope but "global".
 
     >>> import torch
     >>> Step(norm=torch.tensor(6.0), learning_rate=None, initial_weight_norm=torch.tensor(1.0)).norm
@@ -43,6 +45,7 @@ class Step(NamedTuple):
     initial_weight_norm: Tensor
     weight_norm: Tensor | None = None
     loss: Tensor | None = None
+    sensitive_norm: Tensor | None = None
 
 
 class Clip(NamedTuple):

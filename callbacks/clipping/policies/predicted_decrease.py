@@ -41,7 +41,11 @@ class PredictedDecrease(NamedTuple):
         followed = torch.where(history["loss"] == 0, loss, history["loss"])
         threshold = (history["share"] * followed / highest_rate(history, step)).sqrt()
         threshold = threshold.masked_fill(~(threshold > 0), math.inf)  # NaN too, as of a loss below 0
-        return Clip(threshold, torch.minimum(threshold, FAR * threshold.square() / step.norm))
+        if step.sensitive_norm is None:
+            return Clip(threshold, torch.minimum(threshold, FAR * threshold.square() / step.norm))
+        target = torch.minimum(threshold, FAR * threshold.square() / step.sensitive_norm)
+        whole = torch.where(step.sensitive_norm > 0, step.norm / step.sensitive_norm, math.inf)
+        return Clip(whole * threshold, whole * target)
 
     def observe(self, history: History, step: Step, loss: Tensor) -> History:
         """Follow the loss, unless it is not finite; widen the share as it falls."""
