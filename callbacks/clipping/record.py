@@ -9,8 +9,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rnn_blocks.callbacks.clipping.policies import Clip, ClippingPolicy, History
-from rnn_blocks.callbacks.clipping.scale_invariance import ScaleInvariance
 from rnn_blocks.callbacks.measuring.norms import total_norm
+from rnn_blocks.callbacks.measuring.scale_invariance import ScaleInvariance
 
 COUNTS = ("clipped", "clipped_steps", "skipped", "run", "longest_run")
 

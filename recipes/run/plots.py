@@ -147,7 +147,7 @@ def _draw_clipped_shares(axes: Any, rows: list[dict[str, str]]) -> None:
         colour, top = REASONS.get(name, GREY), bottom + 100 * values
         share.fill_between(steps, bottom, top, color=colour, alpha=0.25, linewidth=0, step="mid")
         if name and values.any():
-            axes.fill_between([], [], color=colour, alpha=0.25, label=f"share clipped as {name}s")
+            axes.fill_between([], [], color=colour, alpha=0.25, label=f"share clipped: {name}s")
         bottom = top
     share.set_ylim(0, 100)
     share.set_ylabel("steps clipped since the last log, %", color=GREY)

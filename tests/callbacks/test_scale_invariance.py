@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrizations import weight_norm
 
 from rnn_blocks.callbacks import Auto, GradientClipper
-from rnn_blocks.callbacks.clipping.scale_invariance import ScaleInvariance
+from rnn_blocks.callbacks.measuring.scale_invariance import ScaleInvariance
 from rnn_blocks.callbacks.measuring.step import StepGradients
 
 
