@@ -91,7 +91,9 @@ class AutoByHand:
             return math.inf
         followed = loss if math.isnan(self.followed) else self.followed
         threshold = math.sqrt(self.share * followed / self.highest_rate)
-        return min(threshold, 4 * threshold**2 / norm) if norm > threshold else math.inf
+        if norm <= threshold:
+            return math.inf
+        return threshold if loss > 2 * followed else min(threshold, 4 * threshold**2 / norm)
 
     def follow(self, loss: float) -> None:
         """The loss by at most 1 % down and 5 % up, and to ten times the first; its lows open the share."""

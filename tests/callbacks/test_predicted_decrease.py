@@ -54,6 +54,14 @@ def test_the_threshold_is_the_root_of_a_share_of_the_loss_over_the_rate_from_the
         assert Auto.reasons[int(clip.reason)] == "promise"
 
 
+@pytest.mark.parametrize("loss", [9.9, 10.1])  # followed to 5 before it
+def test_a_gradient_is_not_cut_to_nothing_where_the_loss_runs_away(loss):
+    [_, clip] = clips(PROMISES, [1.0, 1e6], 0.1, [5.0, loss])
+    threshold = math.sqrt(0.2 * 1.03 * 5.0 / 0.1)
+    assert_close(clip.threshold.item(), threshold)
+    assert_close(clip.target.item(), threshold if loss > 10 else 4 * threshold**2 / 1e6)
+
+
 @pytest.mark.parametrize("share", [0.05, 3.0])
 def test_the_share_is_a_setting_and_none_leaves_outliers_alone(share):
     [clip] = clips(Auto(largest_decrease=share), [1.0], 2.0, [5.0])

@@ -40,7 +40,8 @@ class Auto(ClippingPolicy):
     training that keeps its promises may make larger ones, and closes by 0.3 % a step without one, down to where it
     began.
     L is the loss as it was, followed by at most 1 % down and 5 % up a step, and up to ten times the first one, so that
-    one batch changes little and no blow-up raises its own threshold for long.
+    one batch changes little and no blow-up raises its own threshold for long. Where the loss is above 2·L the target is
+    the threshold: the momentum's velocity carries the weights away, and a gradient cut to nothing could not turn it.
 
     Scale-invariant weights, as before a batch norm, bear steps of any length. In the scope "global" their gradients are
     left out of ‖g‖ here once they are known (see `ScaleInvariance`); the threshold that is told is that of the whole.

@@ -14,6 +14,7 @@ WIDEST = 200.0  # shares wider than the narrowest one so often
 SMOOTHING = 0.5
 CEILING = 10.0  # first losses, above which the loss is not followed
 FAR = 4.0  # thresholds; a norm further out is brought down below the threshold
+RUNAWAY = 2.0  # followed losses; a loss above them is one that a velocity carries away, which has to be turned
 
 
 class PredictedDecrease(NamedTuple):
@@ -41,9 +42,11 @@ class PredictedDecrease(NamedTuple):
         followed = torch.where(history["loss"] == 0, loss, history["loss"])
         threshold = (history["share"] * followed / highest_rate(history, step)).sqrt()
         threshold = threshold.masked_fill(~(threshold > 0), math.inf)  # NaN too, as of a loss below 0
+        sensitive = step.norm if step.sensitive_norm is None else step.sensitive_norm
+        short = torch.minimum(threshold, FAR * threshold.square() / sensitive)
+        target = torch.where(loss > RUNAWAY * followed, threshold, short)
         if step.sensitive_norm is None:
-            return Clip(threshold, torch.minimum(threshold, FAR * threshold.square() / step.norm))
-        target = torch.minimum(threshold, FAR * threshold.square() / step.sensitive_norm)
+            return Clip(threshold, target)
         whole = torch.where(step.sensitive_norm > 0, step.norm / step.sensitive_norm, math.inf)
         return Clip(whole * threshold, whole * target)
 
