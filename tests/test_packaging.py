@@ -78,7 +78,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "recipes.tools": ("recipes.__init__", "recipes.run"),
     "recipes.tools.export": (
-        *("recipes.__init__", "recipes.run", "recipes.language_model", "recipes.cloze", "recipes.translation.pairs"),
+        *("recipes.__init__", "recipes.run"),
         *("engine", "layers", "modules.__init__", "modules"),
     ),
     "recipes.tools.sweep": ("recipes.__init__", *OF_A_RUN, "callbacks.figures"),

@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from rnn_blocks.modules import ClozeModel
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.cloze.data import ClozeDataModule
 from rnn_blocks.recipes.cloze.sequences import Unit
 from rnn_blocks.recipes.data.tokenizer import UNKNOWN
 from rnn_blocks.recipes.run.load import load_model
@@ -67,7 +66,7 @@ class Filler:
         Raises:
             InputError: where it is not one.
         """
-        model, state = load_model(path, ClozeModel, ClozeDataModule, "cloze")
+        model, state = load_model(path, ClozeModel, "cloze")
         return cls(model, Tokenizer.from_str(state["tokenizer"]), state["unit"])
 
     def read(self, text: str, blank: str = BLANK) -> BlankText:

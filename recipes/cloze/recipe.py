@@ -38,8 +38,7 @@ class ClozeCLI(RecipeCLI):
             "--samples.texts", type=list[str], default=[], help=f"Texts with blanks, {BLANK}; none by default"
         )
         group.add_argument("--samples.top_k", type=int, default=5, help="Candidates of each blank")
-        for name, argument in (("vocabulary_size", "vocab_size"), ("mask_id", "mask_id")):
-            parser.link_arguments(f"data.{name}", f"model.{argument}", apply_on="instantiate")
+        self.link_vocabulary(parser, vocab_size="vocabulary_size", mask_id="mask_id")
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """Samples of filled-in blanks."""

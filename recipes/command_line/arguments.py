@@ -11,12 +11,23 @@ def value_of(args: list[str], option: str) -> str | None:
     >>> value_of(["--name", "a", "--name=b"], "--name")
     'b'
     """
-    found = None  # the last one counts, as for every option
+    found = values_of(args, option)
+    return found[-1] if found else None  # the last one counts, as for every option
+
+
+def values_of(args: list[str], *options: str) -> list[str]:
+    """All that some options are given, in their order.
+
+    >>> values_of(["--config", "a", "-c", "b"], "--config", "-c")
+    ['a', 'b']
+    """
+    found: list[str] = []
     for index, arg in enumerate(args):
-        if arg == option and index + 1 < len(args):
-            found = args[index + 1]
-        elif arg.startswith(f"{option}="):
-            found = arg.split("=", 1)[1]
+        name, equals, value = arg.partition("=")
+        if name in options and equals:
+            found.append(value)
+        elif arg in options and index + 1 < len(args):
+            found.append(args[index + 1])
     return found
 
 

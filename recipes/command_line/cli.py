@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.arguments import map_values, value_of, with_value
+from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, Split
 from rnn_blocks.recipes.command_line.parser import RecipeParser
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
 from rnn_blocks.recipes.run.averaging import average_checkpoints, kept_checkpoints
@@ -25,7 +27,6 @@ from rnn_blocks.recipes.run.checkpoints import (
     best_checkpoint,
     check_disk_space,
     check_fits,
-    read_checkpoint,
 )
 from rnn_blocks.recipes.run.finite import StopOnNonFinite
 from rnn_blocks.recipes.run.folder import (
@@ -40,9 +41,12 @@ from rnn_blocks.recipes.run.folder import (
     new_run_folder,
     run_of_checkpoint,
 )
+from rnn_blocks.recipes.run.load import carried
 from rnn_blocks.recipes.run.plots import RunPlots
 from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
 from rnn_blocks.recipes.run.tracking import LoggerChoice, TrackedRun, make_loggers, offline_runs, tracked_run_id
+
+SPLITS: dict[str, Split] = {"validate": "val", "test": "test"}  # that a command evaluates
 
 
 class RecipeCLI(LightningCLI):
@@ -62,8 +66,8 @@ class RecipeCLI(LightningCLI):
     monitors: ClassVar[dict[str, Mode]] = {"val/loss": "min"}
 
     def __init__(self, model_class: Any, datamodule_class: Any, args: list[str]) -> None:
-        self.checkpoint_path: Path | None = None
-        self.checkpoint: dict[str, Any] = {}
+        self._checkpoint: GivenCheckpoint | None = None
+        self._splits: tuple[Split, ...] = ()
         self.folder: RunFolder | None = None
         self._resumed: RunFolder | None = None
         self._lock: FileLock | None = None
@@ -108,20 +112,15 @@ class RecipeCLI(LightningCLI):
             given = BEST
             rest += ["--ckpt_path", BEST]
         first: list[str] = []
+        rest = map_values(rest, CONFIG, lambda name: str(config_path(self.recipe, name)))
         if given is not None:
-            self.checkpoint_path = find_checkpoint(given, output_dir / self.recipe)
-            self.checkpoint = read_checkpoint(self.checkpoint_path)
-            run = run_of_checkpoint(self.checkpoint_path)
-            if run is not None:
-                first = ["--config", str(run.config)]
-                if command == "fit" and self.checkpoint_path.stem == LAST:
-                    self._resumed = run  # the newest state of a run goes on with it; any other starts a run of its own
-            rest = with_value(rest, "--ckpt_path", str(self.checkpoint_path))
-        return [
-            command,
-            *first,
-            *map_values(rest, ("--config", "-c"), lambda name: str(config_path(self.recipe, name))),
-        ]
+            path = find_checkpoint(given, output_dir / self.recipe)
+            rest = with_value(rest, "--ckpt_path", str(path))
+            self._checkpoint = GivenCheckpoint(path, self.recipe, SPLITS.get(command))
+            first = self._checkpoint.options(rest)
+            if command == "fit" and path.stem == LAST:
+                self._resumed = run_of_checkpoint(path)  # any but the newest state of a run starts a run of its own
+        return [command, *first, *rest]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options that belong to a run."""
@@ -185,6 +184,9 @@ class RecipeCLI(LightningCLI):
             raise InputError(
                 f"--average_checkpoints must be 2 or more, or 0 for none, got {options['average_checkpoints']}"
             )
+        self._splits = self.splits_read(options)
+        if self._checkpoint is not None:
+            self._checkpoint.check_data(options["data"], self._splits)
         if self.config["subcommand"] != "fit":
             return
         inherited = inherited_run_folder()
@@ -199,6 +201,28 @@ class RecipeCLI(LightningCLI):
         self.folder = self._resumed or new_run_folder(runs, options["name"])
         self._lock = self.folder.lock()
         os.environ[ENVIRONMENT] = str(self.folder.path.resolve())
+
+    def splits_read(self, options: Namespace) -> tuple[Split, ...]:
+        """The splits that a command reads: one that evaluates needs no other, unless a recipe says so."""
+        split = SPLITS.get(self.config["subcommand"])
+        return ("train", "val", "test") if split is None else (split,)
+
+    def link_vocabulary(self, parser: LightningArgumentParser, **sizes: str) -> None:
+        """Let arguments of the model be what the data know of the vocabulary.
+
+        Args:
+            parser: of the command.
+            sizes: the model's arguments, each with the name of the data's attribute.
+        """
+        for argument, attribute in sizes.items():
+            known = partial(self._of_vocabulary, attribute)
+            parser.link_arguments("data", f"model.{argument}", compute_fn=known, apply_on="instantiate")
+
+    def _of_vocabulary(self, attribute: str, data: Any) -> Any:
+        if self._checkpoint is not None and self.config["subcommand"] != "fit":
+            data.evaluate(self._splits, self._checkpoint.data_state)  # the tokenizer is the checkpoint's
+        data.prepare()
+        return getattr(data, attribute)
 
     def instantiate_classes(self) -> None:
         """Lightning's; what a class says of its arguments is bad input.
@@ -219,44 +243,37 @@ class RecipeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's, with the run's loggers, checkpoints and plots."""
         options = self.config[self.config["subcommand"]]
-        data_state = self.checkpoint.get(type(self.datamodule).__qualname__)
-        if self.checkpoint_path is not None:
-            check_fits(self.checkpoint, self.model, self.checkpoint_path)
-            if data_state is None:
-                raise InputError(
-                    f"{self.checkpoint_path}: holds no tokenizer: not a checkpoint of the {self.recipe} recipe"
-                )
+        held = {} if self._checkpoint is None else self._checkpoint.held
+        if self._checkpoint is not None:
+            check_fits(held, self.model, self._checkpoint.path)
         if self.folder is None:
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()])
-        if data_state is not None:
-            if "optimizer_states" not in self.checkpoint:
-                raise InputError(
-                    f"{self.checkpoint_path}: holds weights alone: no training goes on with them; give 'last' or 'best'"
-                )
-            self.datamodule.load_state_dict(data_state)  # raises for other data before anything is written
+        if self._checkpoint is not None:
+            self.datamodule.load_state_dict(self._checkpoint.data_state)  # before anything is written: other data raise
         check_disk_space(self.model, self.folder.path, options["average_checkpoints"])
-        _check_schedule(self.checkpoint, options["trainer"].get("max_steps") or -1)
+        _check_schedule(held, options["trainer"].get("max_steps") or -1)
         resumed = self._resumed is not None
         loggers = make_loggers(
             options["logger"],
             self.folder,
             project=options["project"],
             recipe=self.recipe,
-            run_id=tracked_run_id(self.checkpoint) if resumed else None,
-            resume_step=self.checkpoint["global_step"] if resumed else None,
+            run_id=tracked_run_id(held) if resumed else None,
+            resume_step=held["global_step"] if resumed else None,
         )
+        config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
+        config = _without_checkpoint(config)
         trainer = super().instantiate_trainer(
-            logger=loggers, default_root_dir=self.folder.path, plugins=[AtomicCheckpointIO()]
+            logger=loggers, default_root_dir=self.folder.path, plugins=[AtomicCheckpointIO(carried(config))]
         )
-        self._add_callbacks(trainer, options)
+        self._add_callbacks(trainer, options, config)
         return trainer
 
-    def _add_callbacks(self, trainer: pl.Trainer, options: Namespace) -> None:
+    def _add_callbacks(self, trainer: pl.Trainer, options: Namespace, config: str) -> None:
         assert self.folder is not None
-        config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
         monitor, mode = options["monitor"], self.monitors[options["monitor"]]
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:0] = [TrackedRun(self.folder, _without_checkpoint(config)), *self.extra_callbacks(options)]
+        callbacks[:0] = [TrackedRun(self.folder, config), *self.extra_callbacks(options)]
         callbacks += [
             RandomState(),
             StopOnNonFinite(),

@@ -1,6 +1,7 @@
 """What data modules of text share: a corpus, tokenized once, and what tells it from others."""
 
 import os
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,7 +16,7 @@ from rnn_blocks.recipes.data.corpora.files import FileCorpus
 from rnn_blocks.recipes.data.corpora.hub import HubCorpus
 from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
 from rnn_blocks.recipes.data.settings import TokenizerSettings
-from rnn_blocks.recipes.data.store import PreparedText, TokenFile, default_cache_dir, prepare_text
+from rnn_blocks.recipes.data.store import PreparedText, TokenFile, default_cache_dir, prepare_splits, prepare_text
 from rnn_blocks.recipes.data.tokenizer import TokenizerKind
 
 _HUB = "hub:"
@@ -83,6 +84,7 @@ class TextCorpusModule(LightningDataModule):
         self._settings = TokenizerSettings(tokenizer, vocab_size, min_count, words)
         memory = self._cache_dir / "text" / "scans"
         self._corpus = _corpus(source, [train, val, test], hub_config, text_column, memory)
+        self._evaluated: tuple[tuple[Split, ...], str] | None = None
         self._prepared: PreparedText | None = None
         self._tokenizer: Tokenizer | None = None
 
@@ -95,9 +97,21 @@ class TextCorpusModule(LightningDataModule):
         """
         if self._prepared is not None:
             return
-        prepared = prepare_text(self._corpus, self._settings, self._cache_dir)
+        if self._evaluated is None:
+            prepared = prepare_text(self._corpus, self._settings, self._cache_dir)
+        else:
+            prepared = prepare_splits(self._corpus, *self._evaluated, self._cache_dir)
         self._check(prepared)
         self._prepared = prepared
+
+    def evaluate(self, splits: tuple[Split, ...], state: Mapping[str, Any]) -> None:
+        """Read some splits alone, with a checkpoint's tokenizer; to be called before ``prepare``.
+
+        Args:
+            splits: which.
+            state: what the checkpoint holds of its data module.
+        """
+        self._evaluated = splits, state["tokenizer"]
 
     def _check(self, prepared: PreparedText) -> None:
         """Refuses splits that are too short."""
@@ -121,7 +135,7 @@ class TextCorpusModule(LightningDataModule):
 
     @property
     def splits(self) -> dict[Split, TokenFile]:
-        """The token files of ``train``, ``val`` and ``test``, with their counts of tokens and bytes."""
+        """The token files of ``train``, ``val`` and ``test``, or those evaluated, with counts of tokens and bytes."""
         return self._text().splits
 
     def prepare_data(self) -> None:

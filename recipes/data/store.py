@@ -108,9 +108,31 @@ def prepare_text(corpus: Corpus, settings: TokenizerSettings, cache_dir: Path) -
     parts = [_FORMAT, tokenizers.__version__, fingerprint, settings_key]
     folder = home / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
-    return find_or_make(
-        folder, load=lambda: _load(folder, fingerprint), make=lambda partial: _make(corpus, settings, partial)
-    )
+    def make(partial: Path) -> None:
+        tokenizer = settings.build(lambda: _told(corpus, "train", "learning the vocabulary of"))
+        _make(corpus, SPLITS, tokenizer, tokenizer.to_str(), partial)
+
+    return find_or_make(folder, load=lambda: _load(folder, fingerprint), make=make)
+
+
+def prepare_splits(corpus: Corpus, splits: Iterable[Split], tokenizer_json: str, cache_dir: Path) -> PreparedText:
+    """As ``prepare_text``, of some splits alone, with a tokenizer that there is already.
+
+    Args:
+        corpus: where the text comes from.
+        splits: which.
+        tokenizer_json: the tokenizer.
+        cache_dir: the folder below which the files lie.
+    """
+    home = cache_home(cache_dir, "text")
+    fingerprint = corpus.fingerprint()
+    parts = [_FORMAT, tokenizers.__version__, fingerprint, sorted(splits), tokenizer_json]
+    folder = home / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+    def make(partial: Path) -> None:
+        _make(corpus, splits, tokenizers.Tokenizer.from_str(tokenizer_json), tokenizer_json, partial)
+
+    return find_or_make(folder, load=lambda: _load(folder, fingerprint), make=make)
 
 
 def find_or_make(folder: Path, *, load: Callable[[], Made | None], make: Callable[[Path], None]) -> Made:
@@ -172,15 +194,17 @@ def write_tokens(
     return TokenFile(path, dtype, num_tokens, num_bytes)
 
 
-def _make(corpus: Corpus, settings: TokenizerSettings, folder: Path) -> None:
-    def text(split: Split, doing: str) -> Iterator[str]:
-        return with_progress(blocks(corpus.pieces(split)), f"{doing} {split}", corpus.num_bytes(split))
+def _told(corpus: Corpus, split: Split, doing: str) -> Iterator[str]:
+    return with_progress(blocks(corpus.pieces(split)), f"{doing} {split}", corpus.num_bytes(split))
 
-    tokenizer = settings.build(lambda: text("train", "learning the vocabulary of"))
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+
+def _make(
+    corpus: Corpus, splits: Iterable[Split], tokenizer: tokenizers.Tokenizer, tokenizer_json: str, folder: Path
+) -> None:
+    (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     counts = {}
-    for split in SPLITS:
-        file = write_tokens(folder / f"{split}.bin", text(split, "tokenizing"), tokenizer)
+    for split in splits:
+        file = write_tokens(folder / f"{split}.bin", _told(corpus, split, "tokenizing"), tokenizer)
         counts[split] = {name: value for name, value in asdict(file).items() if name != "path"}
     (folder / "counts.json").write_text(json.dumps(counts, indent=1))
 
@@ -191,7 +215,7 @@ def _load(folder: Path, fingerprint: str) -> PreparedText | None:
         tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    splits = {split: TokenFile(folder / f"{split}.bin", **counts[split]) for split in SPLITS}
+    splits: dict[Split, TokenFile] = {split: TokenFile(folder / f"{split}.bin", **counts[split]) for split in counts}
     if not all(file.whole for file in splits.values()):
         return None
     return PreparedText(fingerprint, tokenizer_json, splits)

@@ -68,10 +68,11 @@ class TextDataModule(TextCorpusModule):
             raise InputError(f"seed {seed}: give 0 or more")
 
     def _check(self, prepared: PreparedText) -> None:
-        splits = prepared.splits
-        Lanes(splits["train"], *self._train_shape)
-        for split in ("val", "test"):
-            Lanes(splits[split], *self._eval_shape, complete=True)
+        for split, tokens in prepared.splits.items():
+            if split == "train":
+                Lanes(tokens, *self._train_shape)
+            else:
+                Lanes(tokens, *self._eval_shape, complete=True)
 
     def gzip_bits_per_byte(self, split: Split) -> float:
         """What ``gzip -9`` makes of a split's text, in bits per byte: the mark that a model should beat."""

@@ -15,6 +15,7 @@ from rnn_blocks.modules import LanguageModel
 from rnn_blocks.modules.generation import check_sampling
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.cli import RecipeCLI
+from rnn_blocks.recipes.data.corpora.corpus import Split
 from rnn_blocks.recipes.language_model.adaptation import (
     Adaptation,
     adaptation_of,
@@ -46,9 +47,20 @@ class LanguageModelCLI(RecipeCLI):
 
     def before_instantiate_classes(self) -> None:
         """Look at the options before any long work."""
-        super().before_instantiate_classes()
         if self.config["subcommand"] != "fit":
             self._adaptation = adaptation_of(self.config[self.config["subcommand"]])
+        super().before_instantiate_classes()
+
+    def splits_read(self, options: Namespace) -> tuple[Split, ...]:
+        """Beside the one evaluated those that the adaptation learns from."""
+        splits = super().splits_read(options)
+        wanted = self._adaptation
+        if wanted is None:
+            return splits
+        learnt: list[Split] = ["val"] if wanted.tuned else []
+        if wanted.dynamic is not None and wanted.dynamic.method == "rms":
+            learnt.append("train")
+        return (*splits, *(split for split in learnt if split not in splits))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The recipes' own; a model that adapts reads its text in order, in one process."""
@@ -67,7 +79,7 @@ class LanguageModelCLI(RecipeCLI):
         group.add_argument("--samples.prompts", type=list[str], default=[], help="What to continue; none by default")
         group.add_argument("--samples.max_tokens", type=int, default=100, help="Tokens to add")
         group.add_argument("--samples.temperature", type=float, default=0.8, help="0 takes the most probable token")
-        parser.link_arguments("data", "model.vocab_size", compute_fn=_vocabulary_size, apply_on="instantiate")
+        self.link_vocabulary(parser, vocab_size="vocabulary_size")
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """Samples of text."""
@@ -101,11 +113,6 @@ class LanguageModelCLI(RecipeCLI):
                     f"{split}: perplexity {found['perplexity']:.2f}, bits per byte {found['bits_per_byte']:.3f} with "
                     f"{way}\n"
                 )
-
-
-def _vocabulary_size(data: TextDataModule) -> int:
-    data.prepare()
-    return data.vocabulary_size
 
 
 def generate(
@@ -167,7 +174,7 @@ def load_language_model(path: Path) -> tuple[LanguageModel, Tokenizer]:
     ...
     rnn_blocks.recipes.InputError: no.ckpt: no such checkpoint
     """
-    model, state = load_model(path, LanguageModel, TextDataModule, NAME)
+    model, state = load_model(path, LanguageModel, NAME)
     return model, Tokenizer.from_str(state["tokenizer"])
 
 

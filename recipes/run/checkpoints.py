@@ -3,7 +3,7 @@
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,12 +26,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     (Lightning's own writes in the system's temporary folder; from another file system its "move" is a copy.)
 
+    Args:
+        carried: what each checkpoint holds beside what Lightning puts there; see ``load.carried``.
+
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "model.ckpt")
     >>> AtomicCheckpointIO().save_checkpoint({"step": 3}, path)
     >>> AtomicCheckpointIO().load_checkpoint(path), [p.name for p in path.parent.iterdir()]
     ({'step': 3}, ['model.ckpt'])
     """
+
+    def __init__(self, carried: Mapping[str, Any] | None = None) -> None:
+        self._carried = dict(carried or {})
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write the checkpoint; on a full disk the one that was there stays, and the error says so."""
@@ -40,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process leaves is written over
         try:
             with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+                torch.save(checkpoint | self._carried, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

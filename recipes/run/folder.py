@@ -164,10 +164,10 @@ def run_of_checkpoint(checkpoint: Path) -> RunFolder | None:
     True
     """
     within = checkpoint.resolve().parent
+    if within.name == RunFolder(within).kept.name:
+        within = within.parent
     folder = RunFolder(within.parent)
-    if within.name == folder.kept.name:
-        folder = RunFolder(within.parent.parent)
-    return folder if folder.config.is_file() else None
+    return folder if folder.checkpoints == within and folder.config.is_file() else None
 
 
 def inherited_run_folder() -> RunFolder | None:

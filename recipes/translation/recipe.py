@@ -39,9 +39,7 @@ class TranslationCLI(RecipeCLI):
         group = parser.add_argument_group("samples", "Sentences of the validation split translated at each validation")
         group.add_argument("--samples.sentences", type=int, default=8, help="How many, spread over the split")
         group.add_argument("--samples.attention", type=int, default=2, help="Of how many the attention is drawn")
-        for side in ("source", "target"):
-            name = f"{side}_vocab_size"
-            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        self.link_vocabulary(parser, source_vocab_size="source_vocab_size", target_vocab_size="target_vocab_size")
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """Translations of a few sentences, and how much of a batch is padding."""

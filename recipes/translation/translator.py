@@ -13,7 +13,6 @@ from rnn_blocks.modules.generation import check_sampling
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.load import load_model
 from rnn_blocks.recipes.translation.pairs.codec import TextCodec
-from rnn_blocks.recipes.translation.pairs.data import ParallelDataModule
 from rnn_blocks.seq2seq import Hypothesis
 
 
@@ -141,7 +140,7 @@ class Translator:
         rnn_blocks.recipes.InputError: no.ckpt: no such checkpoint
         """
         chosen = _device(device)
-        model, state = load_model(path, Seq2Seq, ParallelDataModule, "translation")
+        model, state = load_model(path, Seq2Seq, "translation")
         return cls(model.to(chosen), TextCodec.from_state(state))
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from tiny_runs import (
+    TINY_CLOZE,
     assert_same,
     column,
     kill_after_a_checkpoint,
@@ -28,24 +29,6 @@ from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
 from rnn_blocks.recipes.data.tokenizer import bpe_tokenizer, char_tokenizer, word_tokenizer
 from rnn_blocks.recipes.run.folder import RunFolder
 
-# An epoch has 23 steps; checkpoints (every 5th) fall into its midst.
-TINY = {
-    "model.layer": "{class_path: rnn_blocks.LSTM, init_args: {input_size: 16, hidden_size: 8, bidirectional: true}}",
-    "model.lr_scheduler": "null",
-    "model.optimizer.init_args.lr": 0.01,
-    "data.tokenizer": "word",
-    "data.length": 16,
-    "data.batch_tokens": 64,
-    "trainer.max_steps": 20,
-    "trainer.val_check_interval": 10,
-    "trainer.log_every_n_steps": 4,
-    "trainer.enable_progress_bar": "false",
-    "trainer.accelerator": "cpu",
-    "checkpoint_every_n_steps": 5,
-    "samples.texts": '["the ___ sea", "___ sea and ___"]',
-    "samples.top_k": 3,
-    "logger": "csv",
-}
 NUMBER = r"[\d.]+"
 
 
@@ -58,7 +41,7 @@ def sea(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(text: Path, output_dir: Path, **settings: Any) -> list[str]:
-    return options(**(TINY | {"data.source": text, "output_dir": output_dir} | settings))
+    return options(**(TINY_CLOZE | {"data.source": text, "output_dir": output_dir} | settings))
 
 
 def cloze(*args: str) -> int:

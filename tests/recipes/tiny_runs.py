@@ -59,6 +59,24 @@ TINY_TRANSLATION = {
     "samples.attention": 1,
     "logger": "csv",
 }
+# An epoch has 23 steps; checkpoints (every 5th) fall into its midst.
+TINY_CLOZE = {
+    "model.layer": "{class_path: rnn_blocks.LSTM, init_args: {input_size: 16, hidden_size: 8, bidirectional: true}}",
+    "model.lr_scheduler": "null",
+    "model.optimizer.init_args.lr": 0.01,
+    "data.tokenizer": "word",
+    "data.length": 16,
+    "data.batch_tokens": 64,
+    "trainer.max_steps": 20,
+    "trainer.val_check_interval": 10,
+    "trainer.log_every_n_steps": 4,
+    "trainer.enable_progress_bar": "false",
+    "trainer.accelerator": "cpu",
+    "checkpoint_every_n_steps": 5,
+    "samples.texts": '["the ___ sea", "___ sea and ___"]',
+    "samples.top_k": 3,
+    "logger": "csv",
+}
 WORDS = ["def", "return", "self", "value", "index", "(", ")", ":", "for", "in", "if", "not", "name", "=", "None"]
 
 
@@ -166,7 +184,7 @@ def column(folder: RunFolder, name: str) -> dict[int, float]:
 
 def trained(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """All of a checkpoint that decides how a training goes on, nothing that names its place."""
-    kept = {name: value for name, value in checkpoint.items() if name not in ("callbacks", "loops")}
+    kept = {name: value for name, value in checkpoint.items() if name not in ("callbacks", "loops", "rnn_blocks")}
     by_place = ("ModelCheckpoint", "LastCheckpoint", "TrackedRun")
     kept["callbacks"] = {k: v for k, v in checkpoint["callbacks"].items() if not k.startswith(by_place)}
     loop = checkpoint["loops"]["fit_loop"]

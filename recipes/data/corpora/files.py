@@ -68,15 +68,16 @@ class FileCorpus:
         for path in self._paths:
             with _open(path):
                 pass
-        scans = [scan(path, self._memory) for path in self._paths]
+        found = {path: scan(path, self._memory) for path in dict.fromkeys(self._paths)}
+        scans = [found[path] for path in self._paths]
         if len(scans) == 3:
             files = zip(SPLITS, self._paths, scans, strict=True)
-            self._ranges = {split: (path, 0, found.num_bytes) for split, path, found in files}
+            self._ranges = {split: (path, 0, text.num_bytes) for split, path, text in files}
         else:
             path, total = self._paths[0], scans[0].num_bytes
             ends = [0, _line_end(path, total * 90 // 100), _line_end(path, total * 95 // 100), total]
             self._ranges = {split: (path, ends[i], ends[i + 1]) for i, split in enumerate(SPLITS)}
-        return hashlib.sha256(json.dumps([found.digest for found in scans]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([text.digest for text in scans]).encode()).hexdigest()
 
     def num_bytes(self, split: Split) -> int:
         """Bytes of a split's (uncompressed) text."""

@@ -5,25 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-
 from rnn_blocks.modules import ClozeModel, LanguageModel, Seq2Seq
 from rnn_blocks.modules.hub import Pretrained
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.cloze.data import ClozeDataModule
-from rnn_blocks.recipes.language_model.data import TextDataModule
 from rnn_blocks.recipes.run.checkpoints import read_checkpoint
 from rnn_blocks.recipes.run.folder import AVERAGED, BEST, LAST, OUTPUT_DIR, find_checkpoint, run_of_checkpoint, runs
-from rnn_blocks.recipes.run.load import load_model
+from rnn_blocks.recipes.run.load import DATA_STATES, load_model
 from rnn_blocks.recipes.run.metrics_csv import read_metrics
 from rnn_blocks.recipes.tools.export.folder import Format, export_model
-from rnn_blocks.recipes.translation.pairs.data import ParallelDataModule
 
-_KINDS: dict[str, tuple[type[Any], type[pl.LightningDataModule]]] = {
-    "language-model": (LanguageModel, TextDataModule),
-    "translation": (Seq2Seq, ParallelDataModule),
-    "cloze": (ClozeModel, ClozeDataModule),
-}
+_KINDS: dict[str, type[Any]] = {"language-model": LanguageModel, "translation": Seq2Seq, "cloze": ClozeModel}
 
 
 def export(
@@ -81,9 +72,9 @@ def load_any(path: Path) -> tuple[Pretrained, dict[str, str]]:
     rnn_blocks.recipes.InputError: no.ckpt: no such checkpoint
     """
     held = read_checkpoint(path)
-    for recipe, (model_class, data_class) in _KINDS.items():
-        if data_class.__qualname__ in held:
-            model, state = load_model(path, model_class, data_class, recipe)
+    for recipe, model_class in _KINDS.items():
+        if DATA_STATES[recipe] in held:
+            model, state = load_model(path, model_class, recipe)
             return model, _tokenizers(state)
     raise InputError(f"{path}: not a checkpoint of {', '.join(_KINDS)}, whose models are exported")
 

@@ -114,9 +114,11 @@ class ParallelFiles:
     def fingerprint(self) -> str:
         """Reads all files through once; returns a hash of their text. See ``ParallelCorpus``."""
         digest = hashlib.sha256()
+        known: dict[Path, tuple[str, int]] = {}  # several splits may be one file
         for split in self.splits:
             files = self._files[split]
-            scans = [_scan(files, path, self._memory) for path in files.paths]
+            known |= {path: _scan(files, path, self._memory) for path in files.paths if path not in known}
+            scans = [known[path] for path in files.paths]
             (first, lines), (last, others) = scans[0], scans[-1]
             if lines != others:
                 raise InputError(

@@ -1,6 +1,6 @@
 """The data of a translation: pairs of lines, tokenized once and read in batches of like lengths."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rnn_blocks.recipes.translation.pairs.codec import TextCodec
 from rnn_blocks.recipes.translation.pairs.dropout import BpeDropout, check_rate
 from rnn_blocks.recipes.translation.pairs.filtering import Kept, keep
 from rnn_blocks.recipes.translation.pairs.settings import ParallelTokenizerSettings
-from rnn_blocks.recipes.translation.pairs.store import PairFile, PreparedPairs, prepare_pairs
+from rnn_blocks.recipes.translation.pairs.store import PairFile, PreparedPairs, prepare_pairs, prepare_split
 from rnn_blocks.recipes.translation.pairs.tokenizer import ParallelTokenizerKind
 
 _HUB = "hub:"
@@ -155,6 +155,7 @@ class ParallelDataModule(LightningDataModule):
         self._eval_budget = Budget(eval_batch_tokens or batch_tokens, max_sentences)
         self._limits = max_length, max_ratio
         self._seed = seed
+        self._evaluated: tuple[Split, TextCodec] | None = None
         self._prepared: PreparedPairs | None = None
         self._codec: TextCodec | None = None
         self._kept: Kept | None = None
@@ -168,6 +169,9 @@ class ParallelDataModule(LightningDataModule):
         """
         if self._prepared is not None:
             return
+        if self._evaluated is not None:
+            self._prepared = self._prepare_evaluated(*self._evaluated)
+            return
         prepared = prepare_pairs(self._corpus, self._settings, self._cache_dir)
         kept = keep(prepared.splits["train"], *self._limits)
         if not len(kept.places):
@@ -175,6 +179,23 @@ class ParallelDataModule(LightningDataModule):
         if any(kept.dropped.values()):
             rank_zero_info(str(kept))
         self._prepared, self._kept = prepared, kept
+
+    def _prepare_evaluated(self, split: Split, codec: TextCodec) -> PreparedPairs:
+        if split not in self._corpus.splits:
+            raise InputError(f"{self._corpus.name}: there is no {split} text; give it as {split}")
+        sides = codec.source_tokenizer, codec.target_tokenizer
+        return prepare_split(self._corpus, split, sides, self._cache_dir)
+
+    def evaluate(self, splits: Sequence[Split], state: Mapping[str, Any]) -> None:
+        """Read one split alone, with a checkpoint's tokenizers; to be called before ``prepare``.
+
+        Args:
+            splits: that one.
+            state: what the checkpoint holds of its data module.
+        """
+        (split,) = splits
+        self._codec = TextCodec.from_state(state)
+        self._evaluated = split, self._codec
 
     @property
     def codec(self) -> TextCodec:
@@ -187,7 +208,7 @@ class ParallelDataModule(LightningDataModule):
     @property
     def joint(self) -> bool:
         """Whether one vocabulary serves both sides."""
-        return self._settings.joint
+        return self.codec.joint
 
     @property
     def source_vocab_size(self) -> int:

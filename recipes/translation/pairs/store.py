@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from tokenizers import Tokenizer
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import Split, utf8_length
@@ -83,24 +84,51 @@ def prepare_pairs(corpus: ParallelCorpus, settings: ParallelTokenizerSettings, c
     Raises:
         InputError: the text cannot be read, a line of val or test is empty, or the cache folder cannot be written.
     """
+    return _prepare(corpus, corpus.splits, settings.key(), lambda: _learn(corpus, settings), cache_dir)
+
+
+def prepare_split(
+    corpus: ParallelCorpus, split: Split, sides: tuple[Tokenizer, Tokenizer], cache_dir: Path
+) -> PreparedPairs:
+    """As ``prepare_pairs``, of one split alone, with tokenizers that there are already.
+
+    Args:
+        corpus: where the pairs come from.
+        split: the split.
+        sides: of the source and of the target.
+        cache_dir: the folder below which the files lie.
+    """
+    key = [split, *(tokenizer.to_str() for tokenizer in sides)]
+    return _prepare(corpus, (split,), key, lambda: sides, cache_dir)
+
+
+def _prepare(
+    corpus: ParallelCorpus,
+    splits: Sequence[Split],
+    key: Sequence[str | int | bool | None],
+    learn: Callable[[], tuple[Tokenizer, Tokenizer]],
+    cache_dir: Path,
+) -> PreparedPairs:
     home = cache_home(cache_dir, "parallel")
     fingerprint = corpus.fingerprint()
-    parts = [_FORMAT, tokenizers.__version__, fingerprint, settings.key()]
+    parts = [_FORMAT, tokenizers.__version__, fingerprint, key]
     folder = home / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
     return find_or_make(
-        folder, load=lambda: _load(folder, fingerprint), make=lambda partial: _make(corpus, settings, partial)
+        folder, load=lambda: _load(folder, fingerprint), make=lambda partial: _make(corpus, splits, learn, partial)
     )
 
 
-def _make(corpus: ParallelCorpus, settings: ParallelTokenizerSettings, folder: Path) -> None:
-    for split in corpus.splits:
+def _make(
+    corpus: ParallelCorpus, splits: Sequence[Split], learn: Callable[[], tuple[Tokenizer, Tokenizer]], folder: Path
+) -> None:
+    for split in splits:
         if split != "train":
             _refuse_empty_lines(corpus, split)
-    source, target = _learn(corpus, settings)
+    source, target = learn()
     (folder / "source.json").write_text(source.to_str(), encoding="utf-8")
     (folder / "target.json").write_text(target.to_str(), encoding="utf-8")
     counts = {}
-    for split in corpus.splits:
+    for split in splits:
         pairs = count_progress(corpus.pairs(split), f"tokenizing {split}", corpus.num_pairs(split), "pairs")
         counts[split] = _write(folder, corpus, split, pairs, source, target)
     (folder / "counts.json").write_text(json.dumps(counts, indent=1))
@@ -120,9 +148,7 @@ def _empty_line(corpus: ParallelCorpus, split: Split, index: int, side: str) -> 
     )
 
 
-def _learn(
-    corpus: ParallelCorpus, settings: ParallelTokenizerSettings
-) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+def _learn(corpus: ParallelCorpus, settings: ParallelTokenizerSettings) -> tuple[Tokenizer, Tokenizer]:
     def lines(sides: Iterable[int], whose: str) -> Iterator[str]:
         left = _LEARNING_BYTES
         total = corpus.num_pairs("train")
@@ -144,8 +170,8 @@ def _write(
     corpus: ParallelCorpus,
     split: Split,
     pairs: Iterable[Pair],
-    source: tokenizers.Tokenizer,
-    target: tokenizers.Tokenizer,
+    source: Tokenizer,
+    target: Tokenizer,
 ) -> dict[str, dict[str, int]]:
     empty = Counter(dict.fromkeys(_SIDES, 0))
     stream, index = iter(pairs), -1

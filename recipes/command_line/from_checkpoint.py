@@ -1,0 +1,193 @@
+"""A command that begins with a checkpoint: the configuration of its run, beside what the command is given."""
+
+from collections.abc import Mapping, Sequence
+from glob import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.command_line.arguments import values_of
+from rnn_blocks.recipes.run.checkpoints import read_checkpoint
+from rnn_blocks.recipes.run.load import Configuration, check_recipe, configuration_of, has_configuration
+
+Split = Literal["train", "val", "test"]
+
+CONFIG = ("--config", "-c")
+
+TEXTS = ("source", "train", "val", "test")
+"""Options of the data of every recipe with a text: one source of all splits, or one text for each."""
+
+TOKENIZER = ("tokenizer", "vocab_size", "min_count", "vocabulary", "joint", "lowercase")
+"""Options of the data that make the tokenizer."""
+
+_PATHS = (*TEXTS, "vocabulary", "cache_dir")
+_NAMED = ("stdlib", "rhymes", "numbers")  # sources that are no paths
+_HUB = "hub:"
+
+
+def given_data(args: list[str]) -> set[str]:
+    """The options of the data that a command line gives, by itself or by a configuration file.
+
+    >>> sorted(given_data(["--data.train", "a.txt", "--data.val=b.txt", "--data", "{test: c.txt}"]))
+    ['test', 'train', 'val']
+    """
+    names = {arg.partition("=")[0].removeprefix("--data.") for arg in args if arg.startswith("--data.")}
+    sections: list[Any] = [_read(value) for value in values_of(args, "--data")]
+    for value in values_of(args, *CONFIG):
+        config = _read(Path(value).read_text() if Path(value).is_file() else value)
+        sections.append(config.get("data") if isinstance(config, dict) else None)
+    return names.union(*(section for section in sections if isinstance(section, dict)))
+
+
+def _read(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None  # the parser tells
+
+
+def for_command(configuration: Configuration, given: set[str], split: Split | None) -> dict[str, Any]:
+    """The options of a run as they hold for another command.
+
+    Relative paths become absolute, unless the command is started where the run was, or the folder in which that was
+    started is not there. A text that is given takes the place of the run's, whether that was a source or files.
+
+    Args:
+        configuration: the run's.
+        given: options of the data that the command line gives.
+        split: that it evaluates; None where a training goes on.
+
+    >>> run = Configuration({"data": {"source": "a.txt", "train": None}}, "config.yaml", Path("/"))
+    >>> for_command(run, set(), "test")
+    {'data': {'source': '/a.txt', 'train': None}}
+    >>> for_command(run, {"test"}, "test")
+    {'data': {'train': None}}
+    """
+    values = dict(configuration.values)
+    if not isinstance(values.get("data"), dict):
+        return values
+    data = dict(values["data"])
+    if configuration.directory is not None and configuration.directory.is_dir():
+        for name in _PATHS:
+            if isinstance(data.get(name), str):
+                data[name] = _absolute(name, data[name], configuration.directory)
+    if given & ({split} if split else set(TEXTS[1:])):
+        for name in ("source", "hub_config"):
+            data.pop(name, None)
+    elif "source" in given:
+        for name in (*TEXTS[1:], "hub_config"):
+            data.pop(name, None)
+    return {**values, "data": data}
+
+
+def _absolute(name: str, value: str, directory: Path) -> str:
+    if directory == Path.cwd() or (name == "source" and value in _NAMED):
+        return value
+    if name == "source" and value.startswith(_HUB):  # a dataset's name, or a folder
+        folder = directory / Path(value.removeprefix(_HUB)).expanduser()
+        return f"{_HUB}{folder}" if folder.is_dir() else value
+    return str(directory / Path(value).expanduser())
+
+
+def read_alone(data: Any, splits: Sequence[Split]) -> None:
+    """Where the splits are files of their own, let the first that is read stand for those that need not be there."""
+    if data.get(splits[0]) is not None:
+        for name in TEXTS[1:]:
+            if name not in splits:
+                data[name] = data[splits[0]]
+
+
+class GivenCheckpoint:
+    """The checkpoint that a command begins with.
+
+    Args:
+        path: the file.
+        recipe: the recipe's name.
+        split: that the command evaluates; None where a training goes on.
+
+    Raises:
+        InputError: where it is not one that the command can begin with, before any long work.
+
+    >>> GivenCheckpoint(Path("no.ckpt"), "cloze", "test")
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: no.ckpt: no such checkpoint
+    """
+
+    def __init__(self, path: Path, recipe: str, split: Split | None) -> None:
+        self.path = path
+        self.held = read_checkpoint(path)
+        self.data_state = check_recipe(self.held, path, recipe)
+        if split is None and "optimizer_states" not in self.held:
+            raise InputError(f"{path}: holds weights alone: no training goes on with them; give 'last' or 'best'")
+        self._split = split
+        self._configuration: Configuration | None = None
+        self._given: set[str] = set()
+
+    def options(self, args: list[str]) -> list[str]:
+        """What its configuration adds to a command line, to stand before it.
+
+        Args:
+            args: the command line. A configuration in it stands for one that the checkpoint lacks.
+
+        Raises:
+            InputError: where it has none, or one that cannot be read.
+        """
+        if not has_configuration(self.held, self.path) and values_of(args, *CONFIG):
+            return []
+        self._given = given_data(args)
+        self._configuration = configuration_of(self.held, self.path)
+        options = for_command(self._configuration, self._given, self._split)
+        return ["--config", yaml.safe_dump(options, sort_keys=False, allow_unicode=True)]
+
+    def check_data(self, data: Any, splits: Sequence[Split]) -> None:
+        """Look at the options of the data before any is read, and leave aside what will not be.
+
+        Args:
+            data: the options that hold now.
+            splits: those that will be read.
+
+        Raises:
+            InputError: where a text of the run is not there, with the path, where it comes from, and the option that
+                gives another; or where an option of the tokenizer is not that of the checkpoint.
+        """
+        if self._configuration is not None:
+            self._check_texts(self._configuration, data, splits)
+            if self._split is not None:
+                self._check_tokenizer(self._configuration, data)
+        if self._split is not None:
+            read_alone(data, splits)
+
+    def _check_texts(self, configuration: Configuration, data: Any, splits: Sequence[Split]) -> None:
+        held: Mapping[str, Any] = configuration.values.get("data") or {}
+        names: list[str] = [*splits] if any(data.get(split) for split in splits) else ["source"]
+        for name in names if self._split else [*names, "vocabulary"]:
+            value = data.get(name)
+            if not isinstance(value, str) or not isinstance(held.get(name), str) or name in self._given:
+                continue
+            if name == "source" and (value in _NAMED or value.startswith(_HUB)):
+                continue
+            if not _is_there(Path(value).expanduser()):
+                started = configuration.directory
+                where = "" if started is None else f", which was started in {started}"
+                other = self._split if self._split and name == "source" else name
+                raise InputError(
+                    f"{value}: no such file; it is data.{name}, {held[name]!r}, of the run{where} "
+                    f"({configuration.place}): give another by --data.{other}"
+                )
+
+    def _check_tokenizer(self, configuration: Configuration, data: Any) -> None:
+        held: Mapping[str, Any] = configuration.values.get("data") or {}
+        for name in TOKENIZER:
+            if name in self._given and name in held and data.get(name) != held[name]:
+                raise InputError(
+                    f"--data.{name} {data.get(name)}: the checkpoint's model was trained with {held[name]}, and its "
+                    "tokenizer is in the checkpoint: leave the option out"
+                )
+
+
+def _is_there(path: Path) -> bool:
+    """A file, or one for each language."""
+    return path.exists() or any(path.parent.glob(f"{escape(path.name)}.*"))
