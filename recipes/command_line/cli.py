@@ -164,7 +164,12 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Lightning's, without its warning that the process has arguments too."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except SystemExit as ended:
+            if ended.code and self._checkpoint is not None:  # options may be those of another version
+                sys.stderr.write(f"(among the options are those of the run of {self._checkpoint.path})\n")
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's configuration is its run's ``config.yaml``, which is already read."""

@@ -65,10 +65,7 @@ def for_command(configuration: Configuration, given: set[str], split: Split | No
     >>> for_command(run, {"test"}, "test")
     {'data': {'train': None}}
     """
-    values = dict(configuration.values)
-    if not isinstance(values.get("data"), dict):
-        return values
-    data = dict(values["data"])
+    data = dict(configuration.values["data"])
     if configuration.directory is not None and configuration.directory.is_dir():
         for name in _PATHS:
             if isinstance(data.get(name), str):
@@ -79,7 +76,7 @@ def for_command(configuration: Configuration, given: set[str], split: Split | No
     elif "source" in given:
         for name in (*TEXTS[1:], "hub_config"):
             data.pop(name, None)
-    return {**values, "data": data}
+    return {**configuration.values, "data": data}
 
 
 def _absolute(name: str, value: str, directory: Path) -> str:
@@ -161,7 +158,7 @@ class GivenCheckpoint:
             read_alone(data, splits)
 
     def _check_texts(self, configuration: Configuration, data: Any, splits: Sequence[Split]) -> None:
-        held: Mapping[str, Any] = configuration.values.get("data") or {}
+        held: Mapping[str, Any] = configuration.values["data"]
         names: list[str] = [*splits] if any(data.get(split) for split in splits) else ["source"]
         for name in names if self._split else [*names, "vocabulary"]:
             value = data.get(name)
@@ -179,7 +176,7 @@ class GivenCheckpoint:
                 )
 
     def _check_tokenizer(self, configuration: Configuration, data: Any) -> None:
-        held: Mapping[str, Any] = configuration.values.get("data") or {}
+        held: Mapping[str, Any] = configuration.values["data"]
         for name in TOKENIZER:
             if name in self._given and name in held and data.get(name) != held[name]:
                 raise InputError(

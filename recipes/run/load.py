@@ -75,9 +75,9 @@ def configuration_of(checkpoint: Mapping[str, Any], path: Path) -> Configuration
     Raises:
         InputError: where there is none, or it cannot be read.
 
-    >>> held = carried("seed_everything: 1")
+    >>> held = carried("data: {seed: 1}")
     >>> configuration_of(held, Path("elsewhere/best.ckpt")).values
-    {'seed_everything': 1}
+    {'data': {'seed': 1}}
     """
     run = run_of_checkpoint(path)
     held = checkpoint.get(KEY)
@@ -95,6 +95,8 @@ def configuration_of(checkpoint: Mapping[str, Any], path: Path) -> Configuration
         raise InputError(f"{place} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{place} cannot be read: it holds a {type(values).__name__}, not options by name")
+    if not isinstance(values.get("data"), dict):
+        raise InputError(f"{place} holds no options of the data")
     return Configuration(values, place, directory)
 
 
@@ -123,7 +125,8 @@ def check_recipe(checkpoint: Mapping[str, Any], path: Path, recipe: str) -> dict
     if not isinstance(state, dict) or not any(state.get(name) for name in (*_TOKENIZERS, "task")):
         told = f"{path}: holds no {lacking}: not a checkpoint of the {recipe} recipe"
         raise InputError(told + _what_it_is(checkpoint, recipe))
-    if not isinstance(checkpoint.get("state_dict"), dict):
+    weights = checkpoint.get("state_dict")
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise InputError(f"{path}: holds no weights ('state_dict'): not a checkpoint of the {recipe} recipe")
     for name in _TOKENIZERS:
         try:

@@ -275,6 +275,15 @@ FOREIGN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "data of another kind": (lambda held: dict.fromkeys(held, 3), "not a checkpoint of the "),
     "a broken configuration": (lambda held: held | {KEY: {"config": "a: [", "directory": "/"}}, "cannot be read"),
     "a configuration of text": (lambda held: held | {KEY: {"config": "word", "directory": "/"}}, "holds a str"),
+    "a configuration without data": (
+        lambda held: held | {KEY: {"config": "data: [1]", "directory": "/"}},
+        "no options of",
+    ),
+    "weights that are none": (lambda held: held | {"state_dict": {"a": "text"}}, "holds no weights"),
+    "a broken tokenizer": (
+        lambda held: {k: v | {"tokenizer": "{}"} if k in DATA_STATES.values() else v for k, v in held.items()},
+        "its tokenizer cannot be read",
+    ),
     "no configuration": (lambda held: held | {KEY: 5}, "cannot be read"),
 }
 
@@ -323,6 +332,19 @@ def test_files_that_are_no_checkpoints_and_those_of_other_recipes_are_refused_by
             refused(capsys, f"{file}: not a checkpoint, or cut off (")
         assert recipe(*command, "--ckpt_path", "alone.ckpt", of=name) == 2
         refused(capsys, f"alone.ckpt: holds no {'task' if name == 'long-range' else 'tokenizer'}", f"one of {other}")
+
+
+def test_options_of_another_version_are_told_with_the_checkpoint_that_has_them(
+    project: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = alone(project, "cloze", elsewhere)
+    held = torch.load(path, weights_only=True)
+    held[KEY]["config"] = held[KEY]["config"].replace("  mask_rate:", "  mask_rates:")
+    AtomicCheckpointIO().save_checkpoint(held, path)
+    assert recipe("test", "--ckpt_path", str(path), of="cloze") == 2
+    error = capsys.readouterr().err
+    assert "mask_rates" in error
+    assert f"(among the options are those of the run of {path})" in error
 
 
 def test_the_states_of_the_data_are_called_by_their_classes() -> None:
