@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from rnn_blocks.modules import ClozeModel
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.cloze.sequences import Unit
+from rnn_blocks.recipes.data.corpora.plain import given_text, is_blank
 from rnn_blocks.recipes.data.tokenizer import UNKNOWN
 from rnn_blocks.recipes.run.load import load_model
 
@@ -73,9 +74,10 @@ class Filler:
         """The ids of a text; a model of lines reads it as a line, with its end.
 
         Raises:
-            InputError: there is no blank in it, or it has several lines and the model reads one.
+            InputError: it is no text, there is no blank in it, or it has several lines and the model reads one.
         """
-        if not blank.strip():
+        text, blank = given_text("the text", text), given_text("--blank", blank)
+        if is_blank(blank):
             raise InputError(f"--blank {blank!r}: give something that can be seen in the text")
         if blank not in text:
             raise InputError(

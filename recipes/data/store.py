@@ -22,7 +22,7 @@ from rnn_blocks.recipes.data.progress import with_progress
 from rnn_blocks.recipes.data.settings import TokenizerSettings
 
 # Part of every key: raise it when the same text and settings would give other files.
-_FORMAT = 1
+_FORMAT = 2
 # An Encoding takes about a hundred bytes a token; 256 KiB of text at once keep that at some ten megabytes.
 _BLOCKS_AT_ONCE = 64
 

@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import utf8_length
 from rnn_blocks.recipes.data.corpora.files import read_text
+from rnn_blocks.recipes.data.corpora.plain import words
 
 TokenizerKind = Literal["bpe", "word", "char"]
 
@@ -110,15 +111,14 @@ def count_vocabulary(text: Iterable[str], vocab_size: int | None = None, min_cou
     counts: Counter[str] = Counter()
     forgotten = 0
     for block in text:
-        counts.update(block.split())
+        counts.update(words(block))
         while len(counts) > _DISTINCT_WORDS:
             forgotten += 1
             counts = Counter({word: count for word, count in counts.items() if count > forgotten})
     for special in (UNKNOWN, END_OF_LINE):
         counts.pop(special, None)
     frequent = (word for word, count in counts.items() if count >= min_count)
-    words = sorted(frequent, key=lambda word: (-counts[word], word))
-    return [UNKNOWN, END_OF_LINE, *words][:vocab_size]
+    return [UNKNOWN, END_OF_LINE, *sorted(frequent, key=lambda word: (-counts[word], word))][:vocab_size]
 
 
 def read_vocabulary(path: Path) -> list[str]:
@@ -131,12 +131,13 @@ def read_vocabulary(path: Path) -> list[str]:
     lines = "".join(read_text(path)).rstrip("\n").split("\n")
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if len(words) != 1:
+        found = words(line)
+        if len(found) != 1:
             raise InputError(f"{path}: line {number} is {line!r}; a vocabulary has one word a line")
-        if words[0] in first_line:
-            raise InputError(f"{path}: line {number}: {words[0]!r} is already in line {first_line[words[0]]}")
-        first_line[words[0]] = number
+        (word,) = found
+        if word in first_line:
+            raise InputError(f"{path}: line {number}: {word!r} is already in line {first_line[word]}")
+        first_line[word] = number
     for special, meaning in ((UNKNOWN, "every word outside the vocabulary"), (END_OF_LINE, "the end of a line")):
         if special not in first_line:
             raise InputError(f"{path}: the vocabulary has no {special}, which stands for {meaning}; add it as a line")

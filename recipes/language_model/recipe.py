@@ -16,6 +16,7 @@ from rnn_blocks.modules.generation import check_sampling
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.cli import RecipeCLI
 from rnn_blocks.recipes.data.corpora.corpus import Split
+from rnn_blocks.recipes.data.corpora.plain import given_text
 from rnn_blocks.recipes.language_model.adaptation import (
     Adaptation,
     adaptation_of,
@@ -84,13 +85,14 @@ class LanguageModelCLI(RecipeCLI):
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """Samples of text."""
         samples = options["samples"]
-        if not samples["prompts"]:
+        prompts = [given_text("--samples.prompts", prompt) for prompt in samples["prompts"]]
+        if not prompts:
             return []
         assert self.folder is not None
         return [
             TextSamples(
                 self.folder,
-                samples["prompts"],
+                prompts,
                 max_tokens=samples["max_tokens"],
                 temperature=samples["temperature"],
             )
@@ -137,6 +139,7 @@ def generate(
         seed: Makes the draw repeatable.
         output_dir: Folder of the runs, for 'best' and 'last'.
     """
+    prompt = given_text("--prompt", prompt)
     model, tokenizer = load_language_model(find_checkpoint(ckpt_path, Path(output_dir) / NAME))
     ids = tokenizer.encode(prompt).ids
     if not ids:

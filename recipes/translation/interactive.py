@@ -7,6 +7,7 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.corpora.plain import given_text
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint
 from rnn_blocks.recipes.translation.attention_map import attention_text
 from rnn_blocks.recipes.translation.translator import SearchArguments, SearchOptions, Translator
@@ -42,10 +43,12 @@ def interactive(
     terminal = sys.stdin.isatty()
     while True:
         try:
-            line = input(PROMPT if terminal else "")
-            line.encode()  # bytes that are no UTF-8 came as lone surrogates
-        except UnicodeError:
-            sys.stderr.write("not text in UTF-8\n")
+            line = given_text("the line", input(PROMPT if terminal else ""))
+        except InputError as error:
+            sys.stderr.write(f"{error}\n")
+            continue
+        except UnicodeError:  # where Python is told to be strict
+            sys.stderr.write("the line: not text in UTF-8\n")
             continue
         except EOFError:
             sys.stdout.write("\n" * terminal)

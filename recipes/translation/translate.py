@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.files import GZIP_MAGIC, open_text
+from rnn_blocks.recipes.data.corpora.plain import decode_line
 from rnn_blocks.recipes.data.progress import progress_bar
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint
 from rnn_blocks.recipes.translation.attention_map import alignment_pairs
@@ -109,7 +110,7 @@ def read_groups(file: BinaryIO, name: str, *, size: int = GROUP, wait: bool = Fa
     while True:
         chunk = file.read1(READ_BYTES)  # type: ignore[attr-defined]  # every buffered reader has it
         *whole, pending = (pending + chunk).split(b"\n")
-        waiting += whole
+        waiting += [line + b"\n" for line in whole]
         if not chunk and pending:
             waiting.append(pending)
         while waiting and (len(waiting) >= size or not wait or not chunk):
@@ -118,14 +119,11 @@ def read_groups(file: BinaryIO, name: str, *, size: int = GROUP, wait: bool = Fa
             for data in group:
                 number += 1
                 try:
-                    lines.append(data.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8"))
-                except UnicodeDecodeError as error:
+                    lines.append(decode_line(_named(name), number, data, "the lines before it are translated"))
+                except InputError:
                     if lines:
                         yield lines
-                    raise InputError(
-                        f"{_named(name)}: line {number} is not text in UTF-8: byte 0x{data[error.start]:02x} at place "
-                        f"{error.start + 1} of the line; the lines before it are translated"
-                    ) from None
+                    raise
             yield lines
         if not chunk:
             return

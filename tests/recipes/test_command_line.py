@@ -136,7 +136,7 @@ def test_a_setting_out_of_its_range_is_refused_with_its_name_and_leaves_no_run(
 BAD_TEXTS = {
     "missing": (None, "text.txt: no such file"),
     "empty": (b"", "text.txt: the file is empty"),
-    "binary": (b"plain, then \xff\xfe" * 999, "text.txt: not text in UTF-8: byte 0xff at offset 12"),
+    "binary": (b"plain, then \xff\xfe" * 999, "text.txt: line 1 is not text in UTF-8: byte 0xff at place 13"),
     "cut gzip": (b"\x1f\x8b\x08\x00 not gzip at all", "text.txt"),
     "short": (b"a few words\n" * 5, "one batch needs 129 (batch_size 8 × bptt 16 + 1): lower batch_size or bptt"),
 }

@@ -65,7 +65,7 @@ def test_bytes_that_are_no_text_are_told_by_file_and_line(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"train\.de: line 2 is not text in UTF-8: byte 0xe4 at place 7 of the line"):
         of(stem).fingerprint()
     (tmp_path / "train.de").write_bytes(b"ein\n\0\n")
-    with pytest.raises(InputError, match=r"train\.de: a binary file, not text: byte 0x00 in line 2"):
+    with pytest.raises(InputError, match=r"train\.de: line 2 is not text in UTF-8: byte 0x00 at place 1"):
         of(stem).fingerprint()
 
 

@@ -101,25 +101,27 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("before", [0, 5, 262_143, 262_144, 300_001])
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_undecodable_byte_is_told_with_its_offset(tmp_path: Path, before: int, packed: bool) -> None:
+def test_an_undecodable_byte_is_told_with_its_place(tmp_path: Path, before: int, packed: bool) -> None:
     data = b"a" * before + b"\xff" + b"b" * 9
     path = tmp_path / "latin.txt"
     path.write_bytes(gzip.compress(data) if packed else data)
-    with pytest.raises(InputError, match=rf"latin\.txt: not text in UTF-8: byte 0xff at offset {before};"):
+    with pytest.raises(InputError, match=rf"latin\.txt: line 1 is not text in UTF-8: byte 0xff at place {before + 1} "):
         FileCorpus(path).fingerprint()
 
 
-def test_a_character_cut_short_at_the_end_is_told_with_its_offset(tmp_path: Path) -> None:
+def test_a_character_cut_short_at_the_end_is_told_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "cut.txt"
     path.write_bytes(b"ab\xe2\x82")
-    with pytest.raises(InputError, match="byte 0xe2 at offset 2;"):
+    with pytest.raises(InputError, match="byte 0xe2 at place 3 of the line;"):
         FileCorpus(path).fingerprint()
 
 
-def test_a_binary_file_is_told_with_the_offset_of_its_zero_byte(tmp_path: Path) -> None:
+def test_a_binary_file_is_told_with_the_place_of_its_zero_byte(tmp_path: Path) -> None:
     path = tmp_path / "wide.txt"
     path.write_bytes("é".encode() + "ab".encode("utf-16-le"))
-    with pytest.raises(InputError, match=r"wide\.txt: a binary file, not text: byte 0x00 at offset 3;"):
+    with pytest.raises(
+        InputError, match=r"wide\.txt: line 1 is not text .*: byte 0x00 at place 4 of the line \(of a b"
+    ):
         FileCorpus(path).fingerprint()
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.data.corpora.corpus import SPLITS, Split
+from rnn_blocks.recipes.data.corpora.corpus import SPLITS, Split, utf8_length
+from rnn_blocks.recipes.data.corpora.plain import decode_line, is_utf16, no_text, plain_pieces
 from rnn_blocks.recipes.data.corpora.remember import remembered
 
 _READ_BYTES = 1 << 18
@@ -21,7 +22,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a file tells: the hash and the length of its (uncompressed) text."""
+    """What one pass over a file tells: the hash of its text, as ``plain`` has it, and its (uncompressed) bytes."""
 
     digest: str
     num_bytes: int
@@ -97,37 +98,23 @@ class FileCorpus:
 def read_text(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
     """Yields the text of a file between two byte offsets (of the uncompressed text), piece by piece.
 
+    See ``plain`` for what is text, and how marks and ends of lines are read.
+
     Raises:
-        InputError: the file is missing, is no text in UTF-8 (with the byte's offset), or is damaged gzip.
+        InputError: the file is missing, is no text in UTF-8 (with line and byte), or is damaged gzip.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = start
-    for data in _read_bytes(path, start, stop):
-        pending = len(decoder.getstate()[0])
-        yield _decode(path, decoder, data, offset - pending)
-        offset += len(data)
-    pending = len(decoder.getstate()[0])
-    yield _decode(path, decoder, b"", offset - pending, final=True)
+    return plain_pieces(_decoded(path, start, stop), start=start == 0)
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a file without their ends (a newline, or a carriage return and one).
+    """Yields the lines of a file without their ends.
 
     Raises:
-        InputError: the file is missing, a line is no text in UTF-8 (with the line's number), or it is damaged gzip.
+        InputError: the file is missing, a line is no text in UTF-8 (with line and byte), or it is damaged gzip.
     """
     with open_text(path) as file:
         for number, data in enumerate(file, start=1):
-            try:
-                line = data.decode()
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}: line {number} is not text in UTF-8: byte 0x{data[error.start]:02x} at place"
-                    f" {error.start + 1} of the line; convert the file to UTF-8"
-                ) from None
-            if "\0" in line:
-                raise InputError(f"{path}: a binary file, not text: byte 0x00 in line {number}; give text in UTF-8")
-            yield line.removesuffix("\n").removesuffix("\r")
+            yield decode_line(str(path), number, data)
 
 
 def scan(path: Path, memory: Path | None = None) -> Scan:
@@ -142,12 +129,18 @@ def scan(path: Path, memory: Path | None = None) -> Scan:
     """
 
     def read() -> list[str | int]:
-        digest, num_bytes = hashlib.sha256(), 0
-        for text in read_text(path):
-            data = text.encode()
-            digest.update(data)
-            num_bytes += len(data)
-        if num_bytes == 0:
+        digest, num_bytes, empty = hashlib.sha256(), 0, True
+
+        def as_it_is() -> Iterator[str]:
+            nonlocal num_bytes
+            for text in _decoded(path):
+                num_bytes += utf8_length(text)
+                yield text
+
+        for text in plain_pieces(as_it_is()):
+            digest.update(text.encode())
+            empty = False
+        if empty:
             raise InputError(f"{path}: the file is empty; give a file with text in it")
         return [digest.hexdigest(), num_bytes]
 
@@ -201,18 +194,36 @@ def _read_bytes(path: Path, start: int = 0, stop: int | None = None) -> Iterator
             yield data
 
 
+def _decoded(path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = start
+    for data in _read_bytes(path, start, stop):
+        pending = len(decoder.getstate()[0])
+        yield _decode(path, decoder, data, offset - pending)
+        offset += len(data)
+    pending = len(decoder.getstate()[0])
+    yield _decode(path, decoder, b"", offset - pending, final=True)
+
+
 def _decode(path: Path, decoder: codecs.IncrementalDecoder, data: bytes, offset: int, *, final: bool = False) -> str:
     try:
         text = decoder.decode(data, final)
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise InputError(
-            f"{path}: not text in UTF-8: byte 0x{byte:02x} at offset {offset + error.start}; convert the file to UTF-8"
-        ) from None
+        raise _no_text(path, offset + error.start, error.object[error.start]) from None
     if (place := text.find("\0")) >= 0:
-        offset += len(text[:place].encode())
-        raise InputError(f"{path}: a binary file, not text: byte 0x00 at offset {offset}; give text in UTF-8")
+        raise _no_text(path, offset + len(text[:place].encode()), 0)
     return text
+
+
+def _no_text(path: Path, offset: int, byte: int) -> InputError:
+    line, start, read = 1, 0, 0  # the line of the byte, and the offset at which that begins
+    for data in _read_bytes(path, 0, offset):
+        if ends := data.count(b"\n"):
+            line, start = line + ends, read + data.rindex(b"\n") + 1
+        read += len(data)
+    with open_text(path) as file:
+        utf16 = is_utf16(file.read(2))
+    return no_text(str(path), line, offset - start + 1, byte, "convert the file to UTF-8", utf16)
 
 
 def _line_end(path: Path, offset: int) -> int:
@@ -223,4 +234,4 @@ def _line_end(path: Path, offset: int) -> int:
     for mark in (b"\n", b" "):
         if (place := ahead.find(mark)) >= 0:
             return offset + place
-    return next((offset + i for i, byte in enumerate(ahead[1:]) if byte & 0xC0 != 0x80), offset)
+    return next((offset + i for i, byte in enumerate(ahead[1:]) if byte & 0xC0 != 0x80), offset + len(ahead) - 1)

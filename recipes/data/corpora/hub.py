@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import SPLITS, Split
+from rnn_blocks.recipes.data.corpora.plain import plain
 from rnn_blocks.recipes.data.corpora.remember import remembered
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class HubCorpus:
         """A split's rows, each ended by a newline."""
         for batch in self._load()[split].iter(batch_size=_ROWS_AT_ONCE):
             rows: list[str | None] = batch[self._text_column]
-            yield "".join(row if row.endswith("\n") else row + "\n" for row in rows if row is not None)
+            texts = (plain(row) for row in rows if row is not None)
+            yield "".join(text if text.endswith("\n") else text + "\n" for text in texts)
 
     def _load(self) -> "dict[Split, datasets.Dataset]":
         if not self._splits:

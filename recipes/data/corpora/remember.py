@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# Part of every note: raise it when reading the same file would tell something else.
+_FORMAT = 2
 _FROM_BYTES = 1 << 24
 _SETTLED_AFTER_NS = 2_000_000_000
 
@@ -27,7 +29,7 @@ def remembered(path: Path, memory: Path | None, compute: Callable[[], list[str |
     if memory is None or status.st_size < _FROM_BYTES:
         return compute()
     location = str(path.resolve())
-    seen = [location, status.st_size, status.st_mtime_ns, status.st_ino]
+    seen = [_FORMAT, location, status.st_size, status.st_mtime_ns, status.st_ino]
     note = memory / f"{hashlib.sha256(location.encode()).hexdigest()[:20]}.json"
     try:
         known = json.loads(note.read_text())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import Split
 from rnn_blocks.recipes.data.corpora.hub import hash_files, hash_text, load_splits
+from rnn_blocks.recipes.data.corpora.plain import plain
 from rnn_blocks.recipes.translation.corpora.corpus import Pair
 
 if TYPE_CHECKING:
@@ -78,10 +79,10 @@ class HubPairs:
         for batch in self._load()[split].iter(batch_size=_ROWS_AT_ONCE):
             if self._column in batch:
                 for row in batch[self._column]:
-                    yield Pair(*((row or {}).get(language) or "" for language in self._languages))
+                    yield Pair(*(plain((row or {}).get(language) or "") for language in self._languages))
             else:
                 for row in zip(*(batch[language] for language in self._languages), strict=True):
-                    yield Pair(*(line or "" for line in row))
+                    yield Pair(*(plain(line or "") for line in row))
 
     def place(self, split: Split, index: int, side: str) -> str:
         """The split, the row from 0 as the Hub's viewer counts, and the language."""

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import Split, utf8_length
+from rnn_blocks.recipes.data.corpora.plain import is_blank
 from rnn_blocks.recipes.data.progress import count_progress
 from rnn_blocks.recipes.data.store import cache_home, find_or_make
 from rnn_blocks.recipes.translation.corpora.corpus import Pair, ParallelCorpus
@@ -23,7 +24,7 @@ from rnn_blocks.recipes.translation.pairs.settings import ParallelTokenizerSetti
 from rnn_blocks.recipes.translation.pairs.tokenizer import normalise
 
 # Part of every key: raise it when the same text and settings would give other files.
-_FORMAT = 1
+_FORMAT = 2
 _PAIRS_AT_ONCE = 512
 # What a vocabulary learns hardly changes beyond this, while the memory and the time to learn it grow.
 _LEARNING_BYTES = 64 << 20
@@ -137,7 +138,7 @@ def _make(
 def _refuse_empty_lines(corpus: ParallelCorpus, split: Split) -> None:
     for index, pair in enumerate(corpus.pairs(split)):
         for side, line in zip(_SIDES, pair, strict=True):
-            if not line.strip():
+            if is_blank(line):
                 raise _empty_line(corpus, split, index, side)
 
 
