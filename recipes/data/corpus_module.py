@@ -43,7 +43,8 @@ class TextCorpusModule(LightningDataModule):
     """A tokenized corpus of text; a data module adds its batches.
 
     Args:
-        source: The corpus: ``stdlib`` (the source code of the running Python's standard library), ``rhymes`` (nursery
+        source: The corpus: ``stdlib`` (the source code of the running Python's standard library; ``stdlib-by-file``
+            is the same in the splits that it had before 2026-11-28, for checkpoints of then), ``rhymes`` (nursery
             rhymes, all of which are also the validation and test text), the path of one plain or gzip text file in
             UTF-8 (split 90/5/5 by position), or ``hub:NAME``, a dataset of the Hugging Face Hub with train, validation
             and test splits.
@@ -158,6 +159,11 @@ class TextCorpusModule(LightningDataModule):
             InputError: the tokenizer is another one; or the training goes on, and the text is another one.
         """
         here, source = self.state_dict(), state_dict["source"]
+        if source == self._corpus.name == "stdlib" and state_dict["data"] == _by_file().fingerprint():
+            raise InputError(
+                "the checkpoint was trained on the standard library as it was split before, by files: give"
+                " --data.source stdlib-by-file"
+            )
         if state_dict["tokenizer"] != here["tokenizer"]:
             size = Tokenizer.from_str(state_dict["tokenizer"]).get_vocab_size()
             raise InputError(
@@ -177,6 +183,10 @@ class TextCorpusModule(LightningDataModule):
         return self._prepared
 
 
+def _by_file() -> StandardLibrary:
+    return StandardLibrary(split_by="file")
+
+
 def _corpus(source: str, paths: list[str | None], hub_config: str | None, text_column: str, memory: Path) -> Corpus:
     given = [path for path in paths if path is not None]
     if given:
@@ -193,6 +203,8 @@ def _corpus(source: str, paths: list[str | None], hub_config: str | None, text_c
         raise InputError(f"hub_config {hub_config!r}: source {source!r} is no dataset of the Hub (hub:NAME)")
     if source == "stdlib":
         return StandardLibrary()
+    if source == "stdlib-by-file":
+        return _by_file()
     if source == "rhymes":
         return FileCorpus(RHYMES, RHYMES, RHYMES)
     path = Path(source).expanduser()

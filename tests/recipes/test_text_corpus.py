@@ -1,8 +1,11 @@
 import gzip
+import random
 from itertools import pairwise
 from pathlib import Path
 
 import datasets
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,16 +172,65 @@ def test_a_big_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: p
     assert reads == ["a first text", "a second text"]
 
 
-def test_the_standard_library_is_split_by_a_stable_hash_of_paths() -> None:
-    library = StandardLibrary()
-    library.fingerprint()
-    sizes = [library.num_bytes(split) for split in SPLITS]
-    assert sum(sizes) > 5_000_000
-    assert all(size > 100_000 for size in sizes)
+@pytest.fixture(scope="module")
+def library() -> dict[str, str]:
+    return whole(StandardLibrary())
+
+
+def test_the_splits_of_the_standard_library_are_of_like_text(library: dict[str, str]) -> None:
+    sizes = {split: len(text.encode()) for split, text in library.items()}
+    assert sum(sizes.values()) > 5_000_000
+    assert sizes["train"] / sum(sizes.values()) == pytest.approx(0.9, abs=0.005)
+    assert sizes["val"] == pytest.approx(sizes["test"], rel=0.05)
+
+    def threes(text: str) -> npt.NDArray[np.int64]:
+        ids = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64)
+        return (ids[:-2] * 128 + ids[1:-1]) * 128 + ids[2:]
+
+    # A model of a character after two others finds them equally likely; by files they differ by a tenth.
+    counts = np.bincount(threes(library["train"]), minlength=128**3).reshape(-1, 128) + 0.1
+    bits = -np.log2(counts / counts.sum(1, keepdims=True)).ravel()
+    means = {split: bits[threes(library[split])].mean() for split in SPLITS}
+    assert means["val"] == pytest.approx(means["test"], rel=0.05)
+    assert means["train"] == pytest.approx(means["test"], rel=0.1)
+
+
+def test_no_text_of_the_standard_library_is_held_out_and_trained_on(library: dict[str, str]) -> None:
+    def tens(text: str) -> list[str]:
+        lines = text.splitlines()
+        return ["\n".join(lines[i : i + 10]) for i in range(len(lines) - 9)]
+
+    trained = set(tens(library["train"]))
+    for split in ("val", "test"):
+        held_out = tens(library[split])
+        assert sum(lines in trained for lines in held_out) < 0.02 * len(held_out)  # licences, and the like
+
+
+def test_every_line_of_the_standard_library_is_in_one_split_and_always_the_same(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    lines = [f"line {i} {'é' * draw.randrange(60)}\n" for i in range(9000)]
+    ends = sorted(draw.sample(range(9000), 30))
+    for number, (start, end) in enumerate(pairwise([0, *ends, 9000])):
+        (tmp_path / f"{number:02}.py").write_text("".join(lines[start:end]), encoding="utf-8")
+    library = StandardLibrary(tmp_path)
+    fingerprint, text = library.fingerprint(), whole(library)
+    assert sorted("".join(text.values()).splitlines()) == sorted("".join(lines).splitlines())
+    for split, share in zip(SPLITS, (0.9, 0.05, 0.05), strict=True):
+        found = [int(line.split()[1]) for line in text[split].splitlines()]
+        assert found == sorted(found)
+        assert len(found) / 9000 == pytest.approx(share, abs=0.02)
+        assert library.num_bytes(split) == len(text[split].encode())
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert (StandardLibrary(moved).fingerprint(), whole(StandardLibrary(moved))) == (fingerprint, text)
+
+
+def test_the_standard_library_as_it_was_split_is_there_by_a_stable_hash_of_paths() -> None:
+    library = StandardLibrary(split_by="file")
     places = [library.split_of(f"folder/module_{i}.py") for i in range(20_000)]
     assert [places.count(split) / 20_000 for split in SPLITS] == pytest.approx([0.9, 0.05, 0.05], abs=0.01)
-    assert library.split_of("argparse.py") == "train"
-    assert library.split_of("abc.py") == StandardLibrary(Path("/elsewhere")).split_of("abc.py")
+    modules = {path.name: path.read_text() for path in library.folder.glob("[a-c]*.py")}
+    text = whole(library)
+    assert all(module in text[library.split_of(name)] for name, module in modules.items())
 
 
 def test_the_standard_library_leaves_out_tests_packages_and_undecodable_files(tmp_path: Path) -> None:
@@ -196,18 +248,14 @@ def test_the_standard_library_leaves_out_tests_packages_and_undecodable_files(tm
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"# {name}\n")
     (tmp_path / "latin.py").write_bytes(b"# \xff\n")
-    library = StandardLibrary(tmp_path)
-    library.fingerprint()
-    assert library.skipped == 1
-    assert sorted("".join(whole(library).values()).splitlines()) == [
-        "# a.py",
-        "# b.py",
-        "# d.py",
-        "# e.py",
-        "# sub/c.py",
-    ]
-    for text in whole(library).values():
-        assert text.splitlines() == sorted(text.splitlines())
+    for split_by in ("stretch", "file"):
+        library = StandardLibrary(tmp_path, split_by=split_by)  # type: ignore[arg-type]
+        library.fingerprint()
+        assert library.skipped == 1
+        lines = sorted("".join(whole(library).values()).splitlines())
+        assert lines == ["# a.py", "# b.py", "# d.py", "# e.py", "# sub/c.py"]
+        for text in whole(library).values():
+            assert text.splitlines() == sorted(text.splitlines())
 
 
 def test_a_python_without_its_library_is_told_what_to_give(tmp_path: Path) -> None:

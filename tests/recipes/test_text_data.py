@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,27 @@ def test_the_default_corpus_is_the_standard_library(tmp_path: Path, monkeypatch:
     text = "def function_3(argument):\n    return argument"
     assert data.tokenizer.decode(data.tokenizer.encode(text).ids) == text
     assert sum(file.num_bytes for file in data.splits.values()) == sum(p.stat().st_size for p in folder.iterdir())
+
+
+def test_a_checkpoint_of_the_former_splits_is_told_and_is_tested_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    for i in range(200):
+        (folder / f"module_{i}.py").write_text(f"def function_{i}(argument):\n    return argument + {i}\n" * 5)
+    monkeypatch.setattr(corpus_module, "StandardLibrary", partial(StandardLibrary, folder))
+
+    def state(source: str) -> TextDataModule:
+        return TextDataModule(source, vocab_size=300, batch_size=4, bptt=10, cache_dir=str(tmp_path))
+
+    former = state("stdlib-by-file").state_dict()
+    state("stdlib-by-file").load_state_dict(former)
+    as_it_was = former | {"source": "stdlib"}  # what checkpoints of then hold
+    state("stdlib-by-file").load_state_dict(as_it_was)
+    with pytest.raises(InputError, match=r"split before, by files: give --data\.source stdlib-by-file"):
+        state("stdlib").load_state_dict(as_it_was)
+    state("stdlib").load_state_dict(state("stdlib").state_dict())
 
 
 def test_two_ranks_share_the_lanes_by_their_place_in_the_trainer(text_file: Path, tmp_path: Path) -> None:
