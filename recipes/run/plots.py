@@ -17,7 +17,7 @@ Series = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 class RunPlots(Callback):
-    """Draws ``loss.png``, ``gradient_norm.png`` and ``bleu.png`` from the metrics when training ends, or breaks off.
+    """Draws ``loss.png``, ``gradient_norm.png`` and ``scores.png`` from the metrics when training ends, or breaks off.
 
     Args:
         folder: the run's.
@@ -62,7 +62,7 @@ def draw_run(folder: RunFolder) -> list[Path]:
     rows = read_metrics(folder.metrics)
     folder.plots.mkdir(exist_ok=True)
     paths = []
-    for name, draw in (("loss", _draw_loss), ("gradient_norm", _draw_gradient_norm), ("bleu", _draw_bleu)):
+    for name, draw in (("loss", _draw_loss), ("gradient_norm", _draw_gradient_norm), ("scores", _draw_scores)):
         figure = draw(rows)
         if figure is not None:
             path = folder.plots / f"{name}.png"
@@ -156,27 +156,24 @@ def _draw_clipped_shares(axes: Any, rows: list[dict[str, str]]) -> None:
     axes.patch.set_visible(False)
 
 
-def _draw_bleu(rows: list[dict[str, str]]) -> Any | None:
-    steps, bleu = _series(rows, "val/bleu")
-    if not len(steps):
+def _draw_scores(rows: list[dict[str, str]]) -> Any | None:
+    names = {"val/bleu": ("BLEU", BLUE), "val/chrf": ("chrF", ORANGE), "val/exact_match": ("exactly right", GREY)}
+    drawn = {name: series for name in names if len((series := _series(rows, name))[0])}
+    if not drawn:
         return None
     figure, axes = new_figure("Translation quality on the validation split", "step", "percent")
-    for name, label, colour in (
-        ("val/bleu", "BLEU", BLUE),
-        ("val/chrf", "chrF", ORANGE),
-        ("val/exact_match", "exactly right", GREY),
-    ):
-        places, scores = _series(rows, name)
-        if len(places):
-            axes.plot(places, scores, color=colour, marker="o", markersize=4, label=label)
-    best = int(bleu.argmax())
+    for name, (steps, scores) in drawn.items():
+        label, colour = names[name]
+        axes.plot(steps, scores, color=colour, marker="o", markersize=4, label=label)
+    first, (steps, scores) = next(iter(drawn.items()))
+    best = int(scores.argmax())
     axes.annotate(
-        f"{bleu[best]:.2f}",
-        (steps[best], bleu[best]),
+        f"{scores[best]:.2f}",
+        (steps[best], scores[best]),
         textcoords="offset points",
         xytext=(0, 8),
         ha="center",
-        color=BLUE,
+        color=names[first][1],
     )
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)

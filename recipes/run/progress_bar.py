@@ -11,6 +11,7 @@ SHOWN = {
     "val/perplexity": ("val_ppl", "{:.4g}"),
     "val/relative_loss": ("val_loss/guess", "{:.3g}"),
     "val/bleu": ("val_bleu", "{:.2f}"),
+    "val/chrf": ("val_chrf", "{:.2f}"),
     "throughput/tokens_per_second": ("tok/s", "{:,.0f}"),
 }
 

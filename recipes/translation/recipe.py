@@ -8,7 +8,8 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from rnn_blocks.modules import Seq2Seq
+from rnn_blocks.modules import Seq2Seq, TranslationScores
+from rnn_blocks.modules.seq2seq.translation_scores import BLEU_WORDS
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.cli import RecipeCLI
 from rnn_blocks.recipes.run.checkpoints import Mode
@@ -48,19 +49,40 @@ class TranslationCLI(RecipeCLI):
         for name in ("sentences", "attention"):
             if samples[name] < 0:
                 raise InputError(f"--samples.{name} must be 0 or more, got {samples[name]}")
+        self._check_monitors(options)
         return [
             PaddingFraction(),
             TranslationSamples(self.folder, sentences=samples["sentences"], attention=samples["attention"]),
         ]
 
+    def _check_monitors(self, options: Namespace) -> None:
+        """Refuse to watch BLEU where it is 0 whatever is translated."""
+        callbacks = options["trainer"].get("callbacks") or []
+        watched = {options["monitor"], *(callback.get("init_args", {}).get("monitor") for callback in callbacks)}
+        if "val/bleu" not in watched:
+            return
+        references, scores = self.datamodule.splits["val"].target_text, TranslationScores()
+        with references.open() as lines:
+            if any(scores.words(lines.text(place)) >= BLEU_WORDS for place in range(references.num_rows)):
+                return
+        raise InputError(
+            f"--monitor val/bleu: BLEU counts runs of {BLEU_WORDS} words, and no reference of the validation split has"
+            " so many: watch val/chrf, val/exact_match or val/loss"
+        )
+
     def _say(self, split: str) -> None:
         metrics = self.trainer.callback_metrics
         if self.trainer.is_global_zero:
+            bleu = metrics.get(f"{split}/bleu")
             sys.stdout.write(
-                f"{split}: BLEU {metrics[f'{split}/bleu']:.2f}, chrF {metrics[f'{split}/chrf']:.2f}, "
+                f"{split}: {'' if bleu is None else f'BLEU {bleu:.2f}, '}chrF {metrics[f'{split}/chrf']:.2f}, "
                 f"exactly right {metrics[f'{split}/exact_match']:.2f} %, perplexity "
                 f"{metrics[f'{split}/perplexity']:.3f}\n"
             )
+            if bleu is None:
+                sys.stdout.write(
+                    f"{split}: no BLEU, which counts runs of {BLEU_WORDS} words: no reference has so many\n"
+                )
 
 
 CLI = TranslationCLI

@@ -162,7 +162,7 @@ def scored(model, values):
     remaining = iter(values)
 
     class Told(torch.nn.Module):
-        updated, lowercase, signature, chrf_signature = True, False, "", ""
+        updated, lowercase, signature, chrf_signature, bleu_says_something = True, False, "", "", True
 
         def update(self, translations, references):
             pass
@@ -230,7 +230,7 @@ def test_resuming_ends_where_the_training_in_one_go_does(tmp_path):
 def test_half_precision_trains_and_validates(options):
     model, watch = make_model(**options, detokenize=words, label_smoothing=0.1).float(), Watch()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    batch = draw_batch([3, 5, 1], references=["w5"] * 3)
+    batch = draw_batch([3, 5, 1], references=["w5 w6 w5 w6"] * 3)
     fit(model, [batch] * 2, [batch], watch, precision="bf16-mixed", accumulate_grad_batches=2)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert not any(map(torch.equal, before, model.parameters()))
@@ -240,7 +240,7 @@ def test_half_precision_trains_and_validates(options):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_training_on_a_gpu_ends_where_it_does_on_a_cpu():
     model, on_cpu = (make_model(detokenize=words, label_smoothing=0.1, coverage=True) for _ in range(2))
-    batch = draw_batch([3, 5, 1], references=["w5"] * 3)
+    batch = draw_batch([3, 5, 1], references=["w5 w6 w5 w6"] * 3)
     fit(on_cpu, [batch], [batch])
     fit(model, [batch], [batch], accelerator="gpu")
     same_parameters(model.cpu(), on_cpu, rtol=1e-6, atol=1e-6)

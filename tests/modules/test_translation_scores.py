@@ -89,6 +89,19 @@ def test_what_was_reset_is_forgotten():
     )
 
 
+@pytest.mark.parametrize(
+    ("references", "says"), [(["einundzwanzig", "a b c"], False), (["eins", "a man, sits"], True), ([""], False)]
+)
+def test_bleu_says_something_where_a_reference_has_four_words(references, says):
+    scores = TranslationScores()
+    for reference in references:
+        scores.update(["the cat sat on the mat"], [reference])
+    assert scores.bleu_says_something is says
+    scores.reset()
+    scores.update(["one two three four"], ["one"])
+    assert not scores.bleu_says_something
+
+
 def test_as_many_references_as_translations_are_needed():
     with pytest.raises(ValueError, match="2 translations were given with 1 references"):
         TranslationScores().update(["a", "b"], ["a"])

@@ -22,6 +22,7 @@ from tiny_runs import (
     start,
     tiny_translation,
     trained,
+    write_pairs,
 )
 
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
@@ -47,7 +48,7 @@ def test_a_run_logs_what_the_table_of_metrics_says_and_draws_bleu_and_attention(
     pictures = {
         path.relative_to(finished_translation.plots).as_posix() for path in finished_translation.plots.rglob("*.png")
     }
-    assert pictures == {"loss.png", "gradient_norm.png", "bleu.png", "attention/1.png"}
+    assert pictures == {"loss.png", "gradient_norm.png", "scores.png", "attention/1.png"}
     assert all(0 <= value < 1 for value in column(finished_translation, "data/padding_fraction").values())
 
 
@@ -85,6 +86,44 @@ def test_an_evaluation_prints_bleu_chrf_and_exact_matches(
     shown = capsys.readouterr().out
     assert re.search(rf"^{split}: BLEU [\d.]+, chrF [\d.]+, exactly right [\d.]+ %, perplexity [\d.]+$", shown, re.M)
     assert sorted(finished_translation.path.rglob("*")) == before
+
+
+def one_word_pairs(folder: Path) -> Path:
+    """Pairs whose targets are one word each, as German numbers are."""
+    write_pairs(folder)
+    for name in ("train", "val", "test"):
+        path = folder / f"{name}.de"
+        path.write_text(path.read_text().replace(" ", ""))
+    return folder
+
+
+def test_no_bleu_is_told_where_no_reference_has_four_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = one_word_pairs(tmp_path)
+    assert translation("fit", *tiny_translation(folder, tmp_path, **{"data.tokenizer": "char"})) == 0
+    run = only_run(tmp_path, "translation")
+    assert {"val/chrf", "val/exact_match"} <= {name for row in metrics(run) for name in row}
+    assert "bleu" not in run.metrics.read_text().splitlines()[0]
+    assert (run.plots / "scores.png").is_file()
+    capsys.readouterr()
+    assert translation("test", "--ckpt_path", str(run.path)) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^test: chrF [\d.]+, exactly right [\d.]+ %, perplexity [\d.]+$", shown, re.M)
+    assert "test: no BLEU, which counts runs of 4 words: no reference has so many" in shown
+    assert "test/bleu" not in shown
+
+
+STOPPED_BY_BLEU = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/bleu, mode: max}}"
+
+
+@pytest.mark.parametrize("option", [{"monitor": "val/bleu"}, {"trainer.callbacks": f"[{STOPPED_BY_BLEU}]"}])
+def test_bleu_is_not_watched_where_no_reference_has_four_words(
+    option: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = one_word_pairs(tmp_path)
+    assert translation("fit", *tiny_translation(folder, tmp_path, **{"data.tokenizer": "char"}, **option)) == 2
+    error = capsys.readouterr().err
+    assert "error: --monitor val/bleu: BLEU counts runs of 4 words, and no reference" in error
+    assert runs(tmp_path / "translation") == []
 
 
 @pytest.mark.processes

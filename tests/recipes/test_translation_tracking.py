@@ -43,7 +43,7 @@ def test_bleu_and_padding_and_pictures_of_the_attention_are_in_the_run(tracked: 
     assert set(logged) >= {"val/bleu", "val/chrf", "val/exact_match", "data/padding_fraction"}
     pictures = sorted(run.parent.glob("files/media/images/attention/1_*.png"))
     assert len(pictures) == 2
-    for picture in (*pictures, tracked.plots / "attention" / "1.png", tracked.plots / "bleu.png"):
+    for picture in (*pictures, tracked.plots / "attention" / "1.png", tracked.plots / "scores.png"):
         image = imread(picture)
         assert min(image.shape[:2]) > 250
         assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 20, "more than a blank page"

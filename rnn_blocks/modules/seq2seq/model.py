@@ -45,7 +45,7 @@ class Seq2Seq(Translating):
     Logged: ``train/`` and ``val/`` (``test/``) ``loss`` and ``perplexity`` without label smoothing,
     ``throughput/tokens_per_second`` in target tokens, ``train/coverage_loss`` and ``train/true_inputs`` where there are
     such; and, where the batches have references and ids can be made text, ``bleu``, ``chrf`` and ``exact_match``
-    of what the search wrote.
+    of what the search wrote; ``bleu`` only where a reference has the four words in a row that it counts.
 
     Args:
         encoder: any layer; its ``input_size`` is the source embedding's. Bidirectional or not.
@@ -326,6 +326,8 @@ class Seq2Seq(Translating):
         # All ranks ask each other for their sums, those without a batch of their own as well.
         if self.trainer.strategy.reduce_boolean_decision(scores.updated, all=False):
             found = {f"{stage}/{name}": value.float() for name, value in scores.compute().items()}
+            if not scores.bleu_says_something:
+                del found[f"{stage}/bleu"]
             self.log_dict(found, sync_dist=True)  # the same on all ranks: it is Lightning that wants to be told
         scores.reset()
 

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import torch
 import torchmetrics
 from torch import Tensor, nn
-from torchmetrics.aggregation import MeanMetric
+from torchmetrics.aggregation import MaxMetric, MeanMetric
 from torchmetrics.text import SacreBLEUScore
 
 from rnn_blocks.modules.seq2seq.chrf import CharacterFScore
+
+BLEU_WORDS = 4
+"""How long the runs of words are that BLEU counts, at most."""
 
 
 class TranslationScores(nn.Module):
@@ -16,7 +19,8 @@ class TranslationScores(nn.Module):
 
     BLEU is Papineni et al. (2002) over the whole corpus, on text cut as by mteval-v13a, through torchmetrics; it is 0
     where no four words in a row match (sacreBLEU's ``smooth_method="none"``). chrF is Popović (2015), of characters up
-    to 6 and no words (sacreBLEU's chrF2). All are percentages. In a distributed run they are those of all ranks.
+    to 6 and no words (sacreBLEU's chrF2). All are percentages. In a distributed run they are those of all ranks. Where
+    no reference has four words BLEU is 0 whatever was translated, and ``bleu_says_something`` is False.
 
     Args:
         lowercase: whether case is disregarded.
@@ -35,6 +39,7 @@ class TranslationScores(nn.Module):
         self.bleu = SacreBLEUScore(tokenize="13a", lowercase=lowercase)
         self.chrf = CharacterFScore(lowercase)
         self.exact = MeanMetric(nan_strategy="disable")
+        self.longest = MaxMetric(nan_strategy="disable")
 
     @property
     def signature(self) -> str:
@@ -55,6 +60,11 @@ class TranslationScores(nn.Module):
         """Whether there is anything to score."""
         return bool(self.bleu.update_called)
 
+    @property
+    def bleu_says_something(self) -> bool:
+        """Whether a reference has as many words as BLEU counts in a row, on any rank: all ranks must ask."""
+        return bool(self.longest.compute() >= BLEU_WORDS)
+
     def update(self, translations: Sequence[str], references: Sequence[str]) -> None:
         """Add sentences.
 
@@ -70,8 +80,13 @@ class TranslationScores(nn.Module):
         nested = [[reference] for reference in references]
         self.bleu.update(list(translations), nested)
         self.chrf.update(translations, references)
+        self.longest.update(max((self.words(reference) for reference in references), default=0))
         same = [ours == theirs for ours, theirs in zip(translations, references, strict=True)]
         self.exact.update(torch.tensor(same, dtype=torch.float32))
+
+    def words(self, text: str) -> int:
+        """Words of a text, as BLEU counts them: punctuation stands apart."""
+        return len(self.bleu.tokenizer(text))
 
     def compute(self) -> dict[str, Tensor]:
         """``bleu``, ``chrf`` and ``exact_match``, in percent."""
@@ -80,5 +95,5 @@ class TranslationScores(nn.Module):
 
     def reset(self) -> None:
         """Forget all sentences."""
-        for metric in (self.bleu, self.chrf, self.exact):
+        for metric in (self.bleu, self.chrf, self.exact, self.longest):
             metric.reset()
