@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
@@ -15,6 +15,7 @@ from rnn_blocks.recipes.cloze.data import ClozeDataModule
 from rnn_blocks.recipes.cloze.fill import BLANK, Filler, table
 from rnn_blocks.recipes.cloze.samples import ClozeSamples
 from rnn_blocks.recipes.command_line.cli import RecipeCLI
+from rnn_blocks.recipes.data.unknown import UnknownShare, unknown_told
 from rnn_blocks.recipes.run.checkpoints import Mode
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint
 
@@ -51,12 +52,17 @@ class ClozeCLI(RecipeCLI):
         assert self.folder is not None
         return [ClozeSamples(self.folder, texts, top_k=top_k)] if texts else []
 
-    def _say(self, split: str) -> None:
+    def measures(self) -> list[pl.Callback]:
+        """How much of the text is unknown."""
+        return [UnknownShare()]
+
+    def _say(self, split: Literal["val", "test"]) -> None:
         metrics = self.trainer.callback_metrics
         if self.trainer.is_global_zero:
             sys.stdout.write(
                 f"{split}: of the blanks perplexity {metrics[f'{split}/perplexity']:.2f},"
                 f" rightly filled in {100 * metrics[f'{split}/accuracy']:.1f} %\n"
+                f"{unknown_told(self.datamodule, split)}"
             )
 
 

@@ -293,7 +293,12 @@ class RecipeCLI(LightningCLI):
         """The recipe's own callbacks."""
         return []
 
+    def measures(self) -> list[pl.Callback]:
+        """The recipe's callbacks of every command: what they log goes with ``validate`` and ``test`` too."""
+        return []
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        callbacks = [*callbacks, *self.measures()]
         if config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, RecipeProgressBar(refresh_rate=10)]
         config["enable_checkpointing"] = False  # Lightning's default one: the run's own are added

@@ -17,7 +17,7 @@ from rnn_blocks.recipes.data.corpora.hub import HubCorpus
 from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
 from rnn_blocks.recipes.data.settings import TokenizerSettings
 from rnn_blocks.recipes.data.store import PreparedText, TokenFile, default_cache_dir, prepare_splits, prepare_text
-from rnn_blocks.recipes.data.tokenizer import TokenizerKind
+from rnn_blocks.recipes.data.tokenizer import UNKNOWN, TokenizerKind
 
 _HUB = "hub:"
 RHYMES = Path(str(files("rnn_blocks.recipes"))) / "data" / "corpora" / "rhymes.txt"
@@ -94,7 +94,8 @@ class TextCorpusModule(LightningDataModule):
 
         Raises:
             InputError: a file is missing, empty, no text in UTF-8 or damaged gzip; a Hub dataset cannot be loaded; the
-                vocabulary cannot be used; a split is too short for a batch; the cache folder cannot be written.
+                vocabulary cannot be used; a split has no word of it, or is too short for a batch; the cache folder
+                cannot be written.
         """
         if self._prepared is not None:
             return
@@ -102,6 +103,13 @@ class TextCorpusModule(LightningDataModule):
             prepared = prepare_text(self._corpus, self._settings, self._cache_dir)
         else:
             prepared = prepare_splits(self._corpus, *self._evaluated, self._cache_dir)
+        for split, tokens in prepared.splits.items():
+            if tokens.num_unknown and tokens.num_unknown + tokens.num_ends == tokens.num_tokens:
+                raise InputError(
+                    f"the {split} split of {self._corpus.name} is nothing but <unk>: of its {tokens.num_unknown:,}"
+                    " words none is in the vocabulary, so that a perplexity would say nothing: give text or a vocabulary that"
+                    " go together"
+                )
         self._check(prepared)
         self._prepared = prepared
 
@@ -138,6 +146,11 @@ class TextCorpusModule(LightningDataModule):
     def splits(self) -> dict[Split, TokenFile]:
         """The token files of ``train``, ``val`` and ``test``, or those evaluated, with counts of tokens and bytes."""
         return self._text().splits
+
+    def unknown_share(self, split: Split) -> float | None:
+        """The share of a split's tokens that are ``<unk>``; None where the tokenizer knows every text."""
+        tokens = self.splits[split]
+        return tokens.num_unknown / tokens.num_tokens if self.tokenizer.token_to_id(UNKNOWN) is not None else None
 
     def prepare_data(self) -> None:
         """Lightning's hook: ``prepare``, on one process of each machine."""

@@ -20,6 +20,7 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import SPLITS, Corpus, Split, blocks, utf8_length
 from rnn_blocks.recipes.data.progress import with_progress
 from rnn_blocks.recipes.data.settings import TokenizerSettings
+from rnn_blocks.recipes.data.tokenizer import END_OF_LINE, UNKNOWN
 
 # Part of every key: raise it when the same text and settings would give other files.
 _FORMAT = 2
@@ -38,12 +39,16 @@ class TokenFile:
         dtype: ``uint16`` or ``uint32``.
         num_tokens: how many ids it holds.
         num_bytes: bytes of the text in UTF-8 that they stand for.
+        num_unknown: how many of them are ``<unk>``.
+        num_ends: how many of them are ``<eos>``.
     """
 
     path: Path
     dtype: str
     num_tokens: int
     num_bytes: int
+    num_unknown: int = 0
+    num_ends: int = 0
 
     @property
     def whole(self) -> bool:
@@ -180,18 +185,21 @@ def write_tokens(
         dtype: ``uint16`` or ``uint32``; the smaller that holds the vocabulary where it is not given.
     """
     dtype = dtype or ("uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32")
-    num_tokens = num_bytes = 0
+    counts = dict.fromkeys(("num_tokens", "num_bytes", "num_unknown", "num_ends"), 0)
+    special = {"num_unknown": tokenizer.token_to_id(UNKNOWN), "num_ends": tokenizer.token_to_id(END_OF_LINE)}
     stream = iter(text)
     with path.open("wb") as file:
         while batch := list(islice(stream, _BLOCKS_AT_ONCE)):
             for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 ids = np.array(encoding.ids, dtype=dtype)
                 file.write(ids.tobytes())
-                num_tokens += len(ids)
-            num_bytes += sum(map(utf8_length, batch))
+                counts["num_tokens"] += len(ids)
+                for name, token in special.items():
+                    counts[name] += int((ids == token).sum()) if token is not None else 0
+            counts["num_bytes"] += sum(map(utf8_length, batch))
         file.flush()
         os.fsync(file.fileno())
-    return TokenFile(path, dtype, num_tokens, num_bytes)
+    return TokenFile(path, dtype, **counts)
 
 
 def _told(corpus: Corpus, split: Split, doing: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.cli import RecipeCLI
 from rnn_blocks.recipes.data.corpora.corpus import Split
 from rnn_blocks.recipes.data.corpora.plain import given_text
+from rnn_blocks.recipes.data.unknown import UnknownShare, unknown_told
 from rnn_blocks.recipes.language_model.adaptation import (
     Adaptation,
     adaptation_of,
@@ -98,6 +99,10 @@ class LanguageModelCLI(RecipeCLI):
             )
         ]
 
+    def measures(self) -> list[pl.Callback]:
+        """How much of the text is unknown."""
+        return [UnknownShare()]
+
     def _say(self, split: Literal["val", "test"]) -> None:
         # beside what a compressor makes of the same text
         metrics = self.trainer.callback_metrics
@@ -106,6 +111,7 @@ class LanguageModelCLI(RecipeCLI):
             sys.stdout.write(
                 f"{split}: perplexity {metrics[f'{split}/perplexity']:.2f}, "
                 f"bits per byte {metrics[f'{split}/bits_per_byte']:.3f} (gzip -9 of the same text: {gzip:.3f})\n"
+                f"{unknown_told(self.datamodule, split)}"
             )
             sys.stdout.flush()
         if self._adaptation is not None:
