@@ -107,8 +107,8 @@ class TextCorpusModule(LightningDataModule):
             if tokens.num_unknown and tokens.num_unknown + tokens.num_ends == tokens.num_tokens:
                 raise InputError(
                     f"the {split} split of {self._corpus.name} is nothing but <unk>: of its {tokens.num_unknown:,}"
-                    " words none is in the vocabulary, so that a perplexity would say nothing: give text or a vocabulary that"
-                    " go together"
+                    " words none is in the vocabulary, so that a perplexity would say nothing: give text and a"
+                    " vocabulary that go together"
                 )
         self._check(prepared)
         self._prepared = prepared

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.plain import given_text
+from rnn_blocks.recipes.data.seen import missing_told
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint
 from rnn_blocks.recipes.translation.attention_map import attention_text
 from rnn_blocks.recipes.translation.translator import SearchArguments, SearchOptions, Translator
@@ -56,6 +57,8 @@ def interactive(
         except KeyboardInterrupt:  # drops what was typed
             sys.stdout.write("\n")
             continue
+        if missing := translator.missing([line]):
+            sys.stderr.write(f"{missing_told(missing)}\n")
         sys.stdout.write(shown(translator, line, options))
         sys.stdout.flush()
 

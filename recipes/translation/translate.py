@@ -16,6 +16,7 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.files import GZIP_MAGIC, open_text
 from rnn_blocks.recipes.data.corpora.plain import decode_line
 from rnn_blocks.recipes.data.progress import progress_bar
+from rnn_blocks.recipes.data.seen import missing_told
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint
 from rnn_blocks.recipes.translation.attention_map import alignment_pairs
 from rnn_blocks.recipes.translation.translator import SearchArguments, SearchOptions, Translation, Translator
@@ -45,7 +46,8 @@ def translate(
 
     Line n of the output is the translation of line n of the input, an empty line that of an empty one. With --n_best N
     each line of the input has N lines in the output, best first. --scores and --alignments add columns behind the text,
-    separated by tabs. What is done is written at once: it stays where the command is interrupted.
+    separated by tabs. What is done is written at once: it stays where the command is interrupted. Characters and pieces
+    that the training never saw are told on standard error, each once.
 
     Args:
         input: A file in UTF-8, plain or gzip, or - for standard input.
@@ -73,10 +75,13 @@ def translate(
             nullcontext() if attention_file is None else _writing(attention_file) as maps,
             _progress(input, output) as bar,
         ):
-            done = 0
+            done, told = 0, set[str]()
             try:
                 groups = read_groups(source, input, wait=options.seed is not None)
                 for lines in _of_length(translator, groups, input, max_source_length):
+                    if missing := [part for part in translator.missing(lines) if part not in told]:
+                        told.update(missing)
+                        sys.stderr.write(f"{_named(input)}: {missing_told(missing)}\n")
                     found = translator(lines, _reseeded(options, done), batch_tokens=batch_tokens)
                     target.write("".join(_rows(each, options.n_best, scores, alignments) for each in found))
                     target.flush()

@@ -11,6 +11,7 @@ from torch import Tensor
 from rnn_blocks.modules import Seq2Seq
 from rnn_blocks.modules.generation import check_sampling
 from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.seen import Seen
 from rnn_blocks.recipes.run.load import load_model
 from rnn_blocks.recipes.translation.pairs.codec import TextCodec
 from rnn_blocks.seq2seq import Hypothesis
@@ -110,6 +111,7 @@ class Translator:
     Args:
         model: in evaluation mode.
         codec: its tokenizers.
+        seen: what the source lines that it was trained on held; None where that is not known.
 
     >>> from rnn_blocks import GRU
     >>> from rnn_blocks.recipes.translation.pairs.tokenizer import char_tokenizer
@@ -119,9 +121,10 @@ class Translator:
     [2, 0, 2]
     """
 
-    def __init__(self, model: Seq2Seq, codec: TextCodec) -> None:
+    def __init__(self, model: Seq2Seq, codec: TextCodec, seen: Seen | None = None) -> None:
         self.model = model.eval()
         self.codec = codec
+        self.seen = seen
 
     @classmethod
     def load(cls, path: Path, device: str = "auto") -> "Translator":
@@ -141,11 +144,18 @@ class Translator:
         """
         chosen = _device(device)
         model, state = load_model(path, Seq2Seq, "translation")
-        return cls(model.to(chosen), TextCodec.from_state(state))
+        return cls(model.to(chosen), TextCodec.from_state(state), Seen.from_state(state.get("seen")))
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Token ids of lines, ``<eos>`` at the end, which alone is left of an empty line."""
         return self.codec.encode_source(lines)
+
+    def missing(self, lines: Sequence[str]) -> list[str]:
+        """Characters and pieces of lines that training never saw, each once; none where that is not known."""
+        if self.seen is None:
+            return []
+        tokenizer = self.codec.source_tokenizer
+        return list(dict.fromkeys(part for line in lines for part in self.seen.missing(tokenizer, line)))
 
     def __call__(
         self, lines: Sequence[str], options: SearchOptions, *, batch_tokens: int = 2000

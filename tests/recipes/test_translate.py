@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import options, recipe, start
+from tiny_runs import options, recipe, start, tiny_translation
 
 from rnn_blocks import GRU
 from rnn_blocks.modules import Seq2Seq
@@ -265,3 +266,32 @@ def test_interactive_shows_n_best_with_scores_and_where_the_best_looked(
         for each in best(translator, line, n_best=2):
             assert f"{each.score:9.4f}  {each.text}\n" in shown
     assert "  ▁one" in shown or "  ▁two" in shown or "  <eos>" in shown
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "bpe", "char"])
+def test_what_training_never_saw_is_told_once_and_translated_all_the_same(
+    tokenizer: str, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"data.tokenizer": tokenizer, "trainer.max_steps": 10}
+    settings |= {"data.vocab_size": 300} if tokenizer == "bpe" else {}
+    assert translation("fit", *tiny_translation(pairs, tmp_path, **settings)) == 0
+    path, output = tmp_path / "input.txt", tmp_path / "output.txt"
+    given = ["translate", *options(input=path, output=output, output_dir=tmp_path)]
+    capsys.readouterr()
+    path.write_text("one two\nsix three four\n")
+    assert translation(*given) == 0
+    assert "never seen" not in capsys.readouterr().err
+    path.write_text("21\none 12\n2 \ufeff é\n")
+    assert translation(*given) == 0
+    error = capsys.readouterr().err
+    assert error.count("never seen in training") == 1
+    assert f"{path}: never seen in training: '2', '1', '\\ufeff', 'é'\n" in error
+    assert len(output.read_text().splitlines()) == 3
+
+
+def test_a_word_or_piece_of_the_other_side_alone_is_told(
+    finished_translation: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"one vier\nvier\n"), isatty=lambda: False))
+    assert translation("translate", *options(ckpt_path=finished_translation.path)) == 0
+    assert capsys.readouterr().err == "standard input: never seen in training: 'vier'\n"

@@ -1,6 +1,8 @@
 """The data of a translation: pairs of lines, tokenized once and read in batches of like lengths."""
 
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +291,11 @@ class ParallelDataModule(LightningDataModule):
         return self._evaluation_batches("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """The tokenizers and what tells this corpus from others, for the checkpoint."""
-        return {"source": self._corpus.name, "data": self._text().fingerprint, **self.codec.state()}
+        """The tokenizers, what training saw, and what tells this corpus from others, for the checkpoint."""
+        text = self._text()
+        # Leaving merges out cuts lines into any of the pieces.
+        seen = dataclasses.replace(text.seen, unseen=frozenset()) if self._bpe_dropout else text.seen
+        return {"source": self._corpus.name, "data": text.fingerprint, **self.codec.state(), "seen": seen.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compares a checkpoint's corpus with this one.

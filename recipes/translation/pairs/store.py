@@ -17,6 +17,7 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import Split, utf8_length
 from rnn_blocks.recipes.data.corpora.plain import is_blank
 from rnn_blocks.recipes.data.progress import count_progress
+from rnn_blocks.recipes.data.seen import Seeing, Seen
 from rnn_blocks.recipes.data.store import cache_home, find_or_make
 from rnn_blocks.recipes.translation.corpora.corpus import Pair, ParallelCorpus
 from rnn_blocks.recipes.translation.pairs.ragged import RaggedFile, RaggedWriter
@@ -64,12 +65,14 @@ class PreparedPairs:
         source_json: the source side's tokenizer, as ``tokenizers.Tokenizer.from_str`` reads it.
         target_json: the target side's; the same where they share one.
         splits: the pairs of each split.
+        seen: what the source lines of the train split hold.
     """
 
     fingerprint: str
     source_json: str
     target_json: str
     splits: dict[Split, PairFile]
+    seen: Seen
 
 
 def prepare_pairs(corpus: ParallelCorpus, settings: ParallelTokenizerSettings, cache_dir: Path) -> PreparedPairs:
@@ -131,7 +134,11 @@ def _make(
     counts = {}
     for split in splits:
         pairs = count_progress(corpus.pairs(split), f"tokenizing {split}", corpus.num_pairs(split), "pairs")
-        counts[split] = _write(folder, corpus, split, pairs, source, target)
+        seeing = Seeing()
+        counts[split] = _write(folder, corpus, split, pairs, source, target, seeing)
+        if split == "train":
+            seen = seeing.seen(source.get_vocab_size()).state()
+            (folder / "seen.json").write_text(json.dumps(seen))
     (folder / "counts.json").write_text(json.dumps(counts, indent=1))
 
 
@@ -173,6 +180,7 @@ def _write(
     pairs: Iterable[Pair],
     source: Tokenizer,
     target: Tokenizer,
+    seeing: Seeing,
 ) -> dict[str, dict[str, int]]:
     empty = Counter(dict.fromkeys(_SIDES, 0))
     stream, index = iter(pairs), -1
@@ -187,6 +195,11 @@ def _write(
                 tokenizer.encode_batch_fast(side, add_special_tokens=False)
                 for side, tokenizer in zip(lines, (source, target), strict=True)
             ]
+            normalizer = source.normalizer
+            seeing.add(
+                (normalizer.normalize_str(line) for line in lines[0]),
+                [token for encoding in encoded[0] for token in encoding.ids],
+            )
             for row, pair in enumerate(zip(*encoded, strict=True)):
                 index += 1
                 missing = [side for side, encoding in zip(_SIDES, pair, strict=True) if not len(encoding)]
@@ -210,6 +223,7 @@ def _load(folder: Path, fingerprint: str) -> PreparedPairs | None:
     try:
         counts = json.loads((folder / "counts.json").read_text())
         source_json, target_json = ((folder / f"{side}.json").read_text(encoding="utf-8") for side in _SIDES)
+        seen = Seen.from_state(json.loads((folder / "seen.json").read_text()))
     except FileNotFoundError:
         return None
     splits = {}
@@ -220,4 +234,5 @@ def _load(folder: Path, fingerprint: str) -> PreparedPairs | None:
         splits[split] = PairFile(ids[0], ids[1], text[0], text[1], count["empty"])
     if not all(file.whole for file in splits.values()):
         return None
-    return PreparedPairs(fingerprint, source_json, target_json, splits)
+    assert seen is not None
+    return PreparedPairs(fingerprint, source_json, target_json, splits, seen)
