@@ -16,7 +16,7 @@ _LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_
 # Tables of character sets, the same lines in file after file: what is held out of them would be trained on elsewhere.
 _REPEATED = frozenset({"encodings"})
 # Characters of a stretch at least, where there is enough text.
-_STRETCH = 1 << 13
+_STRETCH = 1 << 11
 # Of so many stretches in a row one validates and one tests.
 _PERIOD = 20
 
@@ -30,7 +30,7 @@ class _Piece(NamedTuple):
 class StandardLibrary:
     """Python's standard library as a corpus: its modules' sources without their tests, in the order of their paths.
 
-    The text is cut at ends of lines into stretches of some 8,000 characters, over the ends of files. Of twenty in a row
+    The text is cut at ends of lines into stretches of some 2,000 characters, over the ends of files. Of twenty in a row
     the tenth is validation text and the last is test text; the others are trained on. Each split so has its share of
     every part of the library, and no part of the text is in two. The tables of character sets (``encodings``), which
     repeat one another, are left out. Files that are not UTF-8 are left out as well, and counted in ``skipped``.
