@@ -1,8 +1,7 @@
 """The data of a translation: pairs of lines, tokenized once and read in batches of like lengths."""
 
-from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
