@@ -44,7 +44,15 @@ from rnn_blocks.recipes.run.folder import (
 from rnn_blocks.recipes.run.load import carried
 from rnn_blocks.recipes.run.plots import RunPlots
 from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
-from rnn_blocks.recipes.run.tracking import LoggerChoice, TrackedRun, make_loggers, offline_runs, tracked_run_id
+from rnn_blocks.recipes.run.tracking import (
+    PROJECT,
+    LoggerChoice,
+    TrackedRun,
+    make_loggers,
+    offline_runs,
+    tracked_run_id,
+    wandb_project,
+)
 
 SPLITS: dict[str, Split] = {"validate": "val", "test": "test"}  # that a command evaluates
 
@@ -141,7 +149,12 @@ class RecipeCLI(LightningCLI):
             default=self.monitor,
             help=f"What the best checkpoint has the best of: {', '.join(self.monitors)}",
         )
-        group.add_argument("--project", type=str, default="rnn-blocks", help="Project in Weights & Biases")
+        group.add_argument(
+            "--project",
+            type=str | None,
+            default=None,
+            help=f"Project in Weights & Biases; by default $WANDB_PROJECT, or {PROJECT}",
+        )
         group.add_argument(
             "--checkpoint_every_n_steps", type=int, default=200, help="Steps between two writes of last.ckpt"
         )
@@ -194,6 +207,7 @@ class RecipeCLI(LightningCLI):
             self._checkpoint.check_data(options["data"], self._splits)
         if self.config["subcommand"] != "fit":
             return
+        options["project"] = wandb_project(options["project"])  # a resumed run goes on in the same
         inherited = inherited_run_folder()
         if inherited is not None:
             self.folder = inherited
@@ -263,6 +277,7 @@ class RecipeCLI(LightningCLI):
             self.folder,
             project=options["project"],
             recipe=self.recipe,
+            named=options["name"] is not None,
             run_id=tracked_run_id(held) if resumed else None,
             resume_step=held["global_step"] if resumed else None,
         )

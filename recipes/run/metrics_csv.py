@@ -34,12 +34,20 @@ class MetricsCSV(Logger):
         super().__init__()
         self._path = path
         self._columns = ["step"]
-        self._row: dict[str, Any] = {}
+        self._row: dict[str, Any] = {}  # of the last step
+        self._begins: int | None = None  # where that row begins in the file, if it is there
+        self._changed = False
         if path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
             rows = read_metrics(path)
             self._columns = list(rows[0]) if rows else self._columns
             if resume_step is not None:
-                self._write([row for row in rows if int(row["step"]) < resume_step])
+                rows = [row for row in rows if int(row["step"]) < resume_step]
+                self._write(rows[:-1])
+                if rows:  # its step may have been left before the end of it, in its validation
+                    self._row = {name: value for name, value in rows[-1].items() if value}
+                    self._row["step"] = int(rows[-1]["step"])
+                    self._changed = True
+                    self.save()
 
     @property
     def name(self) -> str:
@@ -66,21 +74,26 @@ class MetricsCSV(Logger):
         step = step if step is not None else int(self._row.get("step", 0))
         if self._row and self._row["step"] != step:
             self.save()
+            self._row, self._begins = {}, None
         self._row.update(values, step=step)
+        self._changed = True
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the row that is being made."""
-        if not self._row:
+        """Write the row that is being made, in the place of what was written of it before."""
+        if not self._changed:
             return
         new = [key for key in self._row if key not in self._columns]
         if new or not self._path.exists():
             rows = read_metrics(self._path) if self._path.exists() else []
             self._columns += new
-            self._write(rows)
-        with self._path.open("a", newline="") as file:
+            self._write(rows if self._begins is None else rows[:-1])
+            self._begins = None
+        with self._path.open("r+", newline="") as file:
+            self._begins = file.seek(0, os.SEEK_END) if self._begins is None else file.seek(self._begins)
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(self._row)
-        self._row = {}
+            file.truncate()
+        self._changed = False
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from rnn_blocks.callbacks.trainer import logged_step
 from rnn_blocks.recipes.run.folder import RunFolder
 from rnn_blocks.recipes.run.tracking import wandb_logger
 
@@ -49,4 +50,5 @@ class ValidationSamples(Callback):
                 file.write(f"=== step {step} ===\n{self.told(row)}\n\n")
         logger = wandb_logger(trainer)
         if logger is not None and rows:
-            logger.log_text(self._table, columns=["step", *self._columns], data=[[str(step), *row] for row in rows])
+            columns, data = ["step", *self._columns], [[str(step), *row] for row in rows]
+            logger.log_text(self._table, columns=columns, data=data, step=logged_step(trainer))

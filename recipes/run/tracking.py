@@ -9,12 +9,16 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from rnn_blocks.recipes.run.folder import RunFolder
 from rnn_blocks.recipes.run.metrics_csv import MetricsCSV
+from rnn_blocks.recipes.run.weights_and_biases.logger import WandbRun
+from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_mode
 
 LoggerChoice: TypeAlias = Literal["wandb", "tensorboard", "csv"]
+
+
+PROJECT = "rnn-blocks"
 
 
 def make_loggers(
@@ -23,6 +27,7 @@ def make_loggers(
     *,
     project: str,
     recipe: str,
+    named: bool = False,
     run_id: str | None = None,
     resume_step: int | None = None,
 ) -> list[Logger]:
@@ -33,6 +38,7 @@ def make_loggers(
         folder: the run's.
         project: of Weights & Biases.
         recipe: the recipe's name, a tag of the run.
+        named: whether the user named the folder: ``$WANDB_NAME`` then names nothing.
         run_id: of the Weights & Biases run to go on with.
         resume_step: the step that the run resumes at.
 
@@ -43,38 +49,38 @@ def make_loggers(
     """
     loggers: list[Logger] = [MetricsCSV(folder.metrics, resume_step=resume_step)]
     if choice == "wandb":
-        loggers.insert(0, _wandb_logger(folder, project, recipe, run_id))
+        loggers.insert(0, _wandb_logger(folder, project, recipe, named, run_id))
     elif choice == "tensorboard":
         loggers.insert(0, TensorBoardLogger(folder.path, name="", version="tensorboard"))
     return loggers
 
 
-def _wandb_logger(folder: RunFolder, project: str, recipe: str, run_id: str | None) -> WandbLogger:
+def _wandb_logger(folder: RunFolder, project: str, recipe: str, named: bool, run_id: str | None) -> WandbLogger:
     import wandb
 
-    # "allow" lets the files of several processes be parts of one run
-    return WandbLogger(
-        name=folder.path.name,
+    mode = wandb_mode()
+    tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    # What is not given here is of W&B's environment: WANDB_ENTITY, WANDB_RUN_GROUP, … "allow" lets the files of several
+    # processes be parts of one run.
+    return WandbRun(
+        mode,
+        name=folder.path.name if named or not os.environ.get("WANDB_NAME") else None,
         save_dir=str(folder.path),
         project=project,
-        id=run_id or secrets.token_hex(4),
+        id=run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
         resume="allow" if run_id else None,
-        tags=[recipe],
-        mode=wandb_mode(),
+        tags=list(dict.fromkeys([recipe, *tags])),
         settings=wandb.Settings(console="off", silent=True),
     )
 
 
-def wandb_mode() -> Literal["online", "offline", "disabled", "shared"]:
-    """``$WANDB_MODE`` if it is set; else online where the user is logged in, offline where not. Asks nothing."""
-    chosen = os.environ.get("WANDB_MODE")
-    if chosen in ("online", "offline", "disabled", "shared"):
-        return chosen  # type: ignore[return-value]
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return "offline"  # only the first rank opens the run
-    import wandb
+def wandb_project(given: str | None) -> str:
+    """The project of a run: what is given, else ``$WANDB_PROJECT``, else ``rnn-blocks``.
 
-    return "online" if wandb.login(prompt=False) else "offline"
+    >>> wandb_project("mine")
+    'mine'
+    """
+    return given or os.environ.get("WANDB_PROJECT") or PROJECT
 
 
 def wandb_logger(trainer: pl.Trainer) -> WandbLogger | None:
@@ -119,6 +125,14 @@ class TrackedRun(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The run's id."""
         return {"wandb_run_id": self._run_id}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See that the rows of the steps before are kept: whoever goes on from the checkpoint does not make them."""
+        logger = wandb_logger(trainer)
+        if isinstance(logger, WandbRun):
+            logger.end_row(before=trainer.global_step - 1)
 
 
 def tracked_run_id(checkpoint: dict[str, Any]) -> str | None:
