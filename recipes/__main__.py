@@ -17,6 +17,7 @@ from rnn_blocks.recipes.command_line.commands import (
     TOOLS,
 )
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
+from rnn_blocks.recipes.run.ending.signals import Terminated, ended_by_signals, exit_code, interruption
 
 EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tqdm", "wandb", "yaml")
 
@@ -28,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the command line; by default the process's.
 
     Returns:
-        0; 1 where a run failed; 2 for bad input; 130 where it was interrupted; 141 where nobody reads on.
+        0; 1 where a run failed; 2 for bad input; 130 where it was interrupted, 143 by SIGTERM; 141 where nobody reads.
 
     >>> main(["langage-model", "fit"])
     2
@@ -38,12 +39,17 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stdout.write(usage())
         return 0
     try:
-        return _run(args[0], args[1:])
+        with ended_by_signals():
+            try:
+                return _run(args[0], args[1:])
+            except (KeyboardInterrupt, SystemExit) as error:
+                ended = interruption(error)
+                if ended is None:
+                    raise
+                return _ended(ended)
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # by the reader of standard output: `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
         return 141
@@ -59,6 +65,14 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"error: {error}\n")
             return 1 if isinstance(error, NonFiniteGradientError) else 2
         raise
+
+
+def _ended(ended: KeyboardInterrupt) -> int:
+    if isinstance(ended, Terminated) and ended.requeue:
+        from rnn_blocks.recipes.run.ending.slurm import requeue
+
+        requeue()
+    return exit_code(ended)
 
 
 def usage() -> str:

@@ -58,7 +58,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recipes.data": ("recipes.__init__", "recipes.data.corpora"),
     "recipes.run.weights_and_biases": ("recipes.__init__",),
     "recipes.run": ("recipes.__init__", "callbacks.figures", "callbacks.trainer", "recipes.run.weights_and_biases"),
-    "recipes.command_line": ("recipes.__init__", "recipes.run"),
+    "recipes.run.ending": ("recipes.run", "callbacks.trainer"),
+    "recipes.command_line": ("recipes.__init__", "recipes.run", "recipes.run.ending"),
     "recipes.language_model": ("signatures", *TEXT, *OF_A_RUN, "modules.__init__", "modules", "modules.language_model"),
     "recipes.cloze": ("signatures", *TEXT, *OF_A_RUN, "modules.__init__", "modules.cloze"),
     "recipes.translation.corpora": ("recipes.__init__", "recipes.data.corpora"),
@@ -69,7 +70,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("callbacks.figures", "callbacks.trainer"),
     ),
     "recipes.long_range.comparison": (
-        *("recipes.__init__", "recipes.run", "recipes.long_range"),
+        *("recipes.__init__", "recipes.run", "recipes.run.ending", "recipes.long_range"),
         *("callbacks.__init__", "callbacks.clipping.policies", "callbacks.gradient_flow"),
     ),
     "recipes.long_range": ("engine", "cells", "layers", "recipes.__init__", "recipes.data"),
@@ -83,7 +84,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("engine", "layers", "modules.__init__", "modules"),
     ),
     "recipes.tools.sweep": ("recipes.__init__", *OF_A_RUN, "callbacks.figures"),
-    "recipes.__main__": ("recipes.__init__", *OF_A_RUN),
+    "recipes.__main__": ("recipes.__init__", "recipes.run", "recipes.run.ending", "recipes.command_line"),
 }
 
 # What it may import besides when it runs, or for type checkers, but not when it is imported itself. The gradient-flow

@@ -17,6 +17,7 @@ from rnn_blocks.recipes.command_line.arguments import map_values, value_of, with
 from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, Split
 from rnn_blocks.recipes.command_line.parser import RecipeParser
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
+from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.run.averaging import average_checkpoints, kept_checkpoints
 from rnn_blocks.recipes.run.checkpoints import (
     AtomicCheckpointIO,
@@ -28,6 +29,9 @@ from rnn_blocks.recipes.run.checkpoints import (
     check_disk_space,
     check_fits,
 )
+from rnn_blocks.recipes.run.ending.callback import EndInGoodOrder, OwnSignals
+from rnn_blocks.recipes.run.ending.signals import interruption, signal_of
+from rnn_blocks.recipes.run.ending.slurm import remember_job, requeued_run
 from rnn_blocks.recipes.run.finite import StopOnNonFinite
 from rnn_blocks.recipes.run.folder import (
     AVERAGED,
@@ -49,7 +53,6 @@ from rnn_blocks.recipes.run.tracking import (
     LoggerChoice,
     TrackedRun,
     make_loggers,
-    offline_runs,
     tracked_run_id,
     wandb_project,
 )
@@ -77,6 +80,7 @@ class RecipeCLI(LightningCLI):
         self._checkpoint: GivenCheckpoint | None = None
         self._splits: tuple[Split, ...] = ()
         self.folder: RunFolder | None = None
+        self._args: list[str] = []  # as given
         self._resumed: RunFolder | None = None
         self._lock: FileLock | None = None
         args = self._prepared(args)
@@ -96,6 +100,12 @@ class RecipeCLI(LightningCLI):
                 seed_everything_default=1,
                 args=args,
             )
+        except (KeyboardInterrupt, SystemExit) as error:
+            ended = interruption(error)
+            if ended is None:
+                raise
+            self._tell_ended(signal_of(ended).name)
+            raise ended from None
         finally:
             self._leave_folder()
 
@@ -116,9 +126,13 @@ class RecipeCLI(LightningCLI):
         command, *rest = args
         output_dir = Path(value_of(rest, "--output_dir") or OUTPUT_DIR)
         given = value_of(rest, "--ckpt_path")
+        self._args = args
         if given is None and command != "fit":
             given = BEST
             rest += ["--ckpt_path", BEST]
+        elif given is None and (begun := requeued_run(output_dir / self.recipe, args)):
+            given = str(begun.checkpoint(LAST))
+            rest += ["--ckpt_path", given]
         first: list[str] = []
         rest = map_values(rest, CONFIG, lambda name: str(config_path(self.recipe, name)))
         if given is not None:
@@ -219,6 +233,9 @@ class RecipeCLI(LightningCLI):
             return
         self.folder = self._resumed or new_run_folder(runs, options["name"])
         self._lock = self.folder.lock()
+        self.folder.check_writable()
+        if self._resumed is None:
+            remember_job(self.folder, self._args)
         os.environ[ENVIRONMENT] = str(self.folder.path.resolve())
 
     def splits_read(self, options: Namespace) -> tuple[Split, ...]:
@@ -266,7 +283,11 @@ class RecipeCLI(LightningCLI):
         if self._checkpoint is not None:
             check_fits(held, self.model, self._checkpoint.path)
         if self.folder is None:
-            return super().instantiate_trainer(logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()])
+            trainer = super().instantiate_trainer(
+                logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()]
+            )
+            trainer.callbacks.append(OwnSignals())  # type: ignore[attr-defined]
+            return trainer
         if self._checkpoint is not None:
             self.datamodule.load_state_dict(self._checkpoint.data_state)  # before anything is written: other data raise
         check_disk_space(self.model, self.folder.path, options["average_checkpoints"])
@@ -294,15 +315,17 @@ class RecipeCLI(LightningCLI):
         monitor, mode = options["monitor"], self.monitors[options["monitor"]]
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:0] = [TrackedRun(self.folder, config), *self.extra_callbacks(options)]
+        last = LastCheckpoint(self.folder, options["checkpoint_every_n_steps"])
         callbacks += [
             RandomState(),
             StopOnNonFinite(),
             RunPlots(self.folder),
             best_checkpoint(self.folder, monitor, mode),
-            LastCheckpoint(self.folder, options["checkpoint_every_n_steps"]),
+            last,
         ]
         if options["average_checkpoints"]:
             callbacks.append(KeptCheckpoints(self.folder, monitor, mode, options["average_checkpoints"]))
+        callbacks.append(EndInGoodOrder(last))
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """The recipe's own callbacks."""
@@ -335,20 +358,21 @@ class RecipeCLI(LightningCLI):
         assert self.folder is not None
         if self.config["fit"]["average_checkpoints"]:
             self._average(self.folder)
-        if not self.trainer.is_global_zero:
+        if self.trainer.is_global_zero:
+            sys.stdout.write(places(self.folder))
+
+    def _tell_ended(self, signal: str) -> None:
+        """Say what a signal left: how to go on, and where things lie."""
+        if self.folder is None or getattr(rank_zero_only, "rank", 0) != 0:
             return
-        lines = [f"Run        {self.folder.path}"]
-        for name in (BEST, LAST, AVERAGED):
-            if self.folder.checkpoint(name).is_file():
-                lines.append(f"Checkpoint {self.folder.checkpoint(name)}")
-        lines += [f"Plot       {path}" for path in sorted(self.folder.plots.glob("*.png"))]
-        lines.append(f"Metrics    {self.folder.metrics}")
-        offline = offline_runs(self.folder)
-        if offline:
-            lines.append(f"W&B run    {offline[-1]}  (offline; upload with: wandb sync {offline[-1]})")
-        elif (self.folder.path / "wandb").is_dir():
-            lines.append(f"W&B run    {self.folder.path / 'wandb'}")
-        sys.stdout.write("\n".join(lines) + "\n")
+        last = self.folder.checkpoint(LAST)
+        if last.is_file():
+            sys.stdout.write(places(self.folder))
+            sys.stdout.flush()
+            going_on = f"go on with: rnn-blocks {self.recipe} fit --ckpt_path {last}"
+        else:
+            going_on = "no step was made"
+        sys.stderr.write(f"{self.folder.path}: ended by {signal}; {going_on}\n")
 
     def _average(self, folder: RunFolder) -> None:
         """Write the mean of the kept checkpoints, validate it, and say which is better, it or the best of them."""

@@ -156,15 +156,19 @@ class LastCheckpoint(ModelCheckpoint):
         )
         self._path = folder.checkpoint(LAST)
 
+    def write(self, trainer: pl.Trainer) -> None:
+        """Write it now."""
+        trainer.save_checkpoint(self._path)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write again what was written before the step's validation: a run resumed from that would leave it out."""
         if trainer.state.fn == TrainerFn.FITTING and 0 < trainer.global_step == self._last_global_step_saved:
-            trainer.save_checkpoint(self._path)
+            self.write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write once more."""
         if trainer.global_step != self._last_global_step_saved:
-            trainer.save_checkpoint(self._path)
+            self.write(trainer)
 
 
 def best_checkpoint(folder: RunFolder, monitor: str, mode: Mode = "min") -> ModelCheckpoint:

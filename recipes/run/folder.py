@@ -13,6 +13,10 @@ from rnn_blocks.recipes import InputError
 ENVIRONMENT = "RNN_BLOCKS_RUN_FOLDER"  # tells the processes that a run starts for its other ranks where it lies
 LAST, BEST, AVERAGED = "last", "best", "averaged"
 OUTPUT_DIR = "runs"  # that all runs go into, a folder a recipe
+ELSEWHERE = (
+    "a training goes on in its run's folder: make it writable, or copy it elsewhere and give --ckpt_path "
+    "COPY/checkpoints/last.ckpt"
+)
 
 
 @dataclass(frozen=True)
@@ -63,23 +67,58 @@ class RunFolder:
         """Keep every other process out of this folder until this one ends.
 
         Raises:
-            InputError: where another process is writing into it.
+            InputError: where another process is writing into it, or it cannot be written to.
         """
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(f"{self.path}: another process is training in this folder") from error
-        return lock
+            return lock_folder(self.path, "another process is training in this folder")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot write here ({error.strerror}); {ELSEWHERE}") from error
+
+    def check_writable(self) -> None:
+        """Make sure that a training can go on here.
+
+        Raises:
+            InputError: naming the first folder or file that cannot be written to.
+
+        >>> RunFolder(Path("no-such-folder")).check_writable()
+        """
+        folders = [self.path, self.checkpoints, self.kept, self.plots, self.path / "wandb", self.path / "tensorboard"]
+        by_user = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
+        for path in [*folders, self.metrics, self.samples]:
+            if path.exists() and not os.access(path, os.W_OK, **by_user):
+                raise InputError(f"{path}: cannot be written to; {ELSEWHERE}")
 
     def leave(self, lock: FileLock) -> None:
         """Let other processes in again; a folder that nothing was written to goes."""
-        empty = {path.name for path in self.path.iterdir()} <= {".lock", "checkpoints"} and not any(
+        empty = {path.name for path in self.path.iterdir()} <= {".lock", "checkpoints", "slurm.json"} and not any(
             self.checkpoints.iterdir()
         )
         if empty:
             shutil.rmtree(self.path)
         lock.release()
+
+
+def lock_folder(folder: Path, busy: str) -> FileLock:
+    """Keep every other process out of a folder until this one ends.
+
+    Args:
+        folder: that is there.
+        busy: what is said where another process is in it.
+
+    Raises:
+        InputError: where another process is.
+        OSError: where it cannot be written to.
+
+    >>> import tempfile
+    >>> lock_folder(Path(tempfile.mkdtemp()), "busy").is_locked
+    True
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{folder}: {busy}") from error
+    return lock
 
 
 def new_run_folder(parent: Path, name: str | None = None) -> RunFolder:

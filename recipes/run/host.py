@@ -47,7 +47,11 @@ def quiet() -> None:
 
 
 def _says_something(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("💡", "GPU available", "TPU available", "`weights_only`"))
+    return (
+        not record.getMessage()
+        .strip()
+        .startswith(("💡", "GPU available", "TPU available", "`weights_only`", "Detected KeyboardInterrupt"))
+    )
 
 
 def _fast_and_exact_onednn() -> bool:

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.long_range.cells import CELLS, check_cell
 from rnn_blocks.recipes.long_range.comparison.figure import draw_comparison
@@ -15,7 +13,7 @@ from rnn_blocks.recipes.long_range.comparison.report import csv_table, markdown_
 from rnn_blocks.recipes.long_range.comparison.schedule import train_all
 from rnn_blocks.recipes.long_range.comparison.settings import AUTO, Result, Settings
 from rnn_blocks.recipes.long_range.tasks import make_task
-from rnn_blocks.recipes.run.folder import OUTPUT_DIR, write_whole
+from rnn_blocks.recipes.run.folder import OUTPUT_DIR, lock_folder, write_whole
 
 DEFAULT_CELLS = "elman,leaky,skip,dilated,gru,lstm,minlstm"
 
@@ -93,7 +91,7 @@ def compare(
         try:
             results, failures = train_all(grid, folder / "trainings", processes=processes, accelerator=accelerator)
         except KeyboardInterrupt:
-            sys.stderr.write("Interrupted. The same command goes on from here.\n")
+            sys.stderr.write(f"Interrupted; the same command goes on from here: {folder}\n")
             raise
         if results:
             write_report(results, folder)
@@ -125,10 +123,13 @@ def _own(folder: Path) -> Iterator[None]:
     """Keep every other process out of a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise InputError(f"{folder}: another comparison is running in this folder; give another --name") from error
+        lock = lock_folder(folder, "another comparison is running in this folder; give another --name")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here ({error.strerror}); give another --output_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _split(option: str, given: str) -> list[str]:

@@ -21,6 +21,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from rnn_blocks.recipes.long_range.comparison.report import outcome
 from rnn_blocks.recipes.long_range.comparison.settings import Result, Settings
 from rnn_blocks.recipes.long_range.comparison.training import Stopped, train
+from rnn_blocks.recipes.run.ending.signals import ended_by, ending_signals
 from rnn_blocks.recipes.run.host import quiet, tune_host
 
 _worker: dict[str, Any] = {}  # of a worker process: where it tells what it does, and what stops it
@@ -31,7 +32,7 @@ def train_all(
 ) -> tuple[list[Result], list[str]]:
     """Make all trainings that have no result yet.
 
-    Ctrl-C lets each running training write what it goes on from the next time.
+    Ctrl-C, or a scheduler's signal, lets each running training write what it goes on from the next time.
 
     Args:
         grid: the trainings.
@@ -119,7 +120,7 @@ Made = Iterator[tuple[Settings, "Result | str"]]
 
 def _here(due: Sequence[Settings], folder: Path, accelerator: str, told: _Told) -> Made:
     stop = threading.Event()
-    with _interrupts(stop.set), _quiet_trainer():
+    with _interrupts(stop.set) as numbers, _quiet_trainer():
         for settings in due:
             told.step(settings, 0, math.nan)
 
@@ -130,7 +131,7 @@ def _here(due: Sequence[Settings], folder: Path, accelerator: str, told: _Told) 
             try:
                 found = train(settings, folder, report=report, stop=stop.is_set, accelerator=accelerator)
             except Stopped:
-                raise KeyboardInterrupt from None
+                raise ended_by(numbers[0]) from None
             except Exception as error:
                 found = _reason(error)
             yield settings, found
@@ -141,7 +142,7 @@ def _in_processes(due: Sequence[Settings], folder: Path, accelerator: str, told:
     messages, stop = context.Queue(), context.Event()
     threads = max(1, _cores() // processes)
     with (
-        _interrupts(stop.set),
+        _interrupts(stop.set) as numbers,
         _environment("OMP_NUM_THREADS", str(threads)),
         ProcessPoolExecutor(processes, context, _start_worker, (messages, stop, threads)) as pool,
     ):
@@ -155,19 +156,24 @@ def _in_processes(due: Sequence[Settings], folder: Path, accelerator: str, told:
                 told.step(settings, step, loss)
             if stop.is_set():
                 pool.shutdown(cancel_futures=True)
-                raise KeyboardInterrupt
+                raise ended_by(numbers[0])
             for future in done:
                 error = future.exception()
                 yield by_future[future], future.result() if error is None else _reason(error)
 
 
 def _start_worker(messages: Any, stop: Any, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one says when to stop
+    for number in (signal.SIGINT, *ending_signals()):  # the process that started this one says when to stop
+        signal.signal(number, _nothing)
     torch.set_num_threads(threads)
     quiet()
     tune_host()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     _worker.update(messages=messages, stop=stop)
+
+
+def _nothing(number: int, frame: object) -> None:
+    """An answer of its own, where ignoring a signal would be handed on to Lightning."""
 
 
 def _train_in_worker(settings: Settings, folder: Path, accelerator: str) -> Result:
@@ -200,22 +206,24 @@ def _cores() -> int:
 
 
 @contextmanager
-def _interrupts(stop: Callable[[], object]) -> Iterator[None]:
-    """The first Ctrl-C stops in good order, a second one at once."""
+def _interrupts(stop: Callable[[], object]) -> Iterator[list[int]]:
+    """The first Ctrl-C or scheduler's signal stops in good order, a second one at once; gives the signals' numbers."""
+    numbers: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield numbers
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def handle(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before[number])
+        numbers.append(number)
         stop()
 
-    signal.signal(signal.SIGINT, handle)
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in (signal.SIGINT, *ending_signals())}
     try:
-        yield
+        yield numbers
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

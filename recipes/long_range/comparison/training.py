@@ -14,6 +14,7 @@ from rnn_blocks.recipes.long_range.comparison.settings import Result, Settings, 
 from rnn_blocks.recipes.long_range.data import EVALUATION_SEED, LongRangeData
 from rnn_blocks.recipes.long_range.model import LongRangeModel
 from rnn_blocks.recipes.run.checkpoints import AtomicCheckpointIO, RandomState
+from rnn_blocks.recipes.run.ending.callback import OwnSignals
 from rnn_blocks.recipes.run.finite import StopOnNonFinite
 
 Report = Callable[[int, float], None]
@@ -158,7 +159,10 @@ def train(
         enable_model_summary=False,
         default_root_dir=folder,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[*clipping_callbacks(settings.clipping), StopOnNonFinite(), RandomState(), watch, solved],
+        callbacks=[
+            *(OwnSignals(), *clipping_callbacks(settings.clipping), StopOnNonFinite()),
+            *(RandomState(), watch, solved),
+        ],
     )
     diverged = False
     try:

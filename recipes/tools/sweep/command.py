@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.commands import COMMANDS, RECIPE_MODULES
-from rnn_blocks.recipes.run.folder import OUTPUT_DIR
+from rnn_blocks.recipes.run.folder import OUTPUT_DIR, lock_folder
 from rnn_blocks.recipes.tools.sweep.outcome import LOG, Outcome, saved_outcome
 from rnn_blocks.recipes.tools.sweep.points import Point, points_of, points_to_check
 from rnn_blocks.recipes.tools.sweep.report import draw, table, write_csv
@@ -64,7 +63,11 @@ def sweep(
         sys.stdout.write(f"{len(points)} points, in {folder}\n")
         return
     with _locked(folder):
-        outcomes = _run(spec, folder, points, processes)
+        try:
+            outcomes = _run(spec, folder, points, processes)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"Interrupted; the same command goes on from here: {folder}\n")
+            raise
     _tell(spec, folder, outcomes)
 
 
@@ -142,13 +145,9 @@ def _check(spec: SweepSpec, point: Point) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder, "another process runs this sweep")
     except OSError as error:
         raise InputError(f"{folder}: cannot write here ({error.strerror}); give another --output_dir") from error
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"{folder}: another process runs this sweep") from error
     try:
         yield
     finally:
