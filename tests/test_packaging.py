@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recipes.translation.corpora": ("recipes.__init__", "recipes.data.corpora"),
     "recipes.translation.pairs": (*TEXT, "recipes.translation.corpora", "modules.seq2seq"),
     "recipes.translation": (
-        *(*TEXT, *OF_A_RUN, "recipes.translation.pairs"),
+        *(*TEXT, *OF_A_RUN, "recipes.run.ending", "recipes.translation.pairs"),
         *("signatures", "seq2seq", "modules.__init__", "modules", "modules.seq2seq"),
         *("callbacks.figures", "callbacks.trainer"),
     ),

@@ -9,6 +9,7 @@ from typing_extensions import Unpack
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.plain import given_text
 from rnn_blocks.recipes.data.seen import missing_told
+from rnn_blocks.recipes.run.ending.signals import Terminated
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint
 from rnn_blocks.recipes.translation.attention_map import attention_text
 from rnn_blocks.recipes.translation.translator import SearchArguments, SearchOptions, Translator
@@ -54,7 +55,9 @@ def interactive(
         except EOFError:
             sys.stdout.write("\n" * terminal)
             return
-        except KeyboardInterrupt:  # drops what was typed
+        except KeyboardInterrupt as ended:  # Ctrl-C drops what was typed
+            if isinstance(ended, Terminated):
+                raise
             sys.stdout.write("\n")
             continue
         if missing := translator.missing([line]):
