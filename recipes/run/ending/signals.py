@@ -83,11 +83,12 @@ def ending_signals() -> list[signal.Signals]:
 def ended_by_signals() -> Iterator[None]:
     """Within it the first such signal ends what runs, as Ctrl-C does; later ones do not disturb how it ends.
 
-    >>> with ended_by_signals():
-    ...     signal.raise_signal(signal.SIGTERM)
-    Traceback (most recent call last):
-    ...
-    rnn_blocks.recipes.run.ending.signals.Terminated: 15
+    >>> try:
+    ...     with ended_by_signals():
+    ...         signal.raise_signal(signal.SIGTERM)
+    ... except Terminated as ended:
+    ...     exit_code(ended)
+    143
     """
     if threading.current_thread() is not threading.main_thread():
         yield
