@@ -293,8 +293,11 @@ class ParallelDataModule(LightningDataModule):
         """The tokenizers, what training saw, and what tells this corpus from others, for the checkpoint."""
         text = self._text()
         # Leaving merges out cuts lines into any of the pieces.
-        seen = dataclasses.replace(text.seen, unseen=frozenset()) if self._bpe_dropout else text.seen
-        return {"source": self._corpus.name, "data": text.fingerprint, **self.codec.state(), "seen": seen.state()}
+        seen = text.seen
+        if seen is not None and self._bpe_dropout:
+            seen = dataclasses.replace(seen, unseen=frozenset())
+        told = None if seen is None else seen.state()
+        return {"source": self._corpus.name, "data": text.fingerprint, **self.codec.state(), "seen": told}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compares a checkpoint's corpus with this one.

@@ -65,14 +65,14 @@ class PreparedPairs:
         source_json: the source side's tokenizer, as ``tokenizers.Tokenizer.from_str`` reads it.
         target_json: the target side's; the same where they share one.
         splits: the pairs of each split.
-        seen: what the source lines of the train split hold.
+        seen: what the source lines of the train split hold; None where that was not read.
     """
 
     fingerprint: str
     source_json: str
     target_json: str
     splits: dict[Split, PairFile]
-    seen: Seen
+    seen: Seen | None
 
 
 def prepare_pairs(corpus: ParallelCorpus, settings: ParallelTokenizerSettings, cache_dir: Path) -> PreparedPairs:
@@ -223,7 +223,7 @@ def _load(folder: Path, fingerprint: str) -> PreparedPairs | None:
     try:
         counts = json.loads((folder / "counts.json").read_text())
         source_json, target_json = ((folder / f"{side}.json").read_text(encoding="utf-8") for side in _SIDES)
-        seen = Seen.from_state(json.loads((folder / "seen.json").read_text()))
+        seen = Seen.from_state(json.loads((folder / "seen.json").read_text())) if "train" in counts else None
     except FileNotFoundError:
         return None
     splits = {}
@@ -234,5 +234,4 @@ def _load(folder: Path, fingerprint: str) -> PreparedPairs | None:
         splits[split] = PairFile(ids[0], ids[1], text[0], text[1], count["empty"])
     if not all(file.whole for file in splits.values()):
         return None
-    assert seen is not None
     return PreparedPairs(fingerprint, source_json, target_json, splits, seen)
