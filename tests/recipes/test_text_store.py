@@ -208,7 +208,7 @@ def test_long_work_shows_a_bar_on_stderr(
 def test_counts_on_disk_are_plain_json(text_corpus: FileCorpus, tmp_path: Path) -> None:
     prepared = prepare_text(text_corpus, WORDS, tmp_path)
     counts = json.loads((prepared.splits["train"].path.parent / "counts.json").read_text())
-    assert set(counts["train"]) == {"dtype", "num_tokens", "num_bytes"}
+    assert set(counts["train"]) == {"dtype", "num_tokens", "num_bytes", "num_unknown", "num_ends"}
     assert counts["train"]["num_tokens"] == prepared.splits["train"].num_tokens
 
 
