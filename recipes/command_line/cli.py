@@ -216,6 +216,8 @@ class RecipeCLI(LightningCLI):
             raise InputError(
                 f"--average_checkpoints must be 2 or more, or 0 for none, got {options['average_checkpoints']}"
             )
+        if self._resumed is not None:
+            self._resumed.check_writable()
         self._splits = self.splits_read(options)
         if self._checkpoint is not None:
             self._checkpoint.check_data(options["data"], self._splits)

@@ -1,5 +1,6 @@
 """A command that begins with a checkpoint: the configuration of its run, beside what the command is given."""
 
+import os
 from collections.abc import Mapping, Sequence
 from glob import escape
 from pathlib import Path
@@ -66,7 +67,7 @@ def for_command(configuration: Configuration, given: set[str], split: Split | No
     {'data': {'train': None}}
     """
     data = dict(configuration.values["data"])
-    if configuration.directory is not None and configuration.directory.is_dir():
+    if configuration.directory is not None and os.path.isdir(configuration.directory):
         for name in _PATHS:
             if isinstance(data.get(name), str):
                 data[name] = _absolute(name, data[name], configuration.directory)
@@ -84,7 +85,7 @@ def _absolute(name: str, value: str, directory: Path) -> str:
         return value
     if name == "source" and value.startswith(_HUB):  # a dataset's name, or a folder
         folder = directory / Path(value.removeprefix(_HUB)).expanduser()
-        return f"{_HUB}{folder}" if folder.is_dir() else value
+        return f"{_HUB}{folder}" if os.path.isdir(folder) else value
     return str(directory / Path(value).expanduser())
 
 
@@ -166,12 +167,12 @@ class GivenCheckpoint:
                 continue
             if name == "source" and (value in _NAMED or value.startswith(_HUB)):
                 continue
-            if not _is_there(Path(value).expanduser()):
+            if missing := _missing(Path(value).expanduser()):
                 started = configuration.directory
                 where = "" if started is None else f", which was started in {started}"
                 other = self._split if self._split and name == "source" else name
                 raise InputError(
-                    f"{value}: no such file; it is data.{name}, {held[name]!r}, of the run{where} "
+                    f"{value}: {missing}; it is data.{name}, {held[name]!r}, of the run{where} "
                     f"({configuration.place}): give another by --data.{other}"
                 )
 
@@ -185,6 +186,10 @@ class GivenCheckpoint:
                 )
 
 
-def _is_there(path: Path) -> bool:
-    """A file, or one for each language."""
-    return path.exists() or any(path.parent.glob(f"{escape(path.name)}.*"))
+def _missing(path: Path) -> str | None:
+    """Why there is neither a file nor one for each language; None where there is."""
+    try:
+        there = path.exists() or any(path.parent.glob(f"{escape(path.name)}.*"))
+    except PermissionError:
+        return "permission denied"
+    return None if there else "no such file"

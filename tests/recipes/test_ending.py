@@ -26,6 +26,8 @@ from rnn_blocks.recipes.data import store
 from rnn_blocks.recipes.run import averaging
 from rnn_blocks.recipes.run.folder import RunFolder, runs
 
+pytestmark = pytest.mark.processes
+
 # An epoch has 39 steps, a validation 3 batches.
 SETTINGS = {"trainer.max_steps": 53, "trainer.val_check_interval": 13, "model.dropout": 0.2}
 

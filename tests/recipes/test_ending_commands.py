@@ -22,6 +22,8 @@ from rnn_blocks.recipes.long_range.model import LongRangeModel
 from rnn_blocks.recipes.run.folder import RunFolder, runs
 from rnn_blocks.recipes.translation.translator import Translator
 
+pytestmark = pytest.mark.processes
+
 GRID = {"cells": "elman,gru", "lengths": "6", "max-steps": 9, "eval-every": 4, "eval-sequences": 20}
 GRID |= {"parameters": 120, "batch-size": 8, "accelerator": "cpu"}
 COMPARE = ["long-range", "compare"]

@@ -45,6 +45,7 @@ def test_without_a_login_a_run_is_tracked_offline_without_a_question_and_can_be_
     assert f"wandb sync {run_files(folder)[0].parent}" in shown
 
 
+@pytest.mark.processes
 def test_a_resumed_training_goes_on_with_its_wandb_run(tracked: tuple[RunFolder, str]) -> None:
     folder, _ = tracked
     before, after = (records(path) for path in run_files(folder))
