@@ -201,8 +201,10 @@ def test_commands_of_the_pages_are_understood(
 ) -> None:
     (tmp_path / "runs").symlink_to(tiny_run.path.parent.parent)
     (tmp_path / "test.en").write_text("one\n\ntwo\n")
+    (tmp_path / "new.txt").write_text("the new text\n")
     for name in ("best.ckpt", "last.ckpt"):
-        (tmp_path / name).symlink_to(tiny_translation.checkpoint("best"))
+        of = tiny_run if args[0] == "language-model" else tiny_translation
+        (tmp_path / name).symlink_to(of.checkpoint("best"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n")))
     for other in PAGES:  # the configurations that pages show, under the name in their first line
         for _, block in blocks(other, "yaml"):
@@ -240,7 +242,7 @@ def test_every_metric_of_a_run_is_in_the_table(
     patterns = [re.sub(r"<\w+>", "[^/]+", name) for name in documented]
     tiny = (tiny_run, tiny_translation, tiny_cloze)
     logged = {name for run in tiny for name in read_metrics(run.metrics)[0]} - {"step"}
-    assert {"train/loss", "val/perplexity", "val/bleu", "grad_norm/layer", "grad_clip/threshold"} <= logged
+    assert {"train/loss", "val/perplexity", "val/chrf", "grad_norm/layer", "grad_clip/threshold"} <= logged
     unknown = [name for name in logged if not any(re.fullmatch(pattern, name) for pattern in patterns)]
     assert not unknown
 

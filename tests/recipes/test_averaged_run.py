@@ -18,6 +18,7 @@ def fit(text: Path, output_dir: Path, steps: int) -> RunFolder:
     return only_run(output_dir)
 
 
+@pytest.mark.processes
 def test_checkpoints_hold_the_averages_and_a_run_resumed_is_the_undisturbed_one(text: Path, tmp_path: Path) -> None:
     whole = fit(text, tmp_path / "whole", 24)
     last, best = load(whole), load(whole, "best")

@@ -92,7 +92,6 @@ def no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"rnn_blocks.recipes.translation.pairs.data.{place}", fail)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("command", ["validate", "test"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_alone_and_elsewhere_it_is_measured_as_in_its_run(
@@ -105,7 +104,6 @@ def test_alone_and_elsewhere_it_is_measured_as_in_its_run(
     assert os.listdir(elsewhere) == ["alone.ckpt"], "nothing is written beside it"
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_training_goes_on_from_it_alone(name: str, project: Path, elsewhere: Path) -> None:
     path = alone(project, name, elsewhere, "last")
@@ -120,7 +118,6 @@ def test_a_training_goes_on_from_it_alone(name: str, project: Path, elsewhere: P
     assert again["config"] == folder.config.read_text()
 
 
-@pytest.mark.processes
 def test_the_mean_of_weights_and_what_was_kept_for_it_work_alone(
     project: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,7 +150,6 @@ def test_text_goes_in_and_comes_out_of_it_alone(
     assert "written to language-model" in capsys.readouterr().out
 
 
-@pytest.mark.processes
 def test_other_text_is_measured_with_the_tokenizer_of_the_checkpoint_where_nothing_of_the_run_is_left(
     project: Path, elsewhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,6 +221,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(finished_run: RunFolder) -> N
         Filler.load(finished_run.checkpoint("best"))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", shipped_configs("cloze"))
 def test_every_shipped_configuration_runs(
     name: str, sea: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

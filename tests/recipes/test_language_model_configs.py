@@ -56,6 +56,7 @@ def small(config: dict[str, Any], tmp_path: Path) -> list[str]:
     return options(**settings)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("names", [[name] for name in CONFIGS] + [["ptb-small", "adaptive-clipping"]], ids="+".join)
 def test_every_shipped_configuration_trains_by_its_bare_name(names: list[str], tmp_path: Path) -> None:
     overlays = tmp_path / "small.yaml"

@@ -66,6 +66,7 @@ def test_after_sigkill_in_mid_epoch_a_run_ends_bit_for_bit_as_an_undisturbed_one
     assert len(set(steps)) == len(steps) >= 12
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("step", "validated", "epoch_ended"),
     [(13, False, False), (39, False, True), (52, True, False), (78, True, True)],

@@ -146,6 +146,7 @@ def test_after_sigkill_in_mid_epoch_a_run_ends_bit_for_bit_as_an_undisturbed_one
     assert metrics(one) == metrics(other)
 
 
+@pytest.mark.processes
 def test_a_training_ends_with_the_mean_of_its_best_checkpoints_validated(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +237,7 @@ def test_checkpoints_of_different_models_are_refused_with_the_first_difference(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_configuration_trains_by_its_bare_name(name: str, pairs: Path, tmp_path: Path) -> None:
     config = yaml.safe_load(CONFIGS[name].read_text())

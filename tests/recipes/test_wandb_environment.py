@@ -21,6 +21,8 @@ from rnn_blocks.recipes.run.metrics_csv import MetricsCSV, read_metrics
 from rnn_blocks.recipes.run.weights_and_biases import mode as module
 from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_mode
 
+pytestmark = pytest.mark.processes
+
 KEY = "0123456789" * 4
 VIEWER = {"data": {"viewer": {"id": "VXNlcjox"}}}
 
@@ -250,7 +252,6 @@ def _tracked(text: Path, tmp_path: Path, **settings: object) -> list[dict[str, A
     return records(run_files(only_run(tmp_path))[0])
 
 
-@pytest.mark.processes
 def test_project_name_entity_group_and_tags_of_the_environment_are_the_runs(
     text: Path, tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +306,6 @@ def test_a_training_that_is_logged_in_without_a_network_is_made_offline(
     assert "wandb sync" in shown.out
 
 
-@pytest.mark.processes
 def test_a_run_that_the_server_will_not_have_is_made_offline(
     text: Path, tmp_path: Path, environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,7 +322,6 @@ def test_a_run_that_the_server_will_not_have_is_made_offline(
     assert "Weights & Biases is offline: permission denied (HTTP 403)\n" in capfd.readouterr().err
 
 
-@pytest.mark.processes
 def test_what_belongs_to_one_step_is_one_row(text: Path, tmp_path: Path) -> None:
     settings = {"trainer.max_steps": 60, "trainer.val_check_interval": 12, "trainer.log_every_n_steps": 5}
     rows = of_kind(_tracked(text, tmp_path, **settings, **{"samples.prompts": '["def "]'}), "history")
