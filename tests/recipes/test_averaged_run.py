@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_runs import assert_same, column, load, only_run, recipe, tiny, trained
 
