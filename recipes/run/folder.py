@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -119,6 +121,32 @@ def lock_folder(folder: Path, busy: str) -> FileLock:
     except Timeout as error:
         raise InputError(f"{folder}: {busy}") from error
     return lock
+
+
+@contextmanager
+def own_folder(folder: Path, busy: str) -> Iterator[None]:
+    """Make a folder below the output folder if it is not there, and keep every other process out of it meanwhile.
+
+    Args:
+        folder: which.
+        busy: what is said where another process is in it.
+
+    Raises:
+        InputError: where another process is, or where it cannot be made or written to.
+
+    >>> import tempfile
+    >>> with own_folder(Path(tempfile.mkdtemp()) / "sweep", "busy"):
+    ...     pass
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder, busy)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write here ({error.strerror}); give another --output_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def new_run_folder(parent: Path, name: str | None = None) -> RunFolder:

@@ -1,8 +1,7 @@
 """``rnn-blocks long-range compare``: cells put to the test over lengths, in a table and a picture."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from rnn_blocks.recipes.long_range.comparison.report import csv_table, markdown_
 from rnn_blocks.recipes.long_range.comparison.schedule import train_all
 from rnn_blocks.recipes.long_range.comparison.settings import AUTO, Result, Settings
 from rnn_blocks.recipes.long_range.tasks import make_task
-from rnn_blocks.recipes.run.folder import OUTPUT_DIR, lock_folder, write_whole
+from rnn_blocks.recipes.run.folder import OUTPUT_DIR, own_folder, write_whole
 
 DEFAULT_CELLS = "elman,leaky,skip,dilated,gru,lstm,minlstm"
 
@@ -87,7 +86,7 @@ def compare(
     for settings in grid:
         settings.check()
     folder = Path(output_dir) / "long-range" / (name or f"compare-{task}")
-    with _own(folder):
+    with own_folder(folder, "another comparison is running in this folder; give another --name"):
         try:
             results, failures = train_all(grid, folder / "trainings", processes=processes, accelerator=accelerator)
         except KeyboardInterrupt:
@@ -116,20 +115,6 @@ def write_report(results: Sequence[Result], folder: Path) -> None:
     for name, text in (("table.md", markdown_table(results)), ("table.csv", csv_table(results))):
         write_whole(folder / name, text)
     draw_comparison(results, folder / "comparison.png")
-
-
-@contextmanager
-def _own(folder: Path) -> Iterator[None]:
-    """Keep every other process out of a folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(folder, "another comparison is running in this folder; give another --name")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write here ({error.strerror}); give another --output_dir") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _split(option: str, given: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from rnn_blocks.recipes.run.weights_and_biases.mode import say_offline
+from rnn_blocks.recipes.run.weights_and_biases.mode import first_line, say_offline
 
 
 class WandbRun(WandbLogger):
@@ -34,7 +34,7 @@ class WandbRun(WandbLogger):
         except wandb.errors.Error as error:  # the server answered, but will not have this run
             if self._wandb_init["mode"] == "offline":
                 raise
-            say_offline(str(error).splitlines()[0])
+            say_offline(first_line(error))
             self._wandb_init["mode"] = "offline"
         return super().experiment
 

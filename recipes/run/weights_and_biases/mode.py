@@ -38,7 +38,7 @@ def wandb_mode() -> Mode:
         settings = wandb.setup().settings
         logged_in = wandb.login(prompt=False, verify=False)
     except wandb.errors.Error as error:
-        say_offline(_first_line(error))
+        say_offline(first_line(error))
         return "offline"
     except InputError:
         raise
@@ -142,5 +142,10 @@ def _without_password(url: str) -> str:
     return f"{scheme}{slashes}{rest.rsplit('@', 1)[-1]}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    r"""What an error says first, or else its kind.
+
+    >>> first_line(OSError("no room\nat all")), first_line(OSError())
+    ('no room', 'OSError')
+    """
     return str(error).splitlines()[0] if str(error) else type(error).__name__

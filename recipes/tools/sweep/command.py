@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.commands import COMMANDS, RECIPE_MODULES
-from rnn_blocks.recipes.run.folder import OUTPUT_DIR, lock_folder
+from rnn_blocks.recipes.run.folder import OUTPUT_DIR, own_folder
 from rnn_blocks.recipes.tools.sweep.outcome import LOG, Outcome, saved_outcome
 from rnn_blocks.recipes.tools.sweep.points import Point, points_of, points_to_check
 from rnn_blocks.recipes.tools.sweep.report import draw, table, write_csv
@@ -62,7 +61,7 @@ def sweep(
             sys.stdout.write(f"rnn-blocks {spec.recipe} fit {' '.join(point.args)}{state}\n")
         sys.stdout.write(f"{len(points)} points, in {folder}\n")
         return
-    with _locked(folder):
+    with own_folder(folder, "another process runs this sweep"):
         try:
             outcomes = _run(spec, folder, points, processes)
         except KeyboardInterrupt:
@@ -139,19 +138,6 @@ def _check(spec: SweepSpec, point: Point) -> None:
     finally:
         os.environ.clear()
         os.environ.update(kept)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(folder, "another process runs this sweep")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write here ({error.strerror}); give another --output_dir") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 FUNCTION = sweep
