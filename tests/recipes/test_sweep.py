@@ -17,6 +17,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.__main__ import main
 from rnn_blocks.recipes.command_line.commands import RECIPE_MODULES
+from rnn_blocks.recipes.run.folder import own_folder
 from rnn_blocks.recipes.tools.sweep import command as tool
 from rnn_blocks.recipes.tools.sweep.distributions import DRAWS, check_parameter
 from rnn_blocks.recipes.tools.sweep.outcome import DONE, Outcome, saved_outcome
@@ -290,8 +291,8 @@ def test_a_run_that_never_logged_the_metric_has_failed_and_what_it_logged_is_tol
 
 
 def test_two_calls_do_not_run_one_sweep_at_once(tmp_path: Path) -> None:
-    held = tool._locked(tmp_path / "sweep")
-    with held, pytest.raises(InputError, match="another process runs this sweep"), tool._locked(tmp_path / "sweep"):
+    held = own_folder(tmp_path / "sweep", "another process runs this sweep")
+    with held, pytest.raises(InputError, match="another process runs this sweep"), own_folder(tmp_path / "sweep", "another process runs this sweep"):
         pass
 
 
