@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.commands import (
@@ -17,7 +18,8 @@ from rnn_blocks.recipes.command_line.commands import (
     TOOLS,
 )
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
-from rnn_blocks.recipes.run.ending.signals import Terminated, ended_by_signals, exit_code, interruption
+from rnn_blocks.recipes.run.ending.signals import Terminated, ended_by_signals, ended_later, exit_code, interruption
+from rnn_blocks.recipes.run.host.threads import limit_threads, wait_quietly
 
 EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tqdm", "wandb", "yaml")
 
@@ -119,29 +121,25 @@ def _run(recipe: str, args: list[str]) -> int:
     if args[0] not in commands:
         raise InputError(f"{args[0]!r} is no command of {recipe}; {_hint(args[0], list(commands))}")
     _prepare()
-    module = import_module(RECIPE_MODULES[recipe])
+    module = _imported(RECIPE_MODULES[recipe])
     shared = SHARED_COMMAND_MODULES.get(args[0])
-    function = import_module(shared).FUNCTION if shared else module.FUNCTIONS.get(args[0])
+    function = _imported(shared).FUNCTION if shared else module.FUNCTIONS.get(args[0])
     if function is None:
         module.CLI(args)
     else:
-        from rnn_blocks.recipes.command_line.parser import run_function
-
         positional = args[0] in getattr(module, "POSITIONAL", ())
-        run_function(function, args[1:], prog=f"rnn-blocks {recipe} {args[0]}", positional=positional)
+        _run_function(function, args[1:], prog=f"rnn-blocks {recipe} {args[0]}", positional=positional)
     return 0
 
 
 def _run_tool(tool: str, args: list[str]) -> int:
     _prepare()
-    from rnn_blocks.recipes.command_line.parser import run_function
-
-    module = import_module(TOOL_MODULES[tool])
+    module = _imported(TOOL_MODULES[tool])
     switches = getattr(module, "SWITCHES", {})  # options that need no other argument
     if args and args[0] in switches:
         switches[args[0]]()
     else:
-        run_function(module.FUNCTION, args, prog=f"rnn-blocks {tool}", positional=True)
+        _run_function(module.FUNCTION, args, prog=f"rnn-blocks {tool}", positional=True)
     return 0
 
 
@@ -149,10 +147,20 @@ def _prepare() -> None:
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
         raise InputError(f"{', '.join(missing)}: not installed; recipes need pip install 'rnn-blocks[recipes]'")
-    from rnn_blocks.recipes.run.host import quiet, tune_host
+    wait_quietly()
+    process = _imported("rnn_blocks.recipes.run.host.process")  # and with it torch
+    process.quiet()
+    process.tune_host()
+    limit_threads()
 
-    quiet()
-    tune_host()
+
+def _run_function(function: Any, args: list[str], prog: str, positional: bool) -> None:
+    _imported("rnn_blocks.recipes.command_line.parser").run_function(function, args, prog=prog, positional=positional)
+
+
+def _imported(module: str) -> Any:
+    with ended_later():  # a library in C++ that was imported half ends by an abort, or cannot be imported again
+        return import_module(module)
 
 
 def _hint(given: str, valid: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Recurrent blocks for PyTorch Lightning: cells, layers and LightningModules.
 
 A cell is one step of time, a layer a sequence in and a sequence out; wrappers map each kind to itself. They need torch
-alone: Lightning is imported with the first of the models.
+alone, which is imported with the first of them; Lightning is imported with the first of the models.
 
 >>> import torch, rnn_blocks
 >>> layer = rnn_blocks.LSTM(256, 512, num_layers=2)
@@ -13,101 +13,75 @@ torch.Size([8, 35, 512])
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rnn_blocks.cells import (
-    Cell,
-    CellWrapper,
-    Clockwork,
-    DeepInput,
-    DeepOutput,
-    DeepTransition,
-    ElmanCell,
-    GRUCell,
-    IndRNNCell,
-    LayerNormGRUCell,
-    LayerNormLSTMCell,
-    Leaky,
-    LeakyIntegratorCell,
-    LearnedState,
-    LinearCell,
-    LRUCell,
-    LSTMCell,
-    MinGRUCell,
-    MinLSTMCell,
-    PeepholeLSTMCell,
-    RecurrentDropout,
-    RGLRUCell,
-    RHNCell,
-    SkipThroughTime,
-    SLSTMCell,
-    SRUCell,
-    Zoneout,
-    init_chrono,
-    init_identity,
-    init_orthogonal,
-    init_uniform,
-    init_unit_forget_bias,
-    initialise,
-)
-from rnn_blocks.engine import State, detach_state, linear_scan, map_state
-from rnn_blocks.layers import (
-    GRU,
-    LRU,
-    LSTM,
-    RGLRU,
-    RHN,
-    SLSTM,
-    SRU,
-    Bidirectional,
-    Dilated,
-    DilatedRecurrent,
-    Elman,
-    EmbeddingDropout,
-    IndRNN,
-    Layer,
-    LayerNormGRU,
-    LayerNormLSTM,
-    LeakyIntegrator,
-    MinGRU,
-    MinLSTM,
-    PeepholeLSTM,
-    Recurrent,
-    RecurrentStack,
-    Stack,
-    TorchLayout,
-    VariationalDropout,
-    WeightDrop,
-    activation_regularisation,
-    embedding_dropout,
-    temporal_activation_regularisation,
-    vanishing_gradient_penalty,
-)
-from rnn_blocks.seq2seq import (
-    AdditiveAttention,
-    Attention,
-    Bridge,
-    ConcatAttention,
-    Decoder,
-    DecoderCell,
-    DotAttention,
-    Encoded,
-    Encoder,
-    GeneralAttention,
-    Hypothesis,
-    LastStateBridge,
-    MeanBridge,
-    Memory,
-    MultiHeadAttention,
-    ProjectedBridge,
-    Step,
-    StepFunction,
-    beam_search,
-    greedy_search,
-    make_attention,
-    make_bridge,
-    sample_search,
-)
-
 if TYPE_CHECKING:
+    from rnn_blocks.cells import (
+        Cell,
+        CellWrapper,
+        Clockwork,
+        DeepInput,
+        DeepOutput,
+        DeepTransition,
+        ElmanCell,
+        GRUCell,
+        IndRNNCell,
+        LayerNormGRUCell,
+        LayerNormLSTMCell,
+        Leaky,
+        LeakyIntegratorCell,
+        LearnedState,
+        LinearCell,
+        LRUCell,
+        LSTMCell,
+        MinGRUCell,
+        MinLSTMCell,
+        PeepholeLSTMCell,
+        RecurrentDropout,
+        RGLRUCell,
+        RHNCell,
+        SkipThroughTime,
+        SLSTMCell,
+        SRUCell,
+        Zoneout,
+        init_chrono,
+        init_identity,
+        init_orthogonal,
+        init_uniform,
+        init_unit_forget_bias,
+        initialise,
+    )
+    from rnn_blocks.engine import State, detach_state, linear_scan, map_state
+    from rnn_blocks.layers import (
+        GRU,
+        LRU,
+        LSTM,
+        RGLRU,
+        RHN,
+        SLSTM,
+        SRU,
+        Bidirectional,
+        Dilated,
+        DilatedRecurrent,
+        Elman,
+        EmbeddingDropout,
+        IndRNN,
+        Layer,
+        LayerNormGRU,
+        LayerNormLSTM,
+        LeakyIntegrator,
+        MinGRU,
+        MinLSTM,
+        PeepholeLSTM,
+        Recurrent,
+        RecurrentStack,
+        Stack,
+        TorchLayout,
+        VariationalDropout,
+        WeightDrop,
+        activation_regularisation,
+        embedding_dropout,
+        temporal_activation_regularisation,
+        vanishing_gradient_penalty,
+    )
     from rnn_blocks.modules import (
         CachedText,
         ClozeBatch,
@@ -129,6 +103,31 @@ if TYPE_CHECKING:
         smoothing_term,
         tune_cache,
         tune_dynamic_evaluation,
+    )
+    from rnn_blocks.seq2seq import (
+        AdditiveAttention,
+        Attention,
+        Bridge,
+        ConcatAttention,
+        Decoder,
+        DecoderCell,
+        DotAttention,
+        Encoded,
+        Encoder,
+        GeneralAttention,
+        Hypothesis,
+        LastStateBridge,
+        MeanBridge,
+        Memory,
+        MultiHeadAttention,
+        ProjectedBridge,
+        Step,
+        StepFunction,
+        beam_search,
+        greedy_search,
+        make_attention,
+        make_bridge,
+        sample_search,
     )
 
 __all__ = [
@@ -244,16 +243,21 @@ __all__ = [
     "vanishing_gradient_penalty",
 ]
 
+_ROOMS = ("engine", "cells", "layers", "seq2seq", "modules")  # each needs those before it
+
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that is here
 
     def __getattr__(name: str) -> Any:
-        """The LightningModules and what goes with them, when they are asked for: cells and layers need torch alone."""
-        if name in __all__ or name == "modules":
-            modules = import_module(f"{__name__}.modules")
-            return modules if name == "modules" else getattr(modules, name)
+        """A name's room, and those before it, are imported when it is asked for."""
+        if name in __all__ or name in _ROOMS:
+            for room in _ROOMS:
+                module = import_module(f"{__name__}.{room}")
+                globals().update({known: getattr(module, known) for known in module.__all__ if known in __all__})
+                if name in globals():
+                    return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ROOMS})

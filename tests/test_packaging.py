@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "modules.seq2seq": ("engine", "layers", "seq2seq", "seq2seq.attention", "modules"),
     "modules.adaptation": ("engine", "modules", "modules.language_model"),
     "modules.__init__": ("modules", "modules.adaptation", *MODELS),
-    "__init__": BLOCKS,
+    "__init__": (),
     "callbacks.measuring": (),
     "callbacks.figures": (),
     "callbacks.trainer": (),
@@ -59,7 +59,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recipes.run.weights_and_biases": ("recipes.__init__",),
     "recipes.run": ("recipes.__init__", "callbacks.figures", "callbacks.trainer", "recipes.run.weights_and_biases"),
     "recipes.run.ending": ("recipes.run", "callbacks.trainer"),
-    "recipes.command_line": ("recipes.__init__", "recipes.run", "recipes.run.ending"),
+    "recipes.run.host": (),
+    "recipes.command_line": ("recipes.__init__", "recipes.run", "recipes.run.ending", "recipes.run.host"),
     "recipes.language_model": ("signatures", *TEXT, *OF_A_RUN, "modules.__init__", "modules", "modules.language_model"),
     "recipes.cloze": ("signatures", *TEXT, *OF_A_RUN, "modules.__init__", "modules.cloze"),
     "recipes.translation.corpora": ("recipes.__init__", "recipes.data.corpora"),
@@ -70,7 +71,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("callbacks.figures", "callbacks.trainer"),
     ),
     "recipes.long_range.comparison": (
-        *("recipes.__init__", "recipes.run", "recipes.run.ending", "recipes.long_range"),
+        *("recipes.__init__", "recipes.run", "recipes.run.ending", "recipes.run.host", "recipes.long_range"),
         *("callbacks.__init__", "callbacks.clipping.policies", "callbacks.gradient_flow"),
     ),
     "recipes.long_range": ("engine", "cells", "layers", "recipes.__init__", "recipes.data"),
@@ -84,14 +85,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("engine", "layers", "modules.__init__", "modules"),
     ),
     "recipes.tools.sweep": ("recipes.__init__", *OF_A_RUN, "callbacks.figures"),
-    "recipes.__main__": ("recipes.__init__", "recipes.run", "recipes.run.ending", "recipes.command_line"),
+    "recipes.__main__": ("recipes.__init__", "recipes.run.ending", "recipes.run.host", "recipes.command_line"),
 }
 
 # What it may import besides when it runs, or for type checkers, but not when it is imported itself. The gradient-flow
 # monitor runs recurrences again, by this library's loop and for its layers: it asks for them when it meets one, so that
 # the callbacks as such need no block. Faces hand out what takes long to import when it is asked for.
 WHEN_IT_RUNS: dict[str, tuple[str, ...]] = {
-    "__init__": ("modules.__init__", "modules"),
+    "__init__": (*BLOCKS, "modules.__init__", "modules"),
     "callbacks.gradient_flow": ("engine", "layers"),
     "callbacks.__init__": (
         *("callbacks.clipping.callback", "callbacks.clipping.advice", "callbacks.clipping.advisor"),
@@ -243,14 +244,25 @@ def test_the_blocks_need_torch_alone(floor):
             assert others == optional, module
 
 
-def test_importing_the_blocks_imports_no_lightning():
+def test_importing_the_blocks_imports_no_lightning_and_the_command_line_not_even_torch():
     code = (
-        "import sys, rnn_blocks; rnn_blocks.GRU(2, 2)\n"
+        "import sys, rnn_blocks, rnn_blocks.recipes.__main__\n"
+        "assert rnn_blocks.recipes.__main__.main(['--help']) == 0\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+        "rnn_blocks.GRU(2, 2)\n"
         "assert not {'lightning', 'pytorch_lightning', 'torchmetrics'} & set(sys.modules)\n"
         "assert 'LanguageModel' in dir(rnn_blocks) and rnn_blocks.modules.LanguageModel is rnn_blocks.LanguageModel\n"
         "assert 'lightning' in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
+
+
+def test_every_public_name_is_one_of_a_rooms():
+    rooms = [getattr(rnn_blocks, room) for room in rnn_blocks._ROOMS]
+    for name in rnn_blocks.__all__:
+        assert any(getattr(room, name, None) is getattr(rnn_blocks, name) for room in rooms), name
+    with pytest.raises(AttributeError, match="no attribute 'LTSM'"):
+        _ = rnn_blocks.LTSM
 
 
 @pytest.mark.parametrize("room", ["callbacks.measuring", "callbacks.clipping", "callbacks.clipping.policies"])

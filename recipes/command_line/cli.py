@@ -45,6 +45,7 @@ from rnn_blocks.recipes.run.folder import (
     new_run_folder,
     run_of_checkpoint,
 )
+from rnn_blocks.recipes.run.host.watch import ThreadWatch
 from rnn_blocks.recipes.run.load import carried
 from rnn_blocks.recipes.run.plots import RunPlots
 from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
@@ -316,7 +317,7 @@ class RecipeCLI(LightningCLI):
         assert self.folder is not None
         monitor, mode = options["monitor"], self.monitors[options["monitor"]]
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:0] = [TrackedRun(self.folder, config), *self.extra_callbacks(options)]
+        callbacks[:0] = [ThreadWatch(), TrackedRun(self.folder, config), *self.extra_callbacks(options)]
         last = LastCheckpoint(self.folder, options["checkpoint_every_n_steps"])
         callbacks += [
             RandomState(),

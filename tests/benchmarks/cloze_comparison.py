@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from rnn_blocks import LSTM, Bidirectional, ClozeBatch, ClozeModel, Layer, Stack, linear_cross_entropy
 from rnn_blocks.recipes.cloze.data import ClozeDataModule
-from rnn_blocks.recipes.run.host import tune_host
+from rnn_blocks.recipes.run.host.process import tune_host
 
 MODELS = {"both": "both directions", "left": "left to right"}
 COLOURS = {"both": "#3b6fb6", "left": "#e07b39"}

@@ -16,7 +16,7 @@ import torch
 
 from rnn_blocks import GRU, Decoder, make_attention
 from rnn_blocks.layers.recurrent import Engine
-from rnn_blocks.recipes.run.host import tune_host
+from rnn_blocks.recipes.run.host.process import tune_host
 
 SIZES = [(64, 32, 20, 20), (128, 80, 14, 15), (256, 80, 14, 15), (256, 20, 30, 30), (512, 64, 25, 25)]
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import rnn_blocks
-from rnn_blocks.recipes.run.host import tune_host
+from rnn_blocks.recipes.run.host.process import tune_host
 
 WORDS, WIDTH, LAYERS, LANES, BPTT, DROPOUT, LR, CLIP = 33278, 200, 2, 20, 35, 0.2, 20.0, 0.25
 

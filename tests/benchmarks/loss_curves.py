@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, linear
 import rnn_blocks
 from rnn_blocks.modules.language_model import model as language_model
 from rnn_blocks.recipes.language_model.data import TextDataModule
-from rnn_blocks.recipes.run.host import tune_host
+from rnn_blocks.recipes.run.host.process import tune_host
 
 
 def plain(hidden, weight, bias, targets):

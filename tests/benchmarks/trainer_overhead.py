@@ -25,7 +25,7 @@ import torch
 import rnn_blocks
 from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor
 from rnn_blocks.recipes.run.folder import new_run_folder
-from rnn_blocks.recipes.run.host import quiet, tune_host
+from rnn_blocks.recipes.run.host.process import quiet, tune_host
 from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
 from rnn_blocks.recipes.run.tracking import make_loggers
 

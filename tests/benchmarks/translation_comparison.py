@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import rnn_blocks
-from rnn_blocks.recipes.run.host import tune_host
+from rnn_blocks.recipes.run.host.process import tune_host
 from rnn_blocks.recipes.translation.pairs.data import ParallelDataModule
 
 # One way: the encoder's width is WIDTH. Both ways: WIDTH / 2 each, so that what the decoder reads is as wide.

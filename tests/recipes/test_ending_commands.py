@@ -138,6 +138,21 @@ def interruptible(*command: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("library", ["libtorch", "_multiarray_umath"])
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_while_libraries_are_imported_ends_without_a_traceback(
+    number: signal.Signals, library: str, tmp_path: Path
+) -> None:
+    process = interruptible("language-model", "fit", "--output_dir", str(tmp_path))
+    maps = Path(f"/proc/{process.pid}/maps")
+    if not maps.exists():
+        pytest.skip("no /proc here that tells what a process has loaded")
+    wait_for(lambda: library in maps.read_text(), process)
+    assert ended(process, number) == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.processes
 def test_a_process_that_sigterm_ends_has_its_exit_code_and_a_failed_wandb_run(text: Path, tmp_path: Path) -> None:
     settings = {"trainer.max_steps": 20000, "model.lr_scheduler.init_args.total_steps": 20000, "logger": "wandb"}
     process = start("fit", *tiny(text, tmp_path, **settings), **nobody(tmp_path))

@@ -291,8 +291,8 @@ def test_a_run_that_never_logged_the_metric_has_failed_and_what_it_logged_is_tol
 
 
 def test_two_calls_do_not_run_one_sweep_at_once(tmp_path: Path) -> None:
-    held = own_folder(tmp_path / "sweep", "another process runs this sweep")
-    with held, pytest.raises(InputError, match="another process runs this sweep"), own_folder(tmp_path / "sweep", "another process runs this sweep"):
+    folder, busy = tmp_path / "sweep", "another process runs this sweep"
+    with own_folder(folder, busy), pytest.raises(InputError, match=busy), own_folder(folder, busy):
         pass
 
 

@@ -22,7 +22,8 @@ from rnn_blocks.recipes.long_range.comparison.report import outcome
 from rnn_blocks.recipes.long_range.comparison.settings import Result, Settings
 from rnn_blocks.recipes.long_range.comparison.training import Stopped, train
 from rnn_blocks.recipes.run.ending.signals import ended_by, ending_signals
-from rnn_blocks.recipes.run.host import quiet, tune_host
+from rnn_blocks.recipes.run.host.process import quiet, tune_host
+from rnn_blocks.recipes.run.host.threads import usable_cores
 
 _worker: dict[str, Any] = {}  # of a worker process: where it tells what it does, and what stops it
 
@@ -202,7 +203,7 @@ def _reason(error: BaseException) -> str:
 
 def _cores() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return int(given) if given.isdigit() else usable_cores()
 
 
 @contextmanager

@@ -109,3 +109,35 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ended_later() -> Iterator[None]:
+    """A signal that comes within it does what it does afterwards: for what cannot be ended half done.
+
+    >>> with ended_by_signals():
+    ...     try:
+    ...         with ended_later():
+    ...             signal.raise_signal(signal.SIGTERM)
+    ...             done = True
+    ...     except Terminated:
+    ...         done
+    True
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    come: list[tuple[int, FrameType | None]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ending_signals())}
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, lambda number, frame: come.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for sent, frame in come[:1]:
+            handler = before[signal.Signals(sent)]
+            assert callable(handler)
+            handler(sent, frame)
