@@ -11,6 +11,7 @@ from rnn_blocks.modules import ClozeModel
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.cloze.sequences import Unit
 from rnn_blocks.recipes.data.corpora.plain import given_text, is_blank
+from rnn_blocks.recipes.data.seen import Seen
 from rnn_blocks.recipes.data.tokenizer import UNKNOWN
 from rnn_blocks.recipes.run.load import load_model
 
@@ -28,11 +29,13 @@ class BlankText:
         ids: token ids, the mask's at each blank.
         spaced: of each blank whether it stands behind a space that a token brings along (byte-level BPE).
         unknown: words that the vocabulary does not have.
+        unseen: what else was never seen in training: characters, and pieces of known ones.
     """
 
     ids: list[int]
     spaced: list[bool]
     unknown: list[str]
+    unseen: list[str]
 
 
 class Filler:
@@ -42,6 +45,7 @@ class Filler:
         model: the model.
         tokenizer: the one it was trained with.
         unit: what a sequence was in its training.
+        seen: what that training saw, where it is known.
 
     >>> import rnn_blocks
     >>> from rnn_blocks.recipes.data.tokenizer import word_tokenizer
@@ -54,10 +58,11 @@ class Filler:
     2
     """
 
-    def __init__(self, model: ClozeModel, tokenizer: Tokenizer, unit: Unit) -> None:
+    def __init__(self, model: ClozeModel, tokenizer: Tokenizer, unit: Unit, seen: Seen | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.unit = unit
+        self.seen = seen
         self._spaces = isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)  # they are part of words
 
     @classmethod
@@ -68,7 +73,7 @@ class Filler:
             InputError: where it is not one.
         """
         model, state = load_model(path, ClozeModel, "cloze")
-        return cls(model, Tokenizer.from_str(state["tokenizer"]), state["unit"])
+        return cls(model, Tokenizer.from_str(state["tokenizer"]), state["unit"], Seen.from_state(state.get("seen")))
 
     def read(self, text: str, blank: str = BLANK) -> BlankText:
         """The ids of a text; a model of lines reads it as a line, with its end.
@@ -92,6 +97,7 @@ class Filler:
         ids: list[int] = []
         spaced: list[bool] = []
         unknown: list[str] = []
+        missing: dict[str, None] = {}
         pieces = text.split(blank)
         for number, piece in enumerate(pieces):
             if number:
@@ -104,7 +110,9 @@ class Filler:
             spans = [piece[slice(*span)] for span in encoding.offsets]
             tokens = zip(encoding.tokens, spans, strict=True)
             unknown += [word for token, word in tokens if token == UNKNOWN != word]
-        return BlankText(ids, spaced, unknown)
+            missing.update(dict.fromkeys(self.seen.missing(self.tokenizer, piece) if self.seen is not None else ()))
+        unseen = [part for part in missing if not any(part in word for word in unknown)]
+        return BlankText(ids, spaced, unknown, unseen)
 
     def __call__(self, text: str, *, blank: str = BLANK, top_k: int = 5) -> list[Candidates]:
         """The best candidates of each blank, in their order; each is predicted with the others blank."""

@@ -15,6 +15,7 @@ from rnn_blocks.recipes.cloze.data import ClozeDataModule
 from rnn_blocks.recipes.cloze.fill import BLANK, Filler, table
 from rnn_blocks.recipes.cloze.samples import ClozeSamples
 from rnn_blocks.recipes.command_line.cli import RecipeCLI
+from rnn_blocks.recipes.data.seen import missing_told
 from rnn_blocks.recipes.data.unknown import UnknownShare, unknown_told
 from rnn_blocks.recipes.run.checkpoints import Mode
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR, find_checkpoint
@@ -83,7 +84,9 @@ def predict(
     filler = Filler.load(find_checkpoint(ckpt_path, Path(output_dir) / NAME))
     read = filler.read(text, blank)
     if read.unknown:
-        sys.stderr.write(f"not in the vocabulary, read as <unk>: {', '.join(read.unknown)}\n")
+        sys.stderr.write(f"not in the vocabulary, read as <unk>: {', '.join(dict.fromkeys(read.unknown))}\n")
+    if read.unseen:
+        sys.stderr.write(f"{missing_told(read.unseen)}\n")
     found = filler.fill(read, top_k)
     sys.stdout.write(f"{text.strip()}\n{table(found)}\n")
     if len(found) > 1:

@@ -161,9 +161,11 @@ class TextCorpusModule(LightningDataModule):
         self.prepare()
 
     def state_dict(self) -> dict[str, Any]:
-        """The tokenizer and what tells this corpus from others, for the checkpoint."""
+        """The tokenizer, what training saw, and what tells this corpus from others, for the checkpoint."""
         text = self._text()
-        return {"source": self._corpus.name, "data": text.fingerprint, "tokenizer": text.tokenizer_json}
+        seen = None if text.seen is None else text.seen.state()
+        state = {"source": self._corpus.name, "data": text.fingerprint, "tokenizer": text.tokenizer_json}
+        return {**state, "seen": seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compares a checkpoint's corpus with this one.

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 _SHOWN = 20
+_SPACES = ("Ġ", "▁")  # how tokenizers of bytes and of pieces write a space
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,20 @@ class Seen:
             tokenizer: what cuts the text.
             text: any.
         """
-        normalizer = tokenizer.normalizer
-        normal = text if normalizer is None else str(normalizer.normalize_str(text))
+        normal = normal_form(tokenizer, text)
         found = dict.fromkeys(character for character in normal if character not in self.characters)
         encoding = tokenizer.encode(text, add_special_tokens=False)
-        unknown = tokenizer.token_to_id("<unk>")
-        for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+        for token, (start, stop) in zip(encoding.tokens, encoding.offsets, strict=True):
             piece = text[start:stop].strip(" ")
-            if (token in self.unseen or token == unknown) and piece and not any(c in found for c in piece):
+            if piece and not any(c in found for c in piece) and not self._knows(tokenizer, token):
                 found[piece] = None
         return list(found)
+
+    def _knows(self, tokenizer: Tokenizer, token: str) -> bool:
+        """Whether a token was trained on, or the same piece behind a space or without one."""
+        piece = token.lstrip("".join(_SPACES))
+        ids = {tokenizer.token_to_id(same) for same in (token, piece, *(space + piece for space in _SPACES))}
+        return token != "<unk>" and bool(ids - self.unseen - {None})
 
 
 @dataclass
@@ -71,6 +76,12 @@ class Seeing:
     def seen(self, vocab_size: int) -> Seen:
         """All of it."""
         return Seen(frozenset(self.characters), frozenset(range(vocab_size)) - self.ids)
+
+
+def normal_form(tokenizer: Tokenizer, text: str) -> str:
+    """Text as the tokenizer's normalizer leaves it."""
+    normalizer = tokenizer.normalizer
+    return text if normalizer is None else str(normalizer.normalize_str(text))
 
 
 def missing_told(missing: Sequence[str]) -> str:

@@ -19,11 +19,12 @@ from filelock import FileLock
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import SPLITS, Corpus, Split, blocks, utf8_length
 from rnn_blocks.recipes.data.progress import with_progress
+from rnn_blocks.recipes.data.seen import Seeing, Seen, normal_form
 from rnn_blocks.recipes.data.settings import TokenizerSettings
 from rnn_blocks.recipes.data.tokenizer import END_OF_LINE, UNKNOWN
 
 # Part of every key: raise it when the same text and settings would give other files.
-_FORMAT = 2
+_FORMAT = 3
 # An Encoding takes about a hundred bytes a token; 256 KiB of text at once keep that at some ten megabytes.
 _BLOCKS_AT_ONCE = 64
 
@@ -67,11 +68,13 @@ class PreparedText:
         fingerprint: hash of the corpus's text.
         tokenizer_json: the tokenizer, as ``tokenizers.Tokenizer.from_str`` reads it.
         splits: the token ids of each split.
+        seen: what the training text held; None where it was not read.
     """
 
     fingerprint: str
     tokenizer_json: str
     splits: dict[Split, TokenFile]
+    seen: Seen | None = None
 
 
 def default_cache_dir() -> Path:
@@ -174,7 +177,11 @@ def find_or_make(folder: Path, *, load: Callable[[], Made | None], make: Callabl
 
 
 def write_tokens(
-    path: Path, text: Iterable[str], tokenizer: tokenizers.Tokenizer, dtype: str | None = None
+    path: Path,
+    text: Iterable[str],
+    tokenizer: tokenizers.Tokenizer,
+    dtype: str | None = None,
+    seeing: Seeing | None = None,
 ) -> TokenFile:
     """Encodes blocks of text and writes the ids, a few blocks at a time.
 
@@ -183,6 +190,7 @@ def write_tokens(
         text: blocks of text.
         tokenizer: what encodes them.
         dtype: ``uint16`` or ``uint32``; the smaller that holds the vocabulary where it is not given.
+        seeing: gathers what the text holds, where that is asked for.
     """
     dtype = dtype or ("uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32")
     counts = dict.fromkeys(("num_tokens", "num_bytes", "num_unknown", "num_ends"), 0)
@@ -193,10 +201,14 @@ def write_tokens(
             for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 ids = np.array(encoding.ids, dtype=dtype)
                 file.write(ids.tobytes())
+                if seeing is not None:
+                    seeing.add((), ids)
                 counts["num_tokens"] += len(ids)
                 for name, token in special.items():
                     counts[name] += int((ids == token).sum()) if token is not None else 0
             counts["num_bytes"] += sum(map(utf8_length, batch))
+            if seeing is not None:
+                seeing.add((normal_form(tokenizer, block) for block in batch), ())
         file.flush()
         os.fsync(file.fileno())
     return TokenFile(path, dtype, **counts)
@@ -212,7 +224,10 @@ def _make(
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     counts = {}
     for split in splits:
-        file = write_tokens(folder / f"{split}.bin", _told(corpus, split, "tokenizing"), tokenizer)
+        seeing = Seeing() if split == "train" else None
+        file = write_tokens(folder / f"{split}.bin", _told(corpus, split, "tokenizing"), tokenizer, seeing=seeing)
+        if seeing is not None:
+            (folder / "seen.json").write_text(json.dumps(seeing.seen(tokenizer.get_vocab_size()).state()))
         counts[split] = {name: value for name, value in asdict(file).items() if name != "path"}
     (folder / "counts.json").write_text(json.dumps(counts, indent=1))
 
@@ -221,12 +236,13 @@ def _load(folder: Path, fingerprint: str) -> PreparedText | None:
     try:
         counts = json.loads((folder / "counts.json").read_text())
         tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        seen = Seen.from_state(json.loads((folder / "seen.json").read_text())) if "train" in counts else None
     except FileNotFoundError:
         return None
     splits: dict[Split, TokenFile] = {split: TokenFile(folder / f"{split}.bin", **counts[split]) for split in counts}
     if not all(file.whole for file in splits.values()):
         return None
-    return PreparedText(fingerprint, tokenizer_json, splits)
+    return PreparedText(fingerprint, tokenizer_json, splits, seen)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.cli import RecipeCLI
 from rnn_blocks.recipes.data.corpora.corpus import Split
 from rnn_blocks.recipes.data.corpora.plain import given_text
+from rnn_blocks.recipes.data.seen import Seen, missing_told
 from rnn_blocks.recipes.data.unknown import UnknownShare, unknown_told
 from rnn_blocks.recipes.language_model.adaptation import (
     Adaptation,
@@ -146,7 +147,8 @@ def generate(
         output_dir: Folder of the runs, for 'best' and 'last'.
     """
     prompt = given_text("--prompt", prompt)
-    model, tokenizer = load_language_model(find_checkpoint(ckpt_path, Path(output_dir) / NAME))
+    model, state = load_model(find_checkpoint(ckpt_path, Path(output_dir) / NAME), LanguageModel, NAME)
+    tokenizer, seen = Tokenizer.from_str(state["tokenizer"]), Seen.from_state(state.get("seen"))
     ids = tokenizer.encode(prompt).ids
     if not ids:
         raise InputError("--prompt: the tokenizer makes no token of it; give some text")
@@ -155,6 +157,8 @@ def generate(
     try:
         check_sampling(temperature, top_k, top_p)  # before anything is written
         stream = model.stream(torch.tensor([ids]), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        if seen is not None and (missing := seen.missing(tokenizer, prompt)):
+            sys.stderr.write(f"--prompt: {missing_told(missing)}\n")
         written = tokenizer.decode(ids)
         sys.stdout.write(written)
         for _ in range(max_tokens):

@@ -133,6 +133,23 @@ def test_predict_shows_the_candidates_of_each_blank_with_their_probabilities(
 
 
 @pytest.mark.parametrize(
+    ("tokenizer", "told"),
+    [("char", "not in the vocabulary, read as <unk>: é, 7\n"), ("bpe", "never seen in training: 'é', '7'\n")],
+)
+def test_what_of_a_text_with_blanks_training_never_saw_is_told(
+    tokenizer: str, told: str, sea: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"data.tokenizer": tokenizer, "trainer.max_steps": 2, "samples.texts": '["the ___"]'}
+    settings |= {"data.vocab_size": 300} if tokenizer == "bpe" else {}
+    assert cloze("fit", *tiny(sea, tmp_path, **settings)) == 0
+    place = ["--ckpt_path", str(only_run(tmp_path, "cloze").path)]
+    for given, shown in (("sea ___", ""), ("sea é ___ 7 and é", told)):
+        capsys.readouterr()
+        assert cloze("predict", given, *place) == 0
+        assert capsys.readouterr().err == shown
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
         (["the clouds"], r'there is no blank in \'the clouds\': mark it by ___, as in "the clouds are in the ___"'),

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import column, only_run, options, recipe, tiny, write_text
 
 from rnn_blocks.recipes.run.folder import RunFolder, runs
@@ -52,3 +53,40 @@ def test_a_tokenizer_of_bytes_has_nothing_unknown(finished_run: RunFolder, capsy
     shown = capsys.readouterr().out
     assert "perplexity" in shown
     assert "unk" not in shown
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("def value", ""),
+        ("def é\u200b", "--prompt: never seen in training: 'é', '\\u200b'\n"),
+        ("X = def X", "--prompt: never seen in training: 'X'\n"),
+    ],
+)
+def test_what_of_a_prompt_training_never_saw_is_told(
+    prompt: str, told: str, finished_run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe("generate", *options(ckpt_path=finished_run.path, max_tokens=2, prompt=prompt)) == 0
+    shown = capsys.readouterr()
+    assert shown.err == told
+    assert shown.out.startswith(prompt)
+
+
+def test_of_words_those_of_the_prompt_that_are_unknown_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe("fit", *word_run(tmp_path, "for gone in gone\n" * 100, **{"trainer.max_steps": 2})) == 0
+    capsys.readouterr()
+    run = only_run(tmp_path)
+    assert recipe("generate", *options(ckpt_path=run.path, max_tokens=2, prompt="def nam name\n(")) == 0
+    assert capsys.readouterr().err == "--prompt: never seen in training: 'nam'\n"
+
+
+def test_a_checkpoint_that_does_not_say_what_training_saw_is_still_written_with(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(finished_run.checkpoint("last"), weights_only=False)
+    del state[next(name for name, part in state.items() if isinstance(part, dict) and "seen" in part)]["seen"]
+    torch.save(state, tmp_path / "old.ckpt")
+    assert recipe("generate", *options(ckpt_path=tmp_path / "old.ckpt", max_tokens=2, prompt="def é")) == 0
+    assert "never seen" not in capsys.readouterr().err
