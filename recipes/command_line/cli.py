@@ -84,6 +84,7 @@ class RecipeCLI(LightningCLI):
         self._args: list[str] = []  # as given
         self._resumed: RunFolder | None = None
         self._lock: FileLock | None = None
+        self._command = args[0] if args else ""
         args = self._prepared(args)
         defaults = {"default_config_files": [str(shipped_configs(self.recipe)[DEFAULT])]}
         try:
@@ -114,11 +115,14 @@ class RecipeCLI(LightningCLI):
         if self.folder is not None and self._lock is not None:
             self.folder.leave(self._lock)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Those of the Trainer that a recipe offers, and their arguments that come from elsewhere."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # the command line says which
+        """The one that is given, of those of the Trainer that a recipe offers, and its arguments from elsewhere.
+
+        A parser has all of the Trainer's options, and takes a while to make: the others are left out.
+        """
         hidden = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
-        return dict.fromkeys(("fit", "validate", "test"), hidden)
+        offered = dict.fromkeys(("fit", "validate", "test"), hidden)
+        return {self._command: hidden} if self._command in offered else offered
 
     def _prepared(self, args: list[str]) -> list[str]:
         """Names made paths (``--config ptb-small``, ``--ckpt_path last``); a checkpoint brings its run's config."""
