@@ -303,6 +303,7 @@ class RecipeCLI(LightningCLI):
             named=options["name"] is not None,
             run_id=tracked_run_id(held) if resumed else None,
             resume_step=held["global_step"] if resumed else None,
+            monitors=self.monitors,
         )
         config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
         config = _without_checkpoint(config)
