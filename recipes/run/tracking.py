@@ -20,9 +20,6 @@ from rnn_blocks.recipes.run.weights_and_biases.summaries import Best, BestValues
 LoggerChoice: TypeAlias = Literal["wandb", "tensorboard", "csv"]
 
 
-PROJECT = "rnn-blocks"
-
-
 def make_loggers(
     choice: LoggerChoice,
     folder: RunFolder,
@@ -82,15 +79,6 @@ def _wandb_logger(
         tags=list(dict.fromkeys([recipe, *tags])),
         settings=wandb.Settings(console="off", silent=True),
     )
-
-
-def wandb_project(given: str | None) -> str:
-    """The project of a run: what is given, else ``$WANDB_PROJECT``, else ``rnn-blocks``.
-
-    >>> wandb_project("mine")
-    'mine'
-    """
-    return given or os.environ.get("WANDB_PROJECT") or PROJECT
 
 
 def wandb_logger(trainer: pl.Trainer) -> WandbLogger | None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import wandb
 from tiny_runs import metrics, only_run, recipe, tiny
-from wandb_runs import of_kind, records, run_files
+from wandb_runs import of_kind, own_environment, records, run_files
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.metrics_csv import MetricsCSV, read_metrics
@@ -28,17 +28,9 @@ VIEWER = {"data": {"viewer": {"id": "VXNlcjox"}}}
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Nobody's: no key, no settings, no proxy; and W&B reads it anew."""
-    wandb.teardown()
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    (tmp_path / "wandb-config").mkdir()
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    yield monkeypatch
-    wandb.teardown()
+def environment(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    with own_environment(tmp_path / "wandb-config") as patch:
+        yield patch
 
 
 @contextmanager
