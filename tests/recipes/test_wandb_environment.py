@@ -347,3 +347,15 @@ def test_a_row_of_the_metrics_file_is_written_again_with_what_is_added_to_its_st
     resumed.log_metrics({"a": 4.0, "c": 5.0}, step=4)
     resumed.save()
     assert path.read_text() == "step,a,b,c\n3,1.5,2.5,\n4,4.0,,5.0\n"
+
+
+def test_an_artifact_that_is_not_on_the_server_is_bad_input(
+    environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    viewer = {"id": "VXNlcjox", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
+    with server(says(200, {"data": {"viewer": viewer, "serverInfo": None, "project": None}})) as address:
+        environment.setenv("WANDB_BASE_URL", address)
+        environment.setenv("WANDB_API_KEY", KEY)
+        assert recipe("generate", "--prompt", "def", "--ckpt_path", "artifact:model-abc:best") == 2
+    told = "no artifact rnn-blocks/model-abc:best is to be had: project 'rnn-blocks' not found under entity 'me'"
+    assert capfd.readouterr().err == f"error: --ckpt_path artifact:model-abc:best: {told}\n"
