@@ -74,7 +74,7 @@ def predict(
 
     Args:
         text: The text, with a marker at each blank: "the clouds are in the ___".
-        ckpt_path: A checkpoint, a run's folder, or 'best', 'last' or 'averaged' of the newest run.
+        ckpt_path: A checkpoint, a run's folder, 'best', 'last' or 'averaged' of the newest run, or artifact:NAME:ALIAS.
         top_k: How many candidates of each blank.
         blank: The marker.
         output_dir: Folder of the runs, for 'best', 'last' and 'averaged'.

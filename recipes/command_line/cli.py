@@ -18,6 +18,12 @@ from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpo
 from rnn_blocks.recipes.command_line.parser import RecipeParser
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
 from rnn_blocks.recipes.command_line.summary import places
+from rnn_blocks.recipes.command_line.weights_and_biases import (
+    add_wandb_options,
+    check_wandb_options,
+    model_logging,
+    watching,
+)
 from rnn_blocks.recipes.run.averaging import average_checkpoints, kept_checkpoints
 from rnn_blocks.recipes.run.checkpoints import (
     AtomicCheckpointIO,
@@ -50,13 +56,12 @@ from rnn_blocks.recipes.run.load import carried
 from rnn_blocks.recipes.run.plots import RunPlots
 from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
 from rnn_blocks.recipes.run.tracking import (
-    PROJECT,
     LoggerChoice,
     TrackedRun,
     make_loggers,
     tracked_run_id,
-    wandb_project,
 )
+from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_project
 
 SPLITS: dict[str, Split] = {"validate": "val", "test": "test"}  # that a command evaluates
 
@@ -141,7 +146,7 @@ class RecipeCLI(LightningCLI):
         first: list[str] = []
         rest = map_values(rest, CONFIG, lambda name: str(config_path(self.recipe, name)))
         if given is not None:
-            path = find_checkpoint(given, output_dir / self.recipe)
+            path = find_checkpoint(given, output_dir / self.recipe, value_of(rest, "--project"))
             rest = with_value(rest, "--ckpt_path", str(path))
             self._checkpoint = GivenCheckpoint(path, self.recipe, SPLITS.get(command))
             first = self._checkpoint.options(rest)
@@ -168,12 +173,7 @@ class RecipeCLI(LightningCLI):
             default=self.monitor,
             help=f"What the best checkpoint has the best of: {', '.join(self.monitors)}",
         )
-        group.add_argument(
-            "--project",
-            type=str | None,
-            default=None,
-            help=f"Project in Weights & Biases; by default $WANDB_PROJECT, or {PROJECT}",
-        )
+        add_wandb_options(group.add_argument)
         group.add_argument(
             "--checkpoint_every_n_steps", type=int, default=200, help="Steps between two writes of last.ckpt"
         )
@@ -228,6 +228,7 @@ class RecipeCLI(LightningCLI):
             self._checkpoint.check_data(options["data"], self._splits)
         if self.config["subcommand"] != "fit":
             return
+        check_wandb_options(options)
         options["project"] = wandb_project(options["project"])  # a resumed run goes on in the same
         inherited = inherited_run_folder()
         if inherited is not None:
@@ -308,6 +309,7 @@ class RecipeCLI(LightningCLI):
             named=options["name"] is not None,
             run_id=tracked_run_id(held) if resumed else None,
             resume_step=held["global_step"] if resumed else None,
+            monitors=self.monitors,
         )
         config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
         config = _without_checkpoint(config)
@@ -321,7 +323,8 @@ class RecipeCLI(LightningCLI):
         assert self.folder is not None
         monitor, mode = options["monitor"], self.monitors[options["monitor"]]
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:0] = [ThreadWatch(), TrackedRun(self.folder, config), *self.extra_callbacks(options)]
+        first = [ThreadWatch(), TrackedRun(self.folder, config), *watching(options)]
+        callbacks[:0] = [*first, *self.extra_callbacks(options)]
         last = LastCheckpoint(self.folder, options["checkpoint_every_n_steps"])
         callbacks += [
             RandomState(),
@@ -332,7 +335,7 @@ class RecipeCLI(LightningCLI):
         ]
         if options["average_checkpoints"]:
             callbacks.append(KeptCheckpoints(self.folder, monitor, mode, options["average_checkpoints"]))
-        callbacks.append(EndInGoodOrder(last))
+        callbacks += [*model_logging(options, self.folder, self.recipe, mode), EndInGoodOrder(last)]
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """The recipe's own callbacks."""

@@ -138,7 +138,7 @@ def generate(
 
     Args:
         prompt: The text to continue.
-        ckpt_path: A checkpoint, a run's folder, or 'best' or 'last' of the newest run.
+        ckpt_path: A checkpoint, a run's folder, 'best' or 'last' of the newest run, or artifact:NAME:ALIAS.
         max_tokens: How many tokens to add.
         temperature: Divides the logits; 0 takes the most probable token.
         top_k: Draw only from the k most probable tokens.

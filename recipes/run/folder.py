@@ -11,6 +11,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.run.weights_and_biases.fetch import PREFIX, fetch_model
+from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_project
 
 ENVIRONMENT = "RNN_BLOCKS_RUN_FOLDER"  # tells the processes that a run starts for its other ranks where it lies
 LAST, BEST, AVERAGED = "last", "best", "averaged"
@@ -180,8 +182,13 @@ def new_run_folder(parent: Path, name: str | None = None) -> RunFolder:
     return folder
 
 
-def find_checkpoint(given: str, parent: Path) -> Path:
-    """The file that ``--ckpt_path`` means: a path, a run's folder, or a name (``best``) of the newest run's.
+def find_checkpoint(given: str, parent: Path, project: str | None = None) -> Path:
+    """The file that ``--ckpt_path`` means: a path, a run's folder, a name (``best``) of the newest run's, an artifact.
+
+    Args:
+        given: what the user says.
+        parent: the folder of the runs.
+        project: of Weights & Biases, of an artifact that says none.
 
     Raises:
         InputError: where there is no such file, naming the runs that there are.
@@ -191,6 +198,8 @@ def find_checkpoint(given: str, parent: Path) -> Path:
     ...
     rnn_blocks.recipes.InputError: --ckpt_path last: there is no run in no-such-folder yet
     """
+    if given.startswith(PREFIX):
+        return fetch_model(given, wandb_project(project), parent)
     if given in (LAST, BEST, AVERAGED):
         found = [path for run in runs(parent) if (path := run.checkpoint(given)).is_file()]
         if not found:
@@ -207,8 +216,8 @@ def find_checkpoint(given: str, parent: Path) -> Path:
     if not path.is_file():
         there = ", ".join(str(run.path) for run in runs(parent)[-3:]) or "none"
         raise InputError(
-            f"--ckpt_path {given}: no such file; valid are a checkpoint, a run's folder, 'last', 'best' and 'averaged' "
-            f"(newest runs: {there})"
+            f"--ckpt_path {given}: no such file; valid are a checkpoint, a run's folder, 'last', 'best', 'averaged', "
+            f"and artifact:NAME:ALIAS (newest runs: {there})"
         )
     return path
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -11,14 +12,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from rnn_blocks.recipes.run.folder import RunFolder
-from rnn_blocks.recipes.run.metrics_csv import MetricsCSV
+from rnn_blocks.recipes.run.metrics_csv import MetricsCSV, read_metrics
 from rnn_blocks.recipes.run.weights_and_biases.logger import WandbRun
 from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_mode
+from rnn_blocks.recipes.run.weights_and_biases.summaries import Best, BestValues, directions
 
 LoggerChoice: TypeAlias = Literal["wandb", "tensorboard", "csv"]
-
-
-PROJECT = "rnn-blocks"
 
 
 def make_loggers(
@@ -30,6 +29,7 @@ def make_loggers(
     named: bool = False,
     run_id: str | None = None,
     resume_step: int | None = None,
+    monitors: Mapping[str, Best] | None = None,
 ) -> list[Logger]:
     """The loggers of a run; the CSV file is among them whatever is chosen.
 
@@ -41,6 +41,7 @@ def make_loggers(
         named: whether the user named the folder: ``$WANDB_NAME`` then names nothing.
         run_id: of the Weights & Biases run to go on with.
         resume_step: the step that the run resumes at.
+        monitors: what the recipe can choose its best checkpoint by.
 
     >>> import tempfile
     >>> folder = RunFolder(Path(tempfile.mkdtemp()))
@@ -49,13 +50,18 @@ def make_loggers(
     """
     loggers: list[Logger] = [MetricsCSV(folder.metrics, resume_step=resume_step)]
     if choice == "wandb":
-        loggers.insert(0, _wandb_logger(folder, project, recipe, named, run_id))
+        best = BestValues(directions(monitors or {}))
+        for row in read_metrics(folder.metrics) if folder.metrics.is_file() else []:
+            best.add(row)
+        loggers.insert(0, _wandb_logger(folder, project, recipe, named, run_id, best))
     elif choice == "tensorboard":
         loggers.insert(0, TensorBoardLogger(folder.path, name="", version="tensorboard"))
     return loggers
 
 
-def _wandb_logger(folder: RunFolder, project: str, recipe: str, named: bool, run_id: str | None) -> WandbLogger:
+def _wandb_logger(
+    folder: RunFolder, project: str, recipe: str, named: bool, run_id: str | None, best: BestValues
+) -> WandbLogger:
     import wandb
 
     mode = wandb_mode()
@@ -64,6 +70,7 @@ def _wandb_logger(folder: RunFolder, project: str, recipe: str, named: bool, run
     # processes be parts of one run.
     return WandbRun(
         mode,
+        best,
         name=folder.path.name if named or not os.environ.get("WANDB_NAME") else None,
         save_dir=str(folder.path),
         project=project,
@@ -72,15 +79,6 @@ def _wandb_logger(folder: RunFolder, project: str, recipe: str, named: bool, run
         tags=list(dict.fromkeys([recipe, *tags])),
         settings=wandb.Settings(console="off", silent=True),
     )
-
-
-def wandb_project(given: str | None) -> str:
-    """The project of a run: what is given, else ``$WANDB_PROJECT``, else ``rnn-blocks``.
-
-    >>> wandb_project("mine")
-    'mine'
-    """
-    return given or os.environ.get("WANDB_PROJECT") or PROJECT
 
 
 def wandb_logger(trainer: pl.Trainer) -> WandbLogger | None:
@@ -107,6 +105,7 @@ class TrackedRun(Callback):
         self._folder = folder
         self._config = config
         self._run_id: str | None = None
+        self._restored = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the configuration."""
@@ -125,6 +124,18 @@ class TrackedRun(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The run's id."""
         return {"wandb_run_id": self._run_id}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know that the training goes on with a checkpoint."""
+        self._restored = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Number the rows by the steps: from a checkpoint of a validation's step Lightning may go on one too far."""
+        if self._restored:
+            self._restored = False
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -30,7 +30,7 @@ def interactive(
     """Translate what is typed, a line at a time; Ctrl-D ends it.
 
     Args:
-        ckpt_path: A checkpoint, a run's folder, or 'best', 'last' or 'averaged' of the newest run.
+        ckpt_path: A checkpoint, a run's folder, 'best', 'last' or 'averaged' of the newest run, or artifact:NAME:ALIAS.
         n_best: Translations shown, each with its score: its log-probability in nats, with the search's penalties.
         alignments: Show where the best translation looked.
         device: Where to compute: cpu, cuda, cuda:1, …; auto is a GPU where there is one.

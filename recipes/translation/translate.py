@@ -52,7 +52,7 @@ def translate(
     Args:
         input: A file in UTF-8, plain or gzip, or - for standard input.
         output: A file, or - for standard output.
-        ckpt_path: A checkpoint, a run's folder, or 'best', 'last' or 'averaged' of the newest run.
+        ckpt_path: A checkpoint, a run's folder, 'best', 'last' or 'averaged' of the newest run, or artifact:NAME:ALIAS.
         scores: Add each translation's score: its log-probability in nats, with the search's penalties.
         alignments: Add the pairs source-target of token places, from 0, by the highest attention of each target token.
         attention_file: Write tokens and attention of each translation to this file as lines of JSON.

@@ -142,3 +142,21 @@ def test_a_training_from_a_checkpoint_that_is_not_the_last_starts_a_run_of_its_o
 def _copy(run: RunFolder, output_dir: Path) -> RunFolder:
     path = shutil.copytree(run.path, output_dir / "language-model" / run.path.name)
     return RunFolder(Path(path))
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_rows_of_a_run_that_ended_with_a_validation_go_on_without_a_gap(
+    accumulated: int, text: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "trainer.max_steps": 10,
+        "trainer.log_every_n_steps": 1,
+        "trainer.accumulate_grad_batches": accumulated,
+        "trainer.limit_train_batches": 10 * accumulated,
+        "trainer.val_check_interval": 5 * accumulated,
+    }
+    assert recipe("fit", *tiny(text, tmp_path, **settings)) == 0
+    assert recipe("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path), "--trainer.max_steps", "15") == 0
+    rows = metrics(only_run(tmp_path))
+    assert [int(row["step"]) for row in rows] == list(range(15))
+    assert [int(row["step"]) for row in rows if "val/loss" in row] == [4, 9, 14]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import wandb
 from tiny_runs import metrics, only_run, recipe, tiny
-from wandb_runs import of_kind, records, run_files
+from wandb_runs import of_kind, own_environment, records, run_files
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.metrics_csv import MetricsCSV, read_metrics
@@ -28,17 +28,9 @@ VIEWER = {"data": {"viewer": {"id": "VXNlcjox"}}}
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Nobody's: no key, no settings, no proxy; and W&B reads it anew."""
-    wandb.teardown()
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    (tmp_path / "wandb-config").mkdir()
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    yield monkeypatch
-    wandb.teardown()
+def environment(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    with own_environment(tmp_path / "wandb-config") as patch:
+        yield patch
 
 
 @contextmanager
@@ -355,3 +347,15 @@ def test_a_row_of_the_metrics_file_is_written_again_with_what_is_added_to_its_st
     resumed.log_metrics({"a": 4.0, "c": 5.0}, step=4)
     resumed.save()
     assert path.read_text() == "step,a,b,c\n3,1.5,2.5,\n4,4.0,,5.0\n"
+
+
+def test_an_artifact_that_is_not_on_the_server_is_bad_input(
+    environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    viewer = {"id": "VXNlcjox", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
+    with server(says(200, {"data": {"viewer": viewer, "serverInfo": None, "project": None}})) as address:
+        environment.setenv("WANDB_BASE_URL", address)
+        environment.setenv("WANDB_API_KEY", KEY)
+        assert recipe("generate", "--prompt", "def", "--ckpt_path", "artifact:model-abc:best") == 2
+    told = "no artifact rnn-blocks/model-abc:best is to be had: project 'rnn-blocks' not found under entity 'me'"
+    assert capfd.readouterr().err == f"error: --ckpt_path artifact:model-abc:best: {told}\n"

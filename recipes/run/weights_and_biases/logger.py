@@ -7,6 +7,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from rnn_blocks.recipes.run.weights_and_biases.mode import first_line, say_offline
+from rnn_blocks.recipes.run.weights_and_biases.summaries import BestValues
+
+STEP = "trainer/global_step"
 
 
 class WandbRun(WandbLogger):
@@ -14,19 +17,34 @@ class WandbRun(WandbLogger):
 
     Args:
         mode: of the run.
+        best: what the run's table shows the best of, with what was before where the run is resumed.
         init: what ``wandb.init`` is given besides.
 
     >>> WandbRun("disabled", project="p").name
     'p'
     """
 
-    def __init__(self, mode: str, **init: Any) -> None:
+    def __init__(self, mode: str, best: BestValues | None = None, **init: Any) -> None:
         super().__init__(mode=mode, **init)
+        self._best = best or BestValues({})
         self._row: int | None = None  # the step whose row is being made
+
+    @property
+    def mode(self) -> str:
+        """``"online"``, ``"offline"``, ``"shared"`` or ``"disabled"``."""
+        return str(self._wandb_init["mode"])
 
     @property
     def experiment(self) -> Any:
         """The run; it is opened the first time."""
+        opens = self._experiment is None
+        run = self._opened()
+        if opens and getattr(rank_zero_only, "rank", 0) == 0:
+            for name, best in self._best.modes.items():
+                run.define_metric(name, step_metric=STEP, step_sync=True, summary=best)
+        return run
+
+    def _opened(self) -> Any:
         import wandb
 
         try:
@@ -44,7 +62,8 @@ class WandbRun(WandbLogger):
         if step is not None and step != self._row:
             self.end_row()
             self._row = step
-        told = dict(metrics) if step is None else {**metrics, "trainer/global_step": step}
+        self._best.add(metrics)
+        told = dict(metrics) if step is None else {**metrics, STEP: step}
         self.experiment.log(told, commit=self._row is None)
 
     @rank_zero_only
@@ -56,6 +75,8 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the last row."""
+        """End the last row, and put the best of the whole run into its summary."""
         self.end_row()
+        if (best := self._best.summary()) and self._experiment is not None:
+            self.experiment.summary.update(best)
         super().finalize(status)

@@ -5,15 +5,25 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from rnn_blocks.recipes import InputError
 
 Mode: TypeAlias = Literal["online", "offline", "disabled", "shared"]
+PROJECT = "rnn-blocks"
 ANSWER_WITHIN = 5.0  # seconds that the server has to answer
 VIEWER = "query Viewer { viewer { id } }"  # W&B's way to ask whose key it is
+
+
+def wandb_project(given: str | None) -> str:
+    """The project of a run: what is given, else ``$WANDB_PROJECT``, else ``rnn-blocks``.
+
+    >>> wandb_project("mine")
+    'mine'
+    """
+    return given or os.environ.get("WANDB_PROJECT") or PROJECT
 
 
 def wandb_mode() -> Mode:
@@ -26,34 +36,53 @@ def wandb_mode() -> Mode:
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return "offline"  # only the first rank opens the run
+    mode, why, wanted = _mode()
+    if mode == "offline" and wanted:
+        say_offline(why)
+    return mode
+
+
+def why_no_server() -> str:
+    """Why nothing can be had from the server; empty where it can.
+
+    Raises:
+        InputError: for settings of Weights & Biases that cannot be.
+    """
+    return _mode().why
+
+
+class _Mode(NamedTuple):
+    mode: Mode
+    why: str = ""  # it is not online
+    wanted: bool = True  # whether the user will think that it is
+
+
+def _mode() -> _Mode:
     import wandb
 
     chosen = os.environ.get("WANDB_MODE")
     try:
         chosen = chosen or wandb.setup().settings.mode
         if chosen in ("disabled", "offline", "dryrun"):
-            return "disabled" if chosen == "disabled" else "offline"
+            mode: Mode = "disabled" if chosen == "disabled" else "offline"
+            return _Mode(mode, f"it is set to {chosen} (WANDB_MODE, or wandb {mode})", wanted=False)
         if chosen not in ("online", "run", "shared"):
             raise InputError(f"WANDB_MODE {chosen}: choose online, offline or disabled")
         settings = wandb.setup().settings
         logged_in = wandb.login(prompt=False, verify=False)
     except wandb.errors.Error as error:
-        say_offline(first_line(error))
-        return "offline"
+        return _Mode("offline", first_line(error))
     except InputError:
         raise
     except ValueError as error:
         told = " ".join(str(error).split()).split(" [type=")[0]
         raise InputError(f"settings of Weights & Biases: {told}") from error
     if not logged_in:
-        if "WANDB_MODE" in os.environ:
-            say_offline("there is no API key; log in with: wandb login")
-        return "offline"
+        return _Mode("offline", "there is no API key; log in with: wandb login", wanted="WANDB_MODE" in os.environ)
     trouble = _trouble_with(settings)
     if trouble:
-        say_offline(f"{settings.base_url} {trouble}")
-        return "offline"
-    return "shared" if chosen == "shared" else "online"
+        return _Mode("offline", f"{settings.base_url} {trouble}")
+    return _Mode("shared" if chosen == "shared" else "online")
 
 
 def say_offline(why: str) -> None:
