@@ -4,10 +4,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from myst_parser.config.main import MdParserConfig
 from myst_nb.core.read import read_myst_markdown_notebook
+from myst_parser.config.main import MdParserConfig
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("*.md"))

@@ -15,7 +15,7 @@ SHOWN = {
     "deep": (0.0, 0.0, 0.5, 1.0),
     "skips_through_time": (0.36, 0.0, 1.0, 0.95),
     "bidirectional": WHOLE,
-    "regularisation": (0.52, 0.0, 1.0, 1.0),
+    "regularisation": (0.545, 0.0, 1.0, 1.0),
     "gradient_flow": WHOLE,
     "clipping_advice": (0.0, 0.0, 0.69, 0.94),
     "gradient_flow_monitor": (0.0, 0.0, 1.0, 0.5),

@@ -1,5 +1,6 @@
 """What trainings look like that go wrong: ``python docs/figures/instability.py``, a minute on one thread."""
 
+import sys
 import tempfile
 import warnings
 from functools import partial
@@ -88,8 +89,8 @@ def main() -> None:
     for name, logged in {"a": explodes, "b": clipped, "c": short, "d": corrupt, "d, clipped": saved}.items():
         share = logged.get("grad_clip/clipped_fraction", pandas.Series([0.0])).mean()
         norms, losses = logged["grad_norm/total"], logged["train/loss"]
-        print(f"{name}: norm median {norms.median():.3g}, max {norms.max():.3g} at {norms.idxmax()};", end=" ")
-        print(f"loss {losses.iloc[0]:.3g}, last 20 {losses.tail(20).mean():.3g}; clipped {share:.1%}")
+        told = f"{name}: norm median {norms.median():.3g}, max {norms.max():.3g}; clipped {share:.1%}; "
+        sys.stdout.write(f"{told}loss {losses.iloc[0]:.3g}, of the last 20 steps {losses.tail(20).mean():.3g}\n")
 
 
 if __name__ == "__main__":

@@ -102,14 +102,16 @@ def callbacks(picture: Picture, left: float) -> None:
 def recipes(picture: Picture, left: float) -> None:
     """A command, and what its model says."""
     panel(picture, left, "recipes", "trainings that run with one command")
-    box = FancyBboxPatch((left + 0.3, 3.95), 4.9, 1.5, "round,pad=0,rounding_size=0.12", fc=TERMINAL, ec="none", zorder=3)
+    corners = "round,pad=0,rounding_size=0.12"
+    box = FancyBboxPatch((left + 0.3, 3.95), 4.9, 1.5, corners, fc=TERMINAL, ec="none", zorder=3)
     picture.axes.add_patch(box)
     mono = {"size": 9, "family": "DejaVu Sans Mono", "va": "center", "zorder": 4}
-    for height, line in ((5.12, "$ rnn-blocks cloze fit \\"), (4.7, "    --config rhymes"), (4.28, "$ rnn-blocks cloze predict …")):
+    lines = ("$ rnn-blocks cloze fit \\", "    --config rhymes", "$ rnn-blocks cloze predict …")
+    for height, line in zip((5.12, 4.7, 4.28), lines, strict=True):
         picture.axes.text(left + 0.5, height, line.replace("$", r"\$"), color=PROMPT, **mono)
     picture.text(left + 2.75, 3.5, "Twinkle, twinkle, ___ star", size=12)
-    # as the page of the recipe tells it
-    for height, (word, percent) in zip((2.85, 2.3, 1.75), {"little": 97.8, "all": 2.1, "dock": 0.04}.items(), strict=True):
+    told = {"little": 97.8, "all": 2.1, "dock": 0.04}  # as on the recipe's page
+    for height, (word, percent) in zip((2.85, 2.3, 1.75), told.items(), strict=True):
         picture.axes.text(left + 1.35, height, word, ha="right", va="center", size=11, zorder=4)
         picture.axes.barh(height, 2.6 * percent / 100, 0.34, left=left + 1.5, color=TEAL, zorder=3)
         picture.axes.text(left + 1.6 + 2.6 * percent / 100, height, f"{percent:.3g} %", va="center", size=10, color=INK)

@@ -87,7 +87,9 @@ class Browser:
 
     def resize(self, width: int, height: int) -> None:
         """As a window of this size shows pages; below 500 pixels, as a phone does."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
 
     def open(self, address: str) -> list[str]:
         """Show a page, wait until all of it has been loaded, and give the addresses that it asked for."""
@@ -95,7 +97,11 @@ class Browser:
         self.call("Page.navigate", url=address)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self.read())
-        return [event["params"]["request"]["url"] for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        return [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
 
     def run(self, script: str) -> Any:
         """What an expression of JavaScript gives, after what it promises."""

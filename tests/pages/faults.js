@@ -6,13 +6,17 @@
   await Promise.all([...document.images].map((image) => image.decode().catch(() => null)));
   if (document.querySelector(".math")) await window.MathJax?.startup?.promise;
 
-  if (root.scrollWidth > root.clientWidth) found.push(`${root.scrollWidth} pixels wide in a window of ${root.clientWidth}`);
-  const edge = document.querySelector(".content").getBoundingClientRect().right + 1;
+  const fits = (part) => part.scrollWidth <= part.clientWidth + 1;
+  if (!fits(root)) found.push(`${root.scrollWidth} pixels wide in a window of ${root.clientWidth}`);
+  const content = document.querySelector(".content"), edge = content.getBoundingClientRect().right + 1;
+  if (!fits(content)) found.push(`the text is ${content.scrollWidth} pixels wide in a column of ${content.clientWidth}`);
   const scrolls = (part) => part !== article && (/auto|scroll/.test(getComputedStyle(part).overflowX) || scrolls(part.parentElement));
   for (const part of article.querySelectorAll("*")) {
-    const hidden = part.closest("mjx-assistive-mml, svg, .headerlink, .copybtn");
-    if (!hidden && part.getBoundingClientRect().right > edge && !scrolls(part)) {
-      found.push(`sticks out on the right: <${part.localName}> ${part.textContent.trim().slice(0, 60)}`);
+    if (part.closest("mjx-assistive-mml, svg, .headerlink")) continue;
+    const hides = /hidden|clip/.test(getComputedStyle(part).overflowX) && !fits(part);
+    const sticksOut = part.getBoundingClientRect().right > edge && !scrolls(part);
+    if (hides || sticksOut) {
+      found.push(`cut off: <${part.localName}> ${part.textContent.trim().slice(0, 60)}`);
       break;
     }
   }
