@@ -19,6 +19,7 @@ myst_enable_extensions = ["deflist", "dollarmath"]
 
 # The tutorials are run, and run again when their code has changed. An error in one is an error of the build.
 nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).resolve().parent / "_build" / ".jupyter_cache")
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
