@@ -2,6 +2,7 @@
 # make test   the default tests, in the same environment, in two processes (JOBS=4: in four)
 # make test-processes   what takes several processes: ranks, trainings that are killed and resumed
 # make test-ecosystem   small trainings in other packages, each in an environment of its own (OPTIONS='--only darts')
+# make pages   looks at every page of the documentation in Chromium, wide and narrow, without a network
 # make test-compat  the callbacks under older releases of Lightning (ONLY='2.4.0 pytorch_lightning': under one)
 # make gpu    everything that only a GPU can show, in eight minutes (OPTIONS='--device cpu --quick': without one)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,7 +10,7 @@ BIN := .venv/bin
 JOBS ?= 2
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-processes test-slow test-compat test-ecosystem gpu lint types docs wheel check clean
+.PHONY: demo test test-processes test-slow test-compat test-ecosystem gpu lint types docs pages wheel check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rnn-blocks language-model fit
@@ -48,6 +49,10 @@ types: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W -n -q docs docs/_build/html
+
+# SCREENSHOTS=folder: with a picture of each.
+pages: docs
+	$(BIN)/python tests/pages/check.py docs/_build/html $(if $(SCREENSHOTS),--screenshots '$(SCREENSHOTS)')
 
 # The wheel, in an environment that holds nothing else of this project, used from another folder.
 wheel: $(INSTALLED)

@@ -1,4 +1,6 @@
 from importlib.metadata import version as installed_version
+from importlib.util import find_spec
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
@@ -9,11 +11,23 @@ project = "rnn-blocks"
 author = "the rnn-blocks authors"
 release = version = installed_version("rnn-blocks")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 default_role = "literal"  # the docstrings write code in single backticks as well
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist", "dollarmath"]
+
+# The tutorials are run, and run again when their code has changed. An error in one is an error of the build.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).resolve().parent / "_build" / ".jupyter_cache")
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+# MathJax is a part of the pages, so that formulas can be read without a network: one file, glyphs among it.
+[mathjax] = find_spec("sphinx-mathjax-offline").submodule_search_locations
+mathjax_path = "tex-svg.js"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -26,7 +40,7 @@ html_theme = "furo"
 html_title = f"rnn-blocks {release}"
 html_copy_source = False
 html_show_copyright = False
-html_static_path = ["_static"]
+html_static_path = ["_static", str(Path(mathjax, "static", "mathjax", mathjax_path))]
 html_css_files = ["width.css"]
 
 # The other packages' documentation is not looked up: the build needs no network.

@@ -319,7 +319,17 @@ def test_every_public_name_of_the_blocks_is_in_the_reference_once() -> None:
 
 def test_every_picture_is_there_and_shown() -> None:
     shown = {(page.parent / image).resolve() for page in PAGES for image in IMAGE.findall(page.read_text())}
-    assert shown == set((ROOT / "docs" / "images").iterdir())
+    assert shown == {path for path in (ROOT / "docs" / "images").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("page", "base"), [("README.md", "docs"), ("docs/index.md", "")])
+def test_each_picture_of_the_gallery_leads_to_the_page_that_shows_it(page: str, base: str) -> None:
+    cards = re.findall(r"\[!\[[^\]]+\]\(([^)]+)\)\]\(([^)#]+)[^)]*\)<br>", (ROOT / page).read_text())
+    small = [ROOT / "docs" / Path(picture).relative_to(base) for picture, _ in cards]
+    assert set(small) == set((ROOT / "docs" / "images" / "gallery").iterdir())
+    for path, (_, target) in zip(small, cards, strict=True):
+        shown = IMAGE.findall((ROOT / page).parent.joinpath(target).read_text())
+        assert path.name in [Path(image).name for image in shown]
 
 
 def test_every_page_is_in_a_table_of_contents() -> None:
