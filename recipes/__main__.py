@@ -19,7 +19,7 @@ from rnn_blocks.recipes.command_line.commands import (
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
 from rnn_blocks.recipes.run.ending.signals import Terminated, ended_by_signals, exit_code, interruption
 
-EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tqdm", "wandb", "yaml")
+EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "optuna", "tokenizers", "tqdm", "wandb", "yaml")
 
 
 def main(args: Sequence[str] | None = None) -> int:
