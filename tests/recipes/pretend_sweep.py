@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from optuna.trial import Trial
 
 from rnn_blocks.recipes.__main__ import main
-from rnn_blocks.recipes.command_line.commands import RECIPE_MODULES
-from rnn_blocks.recipes.tools.sweep.outcome import Outcome
 from rnn_blocks.recipes.tools.sweep.runner import SweepRunner, Training
-from rnn_blocks.recipes.tools.sweep.search import Point, Search
+from rnn_blocks.recipes.tools.sweep.search import Outcome, Point, Search
 from rnn_blocks.recipes.tools.sweep.spec import SweepSpec, read_sweep
 
 SWEEP: dict[str, Any] = {
@@ -35,7 +34,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 
 def spec_of(folder: Path, **changes: Any) -> SweepSpec:
-    return read_sweep(written(folder, **changes), list(RECIPE_MODULES))
+    return read_sweep(written(folder, **changes))
 
 
 def run(*args: str) -> int:
@@ -94,7 +93,7 @@ class PretendRunner(SweepRunner):
         interrupted_at: int | None = None,
     ) -> None:
         self.ended: list[tuple[Point, Outcome]] = []
-        super().__init__(spec, folder, search, processes, lambda *ended: self.ended.append(ended))
+        super().__init__(spec, folder, search, processes)
         self.commands: list[list[str]] = []
         self.trainings: list[PretendTraining] = []
         self.losses, self.code, self.interrupted_at = losses, code, interrupted_at
@@ -110,3 +109,7 @@ class PretendRunner(SweepRunner):
         if self.interrupted_at is not None and len(self.trainings) >= self.interrupted_at:
             raise KeyboardInterrupt
         super()._watch(training)
+
+    def _tell(self, trial: Trial, point: Point, outcome: Outcome) -> None:
+        super()._tell(trial, point, outcome)
+        self.ended.append((point, outcome))

@@ -7,18 +7,18 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import yaml
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import DatabaseError
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.command_line.commands import COMMANDS, RECIPE_MODULES
+from rnn_blocks.recipes.command_line.commands import RECIPE_MODULES
+from rnn_blocks.recipes.command_line.shipped_configs import named_file
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR, own_folder
-from rnn_blocks.recipes.tools.sweep.outcome import Outcome, saved_outcome
 from rnn_blocks.recipes.tools.sweep.report import draw, short_names, table, write_csv
-from rnn_blocks.recipes.tools.sweep.runner import LOG, SweepRunner
-from rnn_blocks.recipes.tools.sweep.search import AT_RANDOM, Point, Search, points_to_check
-from rnn_blocks.recipes.tools.sweep.spec import SweepSpec, read_sweep, shipped_sweeps, sweep_path
+from rnn_blocks.recipes.tools.sweep.runner import LOG, SweepRunner, saved_outcome
+from rnn_blocks.recipes.tools.sweep.search import Point, Search
+from rnn_blocks.recipes.tools.sweep.spec import SweepSpec, read_sweep, shipped_sweeps
 
 
 def sweep(
@@ -44,7 +44,7 @@ def sweep(
         dry_run: Only check the file and show the command lines.
     """
     given = tuple(f"--{option.removeprefix('--')}" for option in options)
-    spec = read_sweep(sweep_path(file), swept_recipes(), method=method, options=given)
+    spec = read_sweep(named_file(file, shipped_sweeps(), "shipped sweep"), method=method, options=given)
     for name, number in (("processes", processes), ("count", count)):
         if number is not None and number < 1:
             raise InputError(f"--{name} must be at least 1, got {number}")
@@ -52,11 +52,18 @@ def sweep(
     if wrong:
         raise InputError(f"--options {wrong[0]}: write NAME=VALUE, such as trainer.max_steps=100")
     rehearsal = Search(spec, count=count, seed=seed)
-    for point in points_to_check(spec):
+    points = rehearsal.points()
+    with_value = {repr(item): point for point in reversed(points) for item in point.values.items()}
+    for point in list(dict.fromkeys(with_value.values()))[-12:]:
         _check(spec, point)
     folder = Path(output_dir) / "sweeps" / spec.name
     if dry_run:
-        _rehearse(spec, folder, rehearsal)
+        for point in points:
+            state = " (done)" if saved_outcome(folder / point.folder_name, spec) else ""
+            sys.stdout.write(f"rnn-blocks {spec.recipe} fit {' '.join(point.args)}{state}\n")
+        if len(points) < rehearsal.size:
+            sys.stdout.write(f"… and {rehearsal.size - len(points)} chosen by what these come to\n")
+        sys.stdout.write(f"{rehearsal.size} points, in {folder}\n")
         return
     with own_folder(folder, "another process has begun this sweep, and not ended", timeout=60):
         try:
@@ -65,7 +72,7 @@ def sweep(
             raise InputError(f"{folder / 'optuna.db'}: Optuna cannot read this; move it away: {error}") from error
         search = Search(spec, count=count, seed=seed, storage=storage)
     try:
-        _run(spec, folder, search, processes)
+        SweepRunner(spec, folder, search, processes).run()
         _tell(spec, folder, search)
     except KeyboardInterrupt:
         sys.stderr.write(f"Interrupted; the same command goes on from here: {folder}\n")
@@ -74,51 +81,10 @@ def sweep(
         storage.engine.dispose()
 
 
-def swept_recipes() -> list[str]:
-    """The recipes that have a ``fit``."""
-    return [recipe for recipe, commands in COMMANDS.items() if "fit" in commands]
-
-
 def list_sweeps() -> None:
-    """Print the shipped sweeps, each with what its file begins with.
-
-    >>> list_sweeps()  # doctest: +ELLIPSIS
-    language-model-default...
-    """
+    """Print the shipped sweeps, each with its description."""
     for name, path in shipped_sweeps().items():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        about = " ".join(line.removeprefix("#").strip() for line in lines[: lines.index("program: rnn-blocks")])
-        sys.stdout.write(f"{name:26}{about.split('. ')[0].rstrip('.')}\n")
-
-
-def _rehearse(spec: SweepSpec, folder: Path, search: Search) -> None:
-    """Show the points that are chosen before anything is known of any."""
-    known = min(search.size, AT_RANDOM) if spec.method == "bayes" else search.size
-    for _ in range(known):
-        if trial := search.ask():
-            point = search.point(trial)
-            state = " (done)" if saved_outcome(folder / point.folder_name, spec) else ""
-            sys.stdout.write(f"rnn-blocks {spec.recipe} fit {' '.join(point.args)}{state}\n")
-    if known < search.size:
-        sys.stdout.write(f"… and {search.size - known} chosen by what these come to\n")
-    sys.stdout.write(f"{search.size} points, in {folder}\n")
-
-
-def _run(spec: SweepSpec, folder: Path, search: Search, processes: int) -> None:
-    before = sum(outcome.status != "failed" for outcome in search.outcomes().values())
-    if before:
-        sys.stdout.write(f"{before} of {search.size} points have ended already\n")
-    with tqdm(total=search.size, initial=before, desc=spec.name, unit="run") as bar:
-
-        def told(point: Point, outcome: Outcome) -> None:
-            found = [one.best for one in search.outcomes().values() if one.best is not None]
-            if found:
-                bar.set_postfix({f"best {spec.metric}": (min if spec.goal == "minimize" else max)(found)})
-            if outcome.status == "failed":
-                bar.write(f"failed: {point.folder_name}: {outcome.reason}", file=sys.stderr)
-            bar.update()
-
-        SweepRunner(spec, folder, search, processes, told).run()
+        sys.stdout.write(f"{name:26}{yaml.safe_load(path.read_text(encoding='utf-8'))['description']}\n")
 
 
 def _tell(spec: SweepSpec, folder: Path, search: Search) -> None:

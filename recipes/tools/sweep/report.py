@@ -12,20 +12,17 @@ import optuna
 from optuna.trial import TrialState
 
 from rnn_blocks.recipes.run.folder import write_whole
-from rnn_blocks.recipes.tools.sweep.outcome import Outcome
-from rnn_blocks.recipes.tools.sweep.search import Point
+from rnn_blocks.recipes.tools.sweep.search import Outcome, Point
 from rnn_blocks.recipes.tools.sweep.spec import SweepSpec
 
-Outcomes = dict[Point, Outcome]
 
-
-def ranked(outcomes: Outcomes, goal: str) -> list[tuple[Point, Outcome]]:
+def ranked(outcomes: dict[Point, Outcome], goal: str) -> list[tuple[Point, Outcome]]:
     """Points from the best on; those without a finite metric come last."""
     sign = 1 if goal == "minimize" else -1
     return sorted(outcomes.items(), key=lambda pair: math.inf if pair[1].best is None else sign * pair[1].best)
 
 
-def short_names(outcomes: Outcomes) -> dict[str, str]:
+def short_names(outcomes: dict[Point, Outcome]) -> dict[str, str]:
     """The last part of the names of parameters with more than one value; all of it where two have the same."""
     names = list(next(iter(outcomes)).values)
     varied = [name for name in names if len({repr(point.values[name]) for point in outcomes}) > 1] or names
@@ -33,7 +30,7 @@ def short_names(outcomes: Outcomes) -> dict[str, str]:
     return {name: short if last.count(short) == 1 else name for name, short in zip(varied, last, strict=True)}
 
 
-def table(outcomes: Outcomes, spec: SweepSpec) -> str:
+def table(outcomes: dict[Point, Outcome], spec: SweepSpec) -> str:
     """The printed table: swept parameters, the metric at its best, where, and how long it took."""
     short = short_names(outcomes)
     rows = [[*short.values(), spec.metric, "at step", "at the end", "minutes", ""]]
@@ -46,7 +43,7 @@ def table(outcomes: Outcomes, spec: SweepSpec) -> str:
     return "".join("  ".join(map(str.rjust, row, widths)).rstrip() + "\n" for row in rows)
 
 
-def write_csv(path: Path, outcomes: Outcomes, spec: SweepSpec) -> None:
+def write_csv(path: Path, outcomes: dict[Point, Outcome], spec: SweepSpec) -> None:
     """The table as a file, all names and digits in full."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -58,28 +55,19 @@ def write_csv(path: Path, outcomes: Outcomes, spec: SweepSpec) -> None:
 
 
 def draw(folder: Path, study: optuna.Study, short: dict[str, str], metric: str) -> list[Path]:
-    """Optuna's pictures of what was found, those that can be made of it.
-
-    Args:
-        folder: that they go into.
-        study: what was found.
-        short: names of the parameters in the pictures.
-        metric: its name.
-    """
+    """Optuna's pictures of what was found, those that can be made of it, with short names of parameters."""
     import matplotlib
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
     found = _shown(study, short)
-    pictures: list[tuple[str, Any, int]] = [  # each with the number of points that it needs
+    pictures: list[tuple[str, Any, float]] = [  # each with the number of points that it needs
         ("sweep", plots.plot_slice, 1),
         ("history", plots.plot_optimization_history, 1),
+        ("parallel", plots.plot_parallel_coordinate, 2 if len(short) > 1 else math.inf),
+        ("contour", plots.plot_contour, 2 if len(short) == 2 else math.inf),
+        ("importances", plots.plot_param_importances, 10 if len(short) > 1 else math.inf),
     ]
-    if len(short) > 1:
-        pictures.append(("parallel", plots.plot_parallel_coordinate, 2))
-        pictures.append(("importances", plots.plot_param_importances, 10))
-    if len(short) == 2:
-        pictures.append(("contour", plots.plot_contour, 2))
     drawn = []
     with warnings.catch_warnings(), matplotlib.rc_context({"figure.figsize": (max(6.4, 3.2 * len(short)), 4.8)}):
         warnings.simplefilter("ignore")  # Optuna's, that its functions are new

@@ -1,32 +1,27 @@
-"""Trains the points of a sweep, several at a time, each a process of its own that a later call goes on with."""
+"""Trains the points of a sweep, several at a time, each a process of its own, and reads what they came to."""
 
 import fcntl
+import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState
+from tqdm import tqdm  # type: ignore[import-untyped]
 
-from rnn_blocks.recipes.run.folder import ENVIRONMENT, LAST, own_folder, runs
-from rnn_blocks.recipes.tools.sweep.outcome import (
-    Outcome,
-    measured,
-    newest_run,
-    read_outcome,
-    save_outcome,
-    saved_outcome,
-)
-from rnn_blocks.recipes.tools.sweep.search import Point, Search
+from rnn_blocks.recipes.run.folder import ENVIRONMENT, LAST, RunFolder, own_folder, runs, write_whole
+from rnn_blocks.recipes.run.metrics_csv import read_metrics
+from rnn_blocks.recipes.tools.sweep.search import Outcome, Point, Search
 from rnn_blocks.recipes.tools.sweep.spec import SweepSpec
 
-LOG = "log.txt"
+DONE, LOG = "done.json", "log.txt"
 EVERY = 0.5  # seconds, between two looks at the trainings
 
 
@@ -48,21 +43,15 @@ class SweepRunner:
     """Trains points below one folder, which several runners may do at once.
 
     A point that is done is not trained again, one that was broken off goes on from its last checkpoint. A point's lock
-    is also its training's: a training whose sweep was killed keeps others away from its point.
-
-    Args:
-        spec: the sweep.
-        folder: the sweep's.
-        search: says which points.
-        processes: how many points are trained at a time; they share the threads of this machine.
-        told: called with each point that has ended.
+    is also its training's: a training whose sweep was killed keeps others away from its point. As many points as there
+    are processes are trained at a time, and share the threads of this machine.
     """
 
-    def __init__(
-        self, spec: SweepSpec, folder: Path, search: Search, processes: int, told: Callable[[Point, Outcome], None]
-    ) -> None:
-        self._spec, self._folder, self._search = spec, folder, search
-        self._processes, self._told = processes, told
+    def __init__(self, spec: SweepSpec, folder: Path, search: Search, processes: int = 1) -> None:
+        self._spec, self._folder, self._search, self._processes = spec, folder, search, processes
+        self._alone = partial(own_folder, folder, "another process keeps this sweep to itself", timeout=60)
+        before = sum(outcome.status != "failed" for outcome in search.outcomes().values())
+        self._bar = tqdm(total=search.size, initial=before, desc=spec.name, unit="run")
 
     def run(self) -> None:
         """Train until no point is left, here or in another process."""
@@ -88,9 +77,7 @@ class SweepRunner:
             for training in running:
                 training.process.wait()
                 training.lock.close()
-
-    def _alone(self) -> AbstractContextManager[None]:
-        return own_folder(self._folder, "another process has kept this sweep to itself for a minute", timeout=60)
+            self._bar.close()
 
     def _next(self) -> Training | None:
         """Begin with a point that was broken off, or else with a new one."""
@@ -113,12 +100,11 @@ class SweepRunner:
         except BlockingIOError:  # a training is at this point already
             lock.close()
             if new:
-                self._search.tell(trial, None)
+                self._search.study.tell(trial, state=TrialState.FAIL)
             return None
         done = saved_outcome(folder, self._spec)
         if done is not None:
-            self._search.tell(trial, done)
-            self._told(point, done)
+            self._tell(trial, point, done)
             lock.close()
             return None
         run = newest_run(folder, self._spec.recipe)
@@ -167,10 +153,54 @@ class SweepRunner:
             reason = f"exit code {code}: {_last_line(folder / LOG)}"
             outcome = Outcome("failed", seconds=seconds, run=str(folder), reason=reason)
         if outcome.status == "done":
-            save_outcome(folder, outcome)
-        self._search.tell(training.trial, outcome)
+            write_whole(folder / DONE, json.dumps(asdict(outcome)))
+        self._tell(training.trial, training.point, outcome)
         training.lock.close()
-        self._told(training.point, outcome)
+
+    def _tell(self, trial: Trial, point: Point, outcome: Outcome) -> None:
+        self._search.tell(trial, outcome)
+        found = [one.best for one in self._search.outcomes().values() if one.best is not None]
+        if found:
+            self._bar.set_postfix({f"best {self._spec.metric}": (min if self._spec.goal == "minimize" else max)(found)})
+        if outcome.status == "failed":
+            self._bar.write(f"failed: {point.folder_name}: {outcome.reason}", file=sys.stderr)
+        self._bar.update()
+
+
+def newest_run(point: Path, recipe: str) -> RunFolder | None:
+    """The run that a point goes on with: the newest that got as far as a checkpoint."""
+    whole = [run for run in runs(point / recipe) if run.checkpoint(LAST).is_file()]
+    return max(whole, key=lambda run: run.checkpoint(LAST).stat().st_mtime_ns) if whole else None
+
+
+def measured(run: RunFolder, metric: str) -> list[tuple[float, int]]:
+    """The metric at each validation, and the step of it."""
+    rows = read_metrics(run.metrics) if run.metrics.is_file() else []
+    return [(float(row[metric]), int(row["step"])) for row in rows if row.get(metric)]
+
+
+def read_outcome(run: RunFolder, spec: SweepSpec, seconds: float) -> Outcome:
+    """What a run that ended well came to."""
+    values = measured(run, spec.metric)
+    if not values:
+        rows = read_metrics(run.metrics) if run.metrics.is_file() else []
+        known = sorted({name for row in rows for name, value in row.items() if value and "/" in name})
+        reason = f"the run did not log {spec.metric}; it logged {', '.join(known) or 'nothing'}"
+        return Outcome("failed", seconds=seconds, run=str(run.path), reason=reason)
+    finite = [pair for pair in values if math.isfinite(pair[0])]
+    pick = min if spec.goal == "minimize" else max
+    best, step = pick(finite, default=(None, None), key=lambda pair: pair[0])
+    return Outcome("done", best, step, values[-1][0], seconds, str(run.path))
+
+
+def saved_outcome(point: Path, spec: SweepSpec) -> Outcome | None:
+    """The outcome of a point that is done, by the metric that is asked for now."""
+    try:
+        saved = Outcome(**json.loads((point / DONE).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    outcome = read_outcome(RunFolder(point / spec.recipe / Path(saved.run).name), spec, saved.seconds)
+    return outcome if outcome.status == "done" else None
 
 
 def _last_line(log: Path) -> str:

@@ -5,18 +5,16 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import optuna
-from optuna.distributions import CategoricalDistribution
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import BaseTrial, Trial, TrialState
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.tools.sweep.outcome import Outcome
-from rnn_blocks.recipes.tools.sweep.parameters import spelled
+from rnn_blocks.recipes.tools.sweep.parameters import distribution, spelled, suggest
 from rnn_blocks.recipes.tools.sweep.spec import SweepSpec
 
 AT_RANDOM = 10  # points that bayes chooses so before it goes by what they came to
@@ -25,15 +23,7 @@ AGAIN, OUTCOME = "tried again", "outcome"  # a trial's attributes
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep.
-
-    Args:
-        values: of the parameters, by dotted name.
-        args: of the recipe's ``fit``, without those that belong to the machine.
-
-    >>> Point({"model.optimizer.init_args.lr": 0.1}, ("--model.optimizer.init_args.lr=0.1",)).folder_name[:7]
-    'lr=0.1-'
-    """
+    """One run of a sweep: its parameters, and the arguments of ``fit`` that do not belong to the machine."""
 
     values: dict[str, Any] = field(compare=False)
     args: tuple[str, ...]
@@ -46,18 +36,17 @@ class Point:
         return f"{told}-{hashlib.sha256(json.dumps(self.args).encode()).hexdigest()[:6]}"
 
 
-def point_with(spec: SweepSpec, values: dict[str, Any]) -> Point:
-    """The point with these values."""
-    given = [f"--{name}={spelled(value)}" for name, value in values.items()]
-    return Point(values, (*spec.before, *given, *spec.after))
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
 
-
-def points_to_check(spec: SweepSpec, most: int = 12) -> list[Point]:
-    """Points with every value once, and both ends of a range: what the parser has to see before a run starts."""
-    examples = {name: parameter.examples() for name, parameter in spec.parameters.items()}
-    first = {name: values[0] for name, values in examples.items()}
-    others = [{**first, name: value} for name, values in examples.items() for value in values[1:]]
-    return [point_with(spec, values) for values in [first, *others][:most]]
+    status: Literal["done", "pruned", "failed"]
+    best: float | None = None  # the metric, where it was ever finite
+    step: int | None = None  # where that was
+    last: float | None = None  # the metric at the end
+    seconds: float = 0.0  # since the run was started or resumed the last time
+    run: str = ""  # its folder
+    reason: str = ""  # why it failed
 
 
 class Search:
@@ -75,10 +64,9 @@ class Search:
     Raises:
         InputError: where the number of points is not known.
 
-    >>> from rnn_blocks.recipes.tools.sweep.spec import read_sweep, sweep_path
-    >>> search = Search(read_sweep(sweep_path("translation-default"), ["translation"]))
-    >>> search.size, len(search.point(search.ask()).args)
-    (9, 3)
+    >>> from rnn_blocks.recipes.tools.sweep.spec import read_sweep, shipped_sweeps
+    >>> len(Search(read_sweep(shipped_sweeps()["translation-default"])).points())
+    9
     """
 
     def __init__(
@@ -87,7 +75,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         count = count or spec.run_cap
         if spec.method == "grid":
-            whole = math.prod(len(parameter.values) for parameter in spec.parameters.values())
+            whole = math.prod(len(parameter["values"]) for parameter in spec.parameters.values())
             count = min(count or whole, whole)
         if count is None:
             raise InputError(f"{spec.name}: a {spec.method} search needs --count (or run_cap in the file)")
@@ -95,9 +83,8 @@ class Search:
         self._spec, self._seed = spec, seed % 2**32
         settings = hashlib.sha256(repr((replace(spec, run_cap=None), seed)).encode()).hexdigest()
         self._place: Any = {"study_name": f"{spec.name}-{settings[:6]}", "storage": storage or InMemoryStorage()}
-        self._place["pruner"] = NopPruner()
-        if spec.early_terminate:
-            self._place["pruner"] = SuccessiveHalvingPruner(*spec.early_terminate[:2])
+        judged = spec.early_terminate
+        self._place["pruner"] = SuccessiveHalvingPruner(*judged[:2]) if judged else NopPruner()
         self.study = optuna.create_study(**self._place, direction=spec.goal, load_if_exists=True)
 
     def ask(self) -> Trial | None:
@@ -111,7 +98,14 @@ class Search:
 
     def point(self, trial: BaseTrial) -> Point:
         """The point of a trial, whose parameters are chosen now if they are not yet."""
-        return point_with(self._spec, {name: p.suggest(trial, name) for name, p in self._spec.parameters.items()})
+        values = {name: suggest(trial, name, given) for name, given in self._spec.parameters.items()}
+        args = [f"--{name}={spelled(value)}" for name, value in values.items()]
+        return Point(values, (*self._spec.before, *args, *self._spec.after))
+
+    def points(self) -> list[Point]:
+        """The points that are chosen before anything is known of any."""
+        most = AT_RANDOM if self._spec.method == "bayes" else self.size
+        return [self.point(trial) for _ in range(most) if (trial := self.ask()) is not None]
 
     def unfinished(self) -> list[Trial]:
         """The trials that have not ended: whoever began them is at them, or is gone."""
@@ -137,16 +131,14 @@ class Search:
                 return True
         return False
 
-    def tell(self, trial: Trial, outcome: Outcome | None) -> None:
-        """A trial has ended; without an outcome it is at the point of another one."""
-        state = TrialState.FAIL
-        if outcome is not None:
-            text = json.dumps(asdict(outcome))
-            trial.set_user_attr(OUTCOME, json.loads(text, parse_constant=str))  # NaN is no JSON
-            if outcome.status != "failed":  # Optuna takes no run that diverged for complete
-                whole = outcome.status == "done" and outcome.best is not None
-                state = TrialState.COMPLETE if whole else TrialState.PRUNED
-        self.study.tell(trial, outcome.best if outcome and state is TrialState.COMPLETE else None, state)
+    def tell(self, trial: Trial, outcome: Outcome) -> None:
+        """A trial has ended."""
+        text = json.dumps(asdict(outcome))
+        trial.set_user_attr(OUTCOME, json.loads(text, parse_constant=str))  # NaN is no JSON
+        state = TrialState.FAIL if outcome.status == "failed" else TrialState.PRUNED
+        if outcome.status == "done" and outcome.best is not None:  # Optuna takes no run that diverged for complete
+            state = TrialState.COMPLETE
+        self.study.tell(trial, outcome.best if state is TrialState.COMPLETE else None, state)
 
     def outcomes(self) -> dict[Point, Outcome]:
         """What the points that have ended came to."""
@@ -155,10 +147,9 @@ class Search:
 
     def _sampler(self, number: int) -> BaseSampler:
         if self._spec.method == "grid":
-            kinds = {name: parameter.distribution for name, parameter in self._spec.parameters.items()}
-            grid = {name: kind.choices for name, kind in kinds.items() if isinstance(kind, CategoricalDistribution)}
-            return GridSampler(grid, self._seed)
+            kinds = {name: distribution(given) for name, given in self._spec.parameters.items()}
+            return GridSampler({name: getattr(kind, "choices", ()) for name, kind in kinds.items()}, self._seed)
         seed = (self._seed * 1_000_003 + number) % 2**32
-        return (
-            RandomSampler(seed) if self._spec.method == "random" else TPESampler(seed=seed, n_startup_trials=AT_RANDOM)
-        )
+        if self._spec.method == "random":
+            return RandomSampler(seed)
+        return TPESampler(seed=seed, n_startup_trials=AT_RANDOM)

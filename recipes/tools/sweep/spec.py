@@ -1,6 +1,5 @@
 """A sweep file: what is varied, how, and what is run; the file that ``wandb sweep`` takes."""
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import yaml
 from optuna.pruners import SuccessiveHalvingPruner
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.tools.sweep.parameters import Parameter, check_keys, read_parameter
+from rnn_blocks.recipes.command_line.commands import RECIPE_MODULES
+from rnn_blocks.recipes.tools.sweep.parameters import check_keys, read_parameter
 
 METHODS = ("grid", "random", "bayes")
 KEYS = (  # of Weights & Biases
@@ -31,7 +31,7 @@ class SweepSpec:
     recipe: str
     before: tuple[str, ...]  # arguments of fit before the parameters
     after: tuple[str, ...]  # and after them
-    parameters: dict[str, Parameter]  # by the option's dotted name
+    parameters: dict[str, dict[str, Any]]  # by the option's dotted name
     metric: str  # what tells how good a run is
     goal: Literal["minimize", "maximize"]
     method: str
@@ -49,38 +49,18 @@ def shipped_sweeps() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def sweep_path(given: str) -> Path:
-    """The file that a path or the name of a shipped sweep means.
-
-    Raises:
-        InputError: where it is neither, with the names that are near.
-
-    >>> sweep_path("ptb-small-clipping").name
-    'ptb-small-clipping.yaml'
-    """
-    path, shipped = Path(given), shipped_sweeps()
-    if path.is_file() or given in shipped:
-        return path if path.is_file() else shipped[given]
-    near = difflib.get_close_matches(given, shipped, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped are {', '.join(shipped)}"
-    raise InputError(f"{given}: no such file or shipped sweep; {hint}")
-
-
-def read_sweep(
-    path: Path, recipes: list[str], *, method: str | None = None, options: tuple[str, ...] = ()
-) -> SweepSpec:
+def read_sweep(path: Path, *, method: str | None = None, options: tuple[str, ...] = ()) -> SweepSpec:
     """Read a sweep file.
 
     Args:
         path: the file.
-        recipes: those that can be swept.
         method: in place of the file's.
         options: arguments that every run gets after all others.
 
     Raises:
         InputError: naming the file, the key at fault and what is valid.
 
-    >>> read_sweep(sweep_path("language-model-default"), ["language-model"]).method
+    >>> read_sweep(shipped_sweeps()["language-model-default"]).method
     'bayes'
     """
     try:
@@ -90,10 +70,10 @@ def read_sweep(
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a sweep: it must be a mapping with {', '.join(KEYS)}")
     check_keys(str(path), content, KEYS)
-    given = content.get("parameters")
-    if not isinstance(given, dict) or not given:
+    parameters = content.get("parameters")
+    if not isinstance(parameters, dict) or not parameters:
         raise InputError(f"{path}: parameters: name at least one option and its values")
-    parameters = {str(name): read_parameter(f"{path}: {name}", one) for name, one in given.items()}
+    parameters = {str(name): read_parameter(f"{path}: {name}", given) for name, given in parameters.items()}
     metric = content.get("metric")
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         raise InputError(f"{path}: metric: give name: (such as val/loss) and goal: minimize or maximize")
@@ -101,13 +81,13 @@ def read_sweep(
     check_keys(f"{path}: metric: goal", [metric.get("goal", "minimize")], ("minimize", "maximize"))
     method = method or str(content.get("method", "grid"))
     check_keys(f"{path}: method", [method], METHODS)
-    ranges = [name for name, parameter in parameters.items() if not parameter.values]
+    ranges = [name for name, given in parameters.items() if "min" in given]
     if method == "grid" and ranges:
         raise InputError(f"{path}: {ranges[0]}: a grid needs values: [...]; or give --method random --count N")
     run_cap = content.get("run_cap")
     if run_cap is not None and (not isinstance(run_cap, int) or run_cap < 1):
         raise InputError(f"{path}: run_cap must be at least 1, got {run_cap!r}")
-    recipe, before, after = _command(path, content.get("command"), recipes)
+    recipe, before, after = _command(path, content.get("command"))
     return SweepSpec(
         name=path.stem,
         recipe=recipe,
@@ -140,7 +120,7 @@ def _early_terminate(path: Path, given: Any) -> tuple[int, int, int | None] | No
     raise InputError(f"{where}: give min_iter, or max_iter and s, and eta: whole numbers, eta from 2 on; got {given!r}")
 
 
-def _command(path: Path, command: Any, recipes: list[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+def _command(path: Path, command: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     example = "command: [rnn-blocks, language-model, fit, --config=default, ${args}]"
     if not isinstance(command, list):
         raise InputError(f"{path}: it has no command; for example {example}")
@@ -149,8 +129,7 @@ def _command(path: Path, command: Any, recipes: list[str]) -> tuple[str, tuple[s
     if plain[:1] != ["rnn-blocks"] or plain[2:3] != ["fit"]:
         got = " ".join(words)
         raise InputError(f"{path}: command must be rnn-blocks RECIPE fit …, got {got}; for example {example}")
-    if plain[1] not in recipes:
-        raise InputError(f"{path}: command: {plain[1]!r} is no recipe with fit; valid are {', '.join(recipes)}")
+    check_keys(f"{path}: command", plain[1:2], RECIPE_MODULES)
     options = plain[3:]
     if options.count(ARGS) != 1:
         raise InputError(f"{path}: command must hold {ARGS} once: that is where the parameters go")
@@ -161,14 +140,11 @@ def _command(path: Path, command: Any, recipes: list[str]) -> tuple[str, tuple[s
 
 def _filled(path: Path, word: str) -> str:
     """A word of the command with ``${envvar:NAME}`` replaced, as Weights & Biases does it."""
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise InputError(f"{path}: command: {word}: set the environment variable {match[1]}")
-        return found
-
-    filled = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", value, word)
+    filled = word
+    for name in re.findall(r"\$\{envvar:([A-Z0-9_]*)\}", word):
+        if name not in os.environ:
+            raise InputError(f"{path}: command: {word}: set the environment variable {name}")
+        filled = filled.replace(f"${{envvar:{name}}}", os.environ[name])
     if "${" in filled:
         raise InputError(f"{path}: command: {word} is not taken; valid are {ARGS} and ${{envvar:NAME}}")
     return filled
