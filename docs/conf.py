@@ -46,6 +46,7 @@ html_css_files = ["width.css"]
 # The other packages' documentation is not looked up: the build needs no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|lightning|torchmetrics|jsonargparse|tokenizers|numpy|pathlib|collections|typing)(\..*)?"),
+    (r"py:.*", r"optuna\..*"),
     (r"py:class", r".*\.Any(Module|Layer|Torch)"),  # type variables
     (r"py:.*", r"(pl|nn|Tensor|Path|Tokenizer|Trainer|Optimizer|MisconfigurationException)(\..*)?"),
 ]

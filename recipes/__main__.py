@@ -21,7 +21,7 @@ from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
 from rnn_blocks.recipes.run.ending.signals import Terminated, ended_by_signals, ended_later, exit_code, interruption
 from rnn_blocks.recipes.run.host.threads import limit_threads, wait_quietly
 
-EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "tokenizers", "tqdm", "wandb", "yaml")
+EXTRA = ("datasets", "filelock", "jsonargparse", "matplotlib", "optuna", "tokenizers", "tqdm", "wandb", "yaml")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("recipes.__init__", "recipes.run"),
         *("engine", "layers", "modules.__init__", "modules"),
     ),
-    "recipes.tools.sweep": ("recipes.__init__", *OF_A_RUN, "callbacks.figures"),
+    "recipes.tools.sweep": ("recipes.__init__", *OF_A_RUN, "recipes.run.host"),
     "recipes.__main__": ("recipes.__init__", "recipes.run.ending", "recipes.run.host", "recipes.command_line"),
 }
 

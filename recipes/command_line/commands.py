@@ -10,7 +10,7 @@ RECIPES = {
 RECIPE_MODULES = {recipe: f"rnn_blocks.recipes.{recipe.replace('-', '_')}.recipe" for recipe in RECIPES}
 TOOLS = {
     "export": "write a checkpoint's model for use without training: safetensors, torch.export or ONNX",
-    "sweep": "run a grid or a random search over a recipe's options; --list names the shipped ones",
+    "sweep": "search over a recipe's options: a grid, at random, or by TPE; --list names the shipped ones",
 }
 # For every recipe; each has a FUNCTION, whose required parameters are given without a name.
 TOOL_MODULES = {tool: f"rnn_blocks.recipes.tools.{tool}.command" for tool in TOOLS}

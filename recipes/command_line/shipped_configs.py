@@ -33,13 +33,30 @@ def config_path(recipe: str, given: str) -> Path:
     rnn_blocks.recipes.InputError: --config defalt: no such file or shipped configuration; did you mean
     'default'?
     """
+    return named_file(given, shipped_configs(recipe), "shipped configuration", option="--config ")
+
+
+def named_file(given: str, shipped: dict[str, Path], kind: str, option: str = "") -> Path:
+    """The file that a path or a shipped name means.
+
+    Args:
+        given: the path or the name.
+        shipped: files by name.
+        kind: what they are.
+        option: that it was given by.
+
+    Raises:
+        InputError: where it is neither, with the names that are near.
+
+    >>> named_file("small", {"small": Path("configs/small.yaml")}, "shipped configuration").name
+    'small.yaml'
+    """
     path = Path(given)
     if path.is_file():
         return path
-    shipped = shipped_configs(recipe)
     if given in shipped:
         return shipped[given]
     near = difflib.get_close_matches(given, shipped, n=3, cutoff=0.5)
     meant = " or ".join(repr(name) for name in near)
     hint = f"did you mean {meant}?" if near else f"shipped are {', '.join(shipped)}"
-    raise InputError(f"--config {given}: no such file or shipped configuration; {hint}")
+    raise InputError(f"{option}{given}: no such file or {kind}; {hint}")

@@ -102,12 +102,13 @@ class RunFolder:
         lock.release()
 
 
-def lock_folder(folder: Path, busy: str) -> FileLock:
+def lock_folder(folder: Path, busy: str, timeout: float = 0) -> FileLock:
     """Keep every other process out of a folder until this one ends.
 
     Args:
         folder: that is there.
         busy: what is said where another process is in it.
+        timeout: seconds to wait for it.
 
     Raises:
         InputError: where another process is.
@@ -119,19 +120,20 @@ def lock_folder(folder: Path, busy: str) -> FileLock:
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=timeout)
     except Timeout as error:
         raise InputError(f"{folder}: {busy}") from error
     return lock
 
 
 @contextmanager
-def own_folder(folder: Path, busy: str) -> Iterator[None]:
+def own_folder(folder: Path, busy: str, timeout: float = 0) -> Iterator[None]:
     """Make a folder below the output folder if it is not there, and keep every other process out of it meanwhile.
 
     Args:
         folder: which.
         busy: what is said where another process is in it.
+        timeout: seconds to wait for it.
 
     Raises:
         InputError: where another process is, or where it cannot be made or written to.
@@ -142,7 +144,7 @@ def own_folder(folder: Path, busy: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(folder, busy)
+        lock = lock_folder(folder, busy, timeout)
     except OSError as error:
         raise InputError(f"{folder}: cannot write here ({error.strerror}); give another --output_dir") from error
     try:

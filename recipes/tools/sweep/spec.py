@@ -1,52 +1,42 @@
 """A sweep file: what is varied, how, and what is run; the file that ``wandb sweep`` takes."""
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import yaml
+from optuna.pruners import SuccessiveHalvingPruner
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.tools.sweep.distributions import check_parameter
+from rnn_blocks.recipes.command_line.commands import RECIPE_MODULES
+from rnn_blocks.recipes.tools.sweep.parameters import check_keys, read_parameter
 
-Method = Literal["grid", "random"]
-KEYS = {  # of Weights & Biases
-    *("program", "command", "method", "metric", "parameters", "name", "description", "run_cap", "early_terminate"),
-    *("project", "entity"),
-}
+METHODS = ("grid", "random", "bayes")
+KEYS = (  # of Weights & Biases
+    *("command", "description", "early_terminate", "entity", "method", "metric", "name", "parameters", "program"),
+    *("project", "run_cap"),
+)
 ARGS = "${args}"
 LAUNCHERS = ("${env}", "${interpreter}", "${program}")
 
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """What a sweep file says.
+    """What a sweep file says."""
 
-    Args:
-        name: the file's, without its ending.
-        recipe: the recipe that is trained.
-        before: arguments of ``fit`` before the parameters.
-        after: those after them.
-        parameters: by the option's dotted name.
-        metric: what tells how good a run is.
-        goal: whether low or high is good.
-        method: the file's.
-        run_cap: at most so many runs.
-    """
-
-    name: str
+    name: str  # the file's, without its ending
     recipe: str
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-    parameters: dict[str, dict[str, Any]]
-    metric: str
+    before: tuple[str, ...]  # arguments of fit before the parameters
+    after: tuple[str, ...]  # and after them
+    parameters: dict[str, dict[str, Any]]  # by the option's dotted name
+    metric: str  # what tells how good a run is
     goal: Literal["minimize", "maximize"]
     method: str
-    run_cap: int | None
+    run_cap: int | None  # at most so many runs
+    early_terminate: tuple[int, int, int | None] | None  # min_iter, eta, max_iter
 
 
 def shipped_sweeps() -> dict[str, Path]:
@@ -59,98 +49,78 @@ def shipped_sweeps() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def sweep_path(given: str) -> Path:
-    """The file that a path or the name of a shipped sweep means.
-
-    Raises:
-        InputError: where it is neither, with the names that are near.
-
-    >>> sweep_path("ptb-small-clipping").name
-    'ptb-small-clipping.yaml'
-    """
-    path = Path(given)
-    if path.is_file():
-        return path
-    shipped = shipped_sweeps()
-    if given in shipped:
-        return shipped[given]
-    near = difflib.get_close_matches(given, shipped, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped are {', '.join(shipped)}"
-    raise InputError(f"{given}: no such file or shipped sweep; {hint}")
-
-
-def read_sweep(path: Path, recipes: list[str]) -> SweepSpec:
+def read_sweep(path: Path, *, method: str | None = None, options: tuple[str, ...] = ()) -> SweepSpec:
     """Read a sweep file.
 
     Args:
         path: the file.
-        recipes: those that can be swept.
+        method: in place of the file's.
+        options: arguments that every run gets after all others.
 
     Raises:
         InputError: naming the file, the key at fault and what is valid.
 
-    >>> read_sweep(sweep_path("language-model-default"), ["language-model"]).metric
-    'val/loss'
+    >>> read_sweep(shipped_sweeps()["language-model-default"]).method
+    'bayes'
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: not a sweep: it must be a mapping with {', '.join(sorted(KEYS))}")
-    unknown = sorted(set(map(str, content)) - KEYS)
-    if unknown:
-        raise InputError(f"{path}: {', '.join(unknown)} is no key of a sweep; valid are {', '.join(sorted(KEYS))}")
+        raise InputError(f"{path}: not a sweep: it must be a mapping with {', '.join(KEYS)}")
+    check_keys(str(path), content, KEYS)
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
         raise InputError(f"{path}: parameters: name at least one option and its values")
-    for name, parameter in parameters.items():
-        check_parameter(str(path), name, parameter)
+    parameters = {str(name): read_parameter(f"{path}: {name}", given) for name, given in parameters.items()}
     metric = content.get("metric")
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         raise InputError(f"{path}: metric: give name: (such as val/loss) and goal: minimize or maximize")
-    goal = metric.get("goal", "minimize")
-    if goal not in ("minimize", "maximize"):
-        raise InputError(f"{path}: metric: goal must be minimize or maximize, got {goal!r}")
+    check_keys(f"{path}: metric", metric, ("name", "goal"))
+    check_keys(f"{path}: metric: goal", [metric.get("goal", "minimize")], ("minimize", "maximize"))
+    method = method or str(content.get("method", "grid"))
+    check_keys(f"{path}: method", [method], METHODS)
+    ranges = [name for name, given in parameters.items() if "min" in given]
+    if method == "grid" and ranges:
+        raise InputError(f"{path}: {ranges[0]}: a grid needs values: [...]; or give --method random --count N")
     run_cap = content.get("run_cap")
     if run_cap is not None and (not isinstance(run_cap, int) or run_cap < 1):
         raise InputError(f"{path}: run_cap must be at least 1, got {run_cap!r}")
-    recipe, before, after = _command(path, content.get("command"), recipes)
+    recipe, before, after = _command(path, content.get("command"))
     return SweepSpec(
         name=path.stem,
         recipe=recipe,
         before=before,
-        after=after,
+        after=(*after, *options),
         parameters=parameters,
         metric=metric["name"],
-        goal=cast(Literal["minimize", "maximize"], goal),
-        method=str(content.get("method", "grid")),
+        goal=metric.get("goal", "minimize"),
+        method=method,
         run_cap=run_cap,
+        early_terminate=_early_terminate(path, content.get("early_terminate")),
     )
 
 
-def local_method(spec: SweepSpec, given: str | None) -> Method:
-    """How this machine chooses the points: as asked for, else as the file says.
-
-    Raises:
-        InputError: for what needs Weights & Biases.
-
-    >>> spec = read_sweep(sweep_path("translation-default"), ["translation"])
-    >>> local_method(spec, None), local_method(spec, "random")
-    ('grid', 'random')
-    """
-    method = given or spec.method
-    if method == "bayes":
-        raise InputError(
-            f"{spec.name}: method bayes is chosen by Weights & Biases, run by run: use `wandb sweep` and `wandb "
-            "agent`, or give --method grid or --method random to run it here"
-        )
-    if method not in ("grid", "random"):
-        raise InputError(f"{spec.name}: method must be grid or random, got {method!r}")
-    return cast(Method, method)
+def _early_terminate(path: Path, given: Any) -> tuple[int, int, int | None] | None:
+    if given is None:
+        return None
+    where, keys = f"{path}: early_terminate", ("type", "min_iter", "max_iter", "s", "eta")
+    if not isinstance(given, dict) or given.get("type") != "hyperband":
+        raise InputError(f"{where}: type must be hyperband, got {given!r}")
+    check_keys(where, given, keys)
+    eta, end = given.get("eta", 3), given.get("max_iter")
+    try:
+        first = given["min_iter"] if "min_iter" in given else end // eta ** given["s"]
+        SuccessiveHalvingPruner(first, eta)
+        if {type(value) for key, value in given.items() if key != "type"} == {int}:
+            return first, eta, end
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise InputError(f"{where}: give min_iter, or max_iter and s, and eta: whole numbers, eta from 2 on; got {given!r}")
 
 
-def _command(path: Path, command: Any, recipes: list[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+def _command(path: Path, command: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     example = "command: [rnn-blocks, language-model, fit, --config=default, ${args}]"
     if not isinstance(command, list):
         raise InputError(f"{path}: it has no command; for example {example}")
@@ -159,8 +129,7 @@ def _command(path: Path, command: Any, recipes: list[str]) -> tuple[str, tuple[s
     if plain[:1] != ["rnn-blocks"] or plain[2:3] != ["fit"]:
         got = " ".join(words)
         raise InputError(f"{path}: command must be rnn-blocks RECIPE fit …, got {got}; for example {example}")
-    if plain[1] not in recipes:
-        raise InputError(f"{path}: command: {plain[1]!r} is no recipe with fit; valid are {', '.join(recipes)}")
+    check_keys(f"{path}: command", plain[1:2], RECIPE_MODULES)
     options = plain[3:]
     if options.count(ARGS) != 1:
         raise InputError(f"{path}: command must hold {ARGS} once: that is where the parameters go")
@@ -171,14 +140,11 @@ def _command(path: Path, command: Any, recipes: list[str]) -> tuple[str, tuple[s
 
 def _filled(path: Path, word: str) -> str:
     """A word of the command with ``${envvar:NAME}`` replaced, as Weights & Biases does it."""
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise InputError(f"{path}: command: {word}: set the environment variable {match[1]}")
-        return found
-
-    filled = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", value, word)
+    filled = word
+    for name in re.findall(r"\$\{envvar:([A-Z0-9_]*)\}", word):
+        if name not in os.environ:
+            raise InputError(f"{path}: command: {word}: set the environment variable {name}")
+        filled = filled.replace(f"${{envvar:{name}}}", os.environ[name])
     if "${" in filled:
         raise InputError(f"{path}: command: {word} is not taken; valid are {ARGS} and ${{envvar:NAME}}")
     return filled
