@@ -123,8 +123,7 @@ def test_hosts_without_a_shared_folder_train_and_are_told_that_they_cannot_go_on
 
     told = "".join(finish_both(torchrun(hosts, *args, **environment), code=1))
     assert "error: rank 1 on host" in told
-    assert f"begins at step 0, the first rank at step 20: it does not see the checkpoint of {run.path.name}" in (
-        told.replace(f"{own_disk}/language-model/", "")
-    )
+    seen = own_disk / "language-model" / run.path.name
+    assert f"begins at step 0, the first rank at step 20: it does not see the checkpoint of {seen}" in told
     assert "every host must find the same --output_dir" in told
     assert "error: another rank cannot take part in this training" in told
