@@ -63,15 +63,15 @@ class SameTraining(Callback):
         self, mine_text: dict[str, str], options: dict[str, Any], text: dict[str, str], step: int, folder: str
     ) -> str | None:
         """In what this rank differs from the first."""
-        for name in sorted(options.keys() | self._options.keys()):
-            theirs, mine = options.get(name), self._options.get(name)
-            if theirs != mine:
-                return f"has --{name} {mine}, the first rank {theirs}: start every rank with the same command"
         if step != self._step:
             return (
                 f"begins at step {self._step}, the first rank at step {step}: it does not see the checkpoint of "
                 f"{folder}; to go on with a run, every host must find the same --output_dir"
             )
+        for name in sorted(options.keys() | self._options.keys()):
+            theirs, mine = options.get(name), self._options.get(name)
+            if theirs != mine:
+                return f"has --{name} {mine}, the first rank {theirs}: start every rank with the same command"
         if text != mine_text:
             other = ", ".join(name for name in text if text[name] != mine_text.get(name))
             return (
