@@ -1,5 +1,7 @@
 """A recipe on the workers of a Ray cluster: ``python ray_train.py --workers 2 language-model fit [options]``."""
 
+from __future__ import annotations  # Ray sends the function without the names that only annotations need
+
 import argparse
 import os
 from importlib import import_module
@@ -16,9 +18,9 @@ from rnn_blocks.recipes.command_line.commands import RECIPE_MODULES
 from rnn_blocks.recipes.run.host import quiet, tune_host
 
 OPTIONS = [
-    *("--trainer.strategy", "ray.train.lightning.RayDDPStrategy"),
-    *("--trainer.plugins", "ray.train.lightning.RayLightningEnvironment"),
-    *("--trainer.callbacks+", "ray.train.lightning.RayTrainReportCallback"),
+    *("--trainer.strategy", "{class_path: ray.train.lightning.RayDDPStrategy}"),
+    *("--trainer.plugins", "{class_path: ray.train.lightning.RayLightningEnvironment}"),
+    *("--trainer.callbacks+", "{class_path: ray.train.lightning.RayTrainReportCallback}"),
     *("--trainer.devices", "auto"),
 ]
 
