@@ -8,9 +8,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 JOBS ?= 2
+CONSTRAINTS ?= constraints.txt
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-processes test-slow test-compat test-ecosystem gpu lint types docs pages wheel check clean
+.PHONY: demo test test-processes test-slow test-compat test-ecosystem gpu lint types pyright docs pages wheel check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rnn-blocks language-model fit
@@ -47,6 +48,10 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+# The public interface as users' code sees it, by pyright: a minute.
+pyright: $(INSTALLED)
+	$(BIN)/python tests/typing/check.py
+
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W -n -q docs docs/_build/html
 
@@ -59,15 +64,15 @@ wheel: $(INSTALLED)
 	rm -rf build dist .venv-wheel
 	$(BIN)/python -m build --quiet --wheel
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/pip install --quiet -c constraints.txt dist/*.whl
+	.venv-wheel/bin/pip install --quiet -c $(CONSTRAINTS) dist/*.whl
 	cd / && "$(CURDIR)/.venv-wheel/bin/python" -P "$(CURDIR)/tests/check_wheel.py"
 	rm -rf .venv-wheel
 
-check: test test-processes lint types docs wheel
+check: test test-processes lint types pyright docs wheel
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
 clean:

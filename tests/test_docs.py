@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")
-IMAGE = re.compile(r"!\[[^\]]+\]\(([^)]+)\)")
+IMAGE = re.compile(r"!\[[^\]]+\]\((?!https:)([^)]+)\)")
 CELLS = ROOT / "docs" / "blocks" / "cells.md"
 
 

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 from filelock import FileLock
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.arguments import map_values, value_of, with_value
@@ -36,8 +35,8 @@ from rnn_blocks.recipes.run.checkpoints import (
     check_fits,
 )
 from rnn_blocks.recipes.run.ending.callback import EndInGoodOrder, OwnSignals
+from rnn_blocks.recipes.run.ending.job import begun_run, remember_job
 from rnn_blocks.recipes.run.ending.signals import interruption, signal_of
-from rnn_blocks.recipes.run.ending.slurm import remember_job, requeued_run
 from rnn_blocks.recipes.run.finite import StopOnNonFinite
 from rnn_blocks.recipes.run.folder import (
     AVERAGED,
@@ -55,6 +54,8 @@ from rnn_blocks.recipes.run.host.watch import ThreadWatch
 from rnn_blocks.recipes.run.load import carried
 from rnn_blocks.recipes.run.plots import RunPlots
 from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
+from rnn_blocks.recipes.run.ranks.place import is_first_rank, note_rank, on_this_host
+from rnn_blocks.recipes.run.ranks.same_training import SameTraining
 from rnn_blocks.recipes.run.tracking import (
     LoggerChoice,
     TrackedRun,
@@ -90,6 +91,7 @@ class RecipeCLI(LightningCLI):
         self._resumed: RunFolder | None = None
         self._lock: FileLock | None = None
         self._command = args[0] if args else ""
+        note_rank()
         args = self._prepared(args)
         defaults = {"default_config_files": [str(shipped_configs(self.recipe)[DEFAULT])]}
         try:
@@ -140,13 +142,18 @@ class RecipeCLI(LightningCLI):
         if given is None and command != "fit":
             given = BEST
             rest += ["--ckpt_path", BEST]
-        elif given is None and (begun := requeued_run(output_dir / self.recipe, args)):
+        elif given is None and (begun := begun_run(output_dir / self.recipe, args)):
+            if is_first_rank():
+                sys.stderr.write(f"{begun.path}: the job goes on with this run, which the same command began\n")
             given = str(begun.checkpoint(LAST))
             rest += ["--ckpt_path", given]
         first: list[str] = []
         rest = map_values(rest, CONFIG, lambda name: str(config_path(self.recipe, name)))
         if given is not None:
-            path = find_checkpoint(given, output_dir / self.recipe, value_of(rest, "--project"))
+            try:
+                path = find_checkpoint(given, output_dir / self.recipe, value_of(rest, "--project"))
+            except InputError as error:
+                raise InputError(f"{error}{on_this_host()}") from error
             rest = with_value(rest, "--ckpt_path", str(path))
             self._checkpoint = GivenCheckpoint(path, self.recipe, SPLITS.get(command))
             first = self._checkpoint.options(rest)
@@ -235,8 +242,7 @@ class RecipeCLI(LightningCLI):
             self.folder = inherited
             return
         runs = Path(options["output_dir"]) / self.recipe
-        if getattr(rank_zero_only, "rank", 0) != 0:  # started by torchrun, SLURM, …: the first rank writes for all
-            runs.mkdir(parents=True, exist_ok=True)
+        if not is_first_rank():  # started by torchrun, SLURM, …: the first rank writes for all
             self.folder = self._resumed or RunFolder(runs)
             return
         self.folder = self._resumed or new_run_folder(runs, options["name"])
@@ -291,14 +297,14 @@ class RecipeCLI(LightningCLI):
         if self._checkpoint is not None:
             check_fits(held, self.model, self._checkpoint.path)
         if self.folder is None:
-            trainer = super().instantiate_trainer(
-                logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()]
-            )
+            plugins = self._plugins(AtomicCheckpointIO())
+            trainer = super().instantiate_trainer(logger=False, enable_checkpointing=False, plugins=plugins)
             trainer.callbacks.append(OwnSignals())  # type: ignore[attr-defined]
             return trainer
         if self._checkpoint is not None:
             self.datamodule.load_state_dict(self._checkpoint.data_state)  # before anything is written: other data raise
-        check_disk_space(self.model, self.folder.path, options["average_checkpoints"])
+        if is_first_rank():
+            check_disk_space(self.model, self.folder.path, options["average_checkpoints"])
         _check_schedule(held, options["trainer"].get("max_steps") or -1)
         resumed = self._resumed is not None
         loggers = make_loggers(
@@ -314,17 +320,31 @@ class RecipeCLI(LightningCLI):
         config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
         config = _without_checkpoint(config)
         trainer = super().instantiate_trainer(
-            logger=loggers, default_root_dir=self.folder.path, plugins=[AtomicCheckpointIO(carried(config))]
+            logger=loggers,
+            default_root_dir=self.folder.path,
+            plugins=self._plugins(AtomicCheckpointIO(carried(config))),
         )
         self._add_callbacks(trainer, options, config)
         return trainer
+
+    def _plugins(self, own: AtomicCheckpointIO) -> list[Any]:
+        """Those that the user gives beside that of the recipes."""
+        given = self._get(self.config_init, "trainer", default={}).get("plugins") or []
+        return [*(given if isinstance(given, list) else [given]), own]
 
     def _add_callbacks(self, trainer: pl.Trainer, options: Namespace, config: str) -> None:
         assert self.folder is not None
         monitor, mode = options["monitor"], self.monitors[options["monitor"]]
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        first = [ThreadWatch(), TrackedRun(self.folder, config), *watching(options)]
-        callbacks[:0] = [*first, *self.extra_callbacks(options)]
+        step = 0 if self._checkpoint is None else int(self._checkpoint.held["global_step"])
+        shared = "--average_checkpoints" if options["average_checkpoints"] else None
+        callbacks[:0] = [
+            ThreadWatch(),
+            SameTraining(self.folder, config, step=step, shared=shared),
+            TrackedRun(self.folder, config),
+            *watching(options),
+            *self.extra_callbacks(options),
+        ]
         last = LastCheckpoint(self.folder, options["checkpoint_every_n_steps"])
         callbacks += [
             RandomState(),
@@ -373,7 +393,7 @@ class RecipeCLI(LightningCLI):
 
     def _tell_ended(self, signal: str) -> None:
         """Say what a signal left: how to go on, and where things lie."""
-        if self.folder is None or getattr(rank_zero_only, "rank", 0) != 0:
+        if self.folder is None or not is_first_rank():
             return
         last = self.folder.checkpoint(LAST)
         if last.is_file():
@@ -390,7 +410,9 @@ class RecipeCLI(LightningCLI):
         best, monitor = kept.best_model_score, kept.monitor
         if best is None or monitor is None:
             return
-        path = folder.checkpoint(AVERAGED)
+        path = Path(
+            self.trainer.strategy.broadcast(str(folder.checkpoint(AVERAGED)))
+        )  # which only the first rank knows
         if self.trainer.is_global_zero:
             AtomicCheckpointIO().save_checkpoint(average_checkpoints(kept_checkpoints(folder)), path)
         self.trainer.strategy.barrier()

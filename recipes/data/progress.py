@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -31,7 +31,7 @@ def count_progress(items: Iterable[Item], description: str, total: int | None, u
             bar.update()
 
 
-def progress_bar(description: str, total: int | None, unit: str, *, hidden: bool = False) -> tqdm:
+def progress_bar(description: str, total: int | None, unit: str, *, hidden: bool = False) -> "tqdm[Any]":
     """A bar on stderr, seen once two seconds have gone by."""
     # A log file gets a line now and then; a terminal's line is drawn over.
     return tqdm(

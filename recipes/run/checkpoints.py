@@ -209,17 +209,26 @@ class KeptCheckpoints(ModelCheckpoint):
 
 
 class RandomState(Callback):
-    """Keeps the random number generators in the checkpoint and sets them before the first step after it.
+    """Keeps each rank's random number generators in the checkpoint and sets them before the first step after it.
 
     >>> sorted(RandomState().state_dict())
-    ['cuda', 'numpy', 'python', 'torch']
+    ['cuda', 'numpy', 'other_ranks', 'python', 'torch']
     """
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators of Python, NumPy and torch, as numbers and tensors."""
+        """The generators of Python, NumPy and torch, as numbers and tensors: the first rank's, and the others'."""
+        own = self._own()
+        if not _several_ranks():
+            return own | {"other_ranks": []}
+        ranks: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(ranks, own)
+        return ranks[0] | {"other_ranks": ranks[1:]}
+
+    @staticmethod
+    def _own() -> dict[str, Any]:
         name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (whoever uses it is saved)
         return {
             "python": random.getstate(),
@@ -230,7 +239,9 @@ class RandomState(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember them until the first step: what happens before it draws numbers too."""
-        self._restored = state_dict
+        others = state_dict.get("other_ranks", [])  # which checkpoints of before do not have
+        rank = torch.distributed.get_rank() if _several_ranks() else 0
+        self._restored = others[rank - 1] if 0 < rank <= len(others) else state_dict
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -245,3 +256,8 @@ class RandomState(Callback):
         torch.set_rng_state(state["torch"])
         if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _several_ranks() -> bool:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1

@@ -94,7 +94,7 @@ class RunFolder:
 
     def leave(self, lock: FileLock) -> None:
         """Let other processes in again; a folder that nothing was written to goes."""
-        empty = {path.name for path in self.path.iterdir()} <= {".lock", "checkpoints", "slurm.json"} and not any(
+        empty = {path.name for path in self.path.iterdir()} <= {".lock", "checkpoints", "job.json"} and not any(
             self.checkpoints.iterdir()
         )
         if empty:

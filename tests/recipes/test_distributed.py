@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import assert_same, column, finish, load, metrics, only_run, recipe, start, tiny, trained
+from tiny_runs import (
+    assert_same,
+    column,
+    finish,
+    load,
+    metrics,
+    only_run,
+    recipe,
+    start,
+    tiny,
+    tiny_translation,
+    trained,
+)
 
 from rnn_blocks.recipes.run.folder import RunFolder
 
@@ -69,7 +81,8 @@ def test_two_ranks_resume_bit_for_bit(two_ranks: RunFolder, tmp_path: Path) -> N
 
 def test_two_ranks_of_an_external_launcher_make_one_folder(text: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    settings = tiny(text, tmp_path, **SETTINGS, **DDP, **{"trainer.max_steps": 4, "samples.prompts": "[]"})
+    short = {"trainer.max_steps": 4, "trainer.val_check_interval": 2, "samples.prompts": "[]", "average_checkpoints": 2}
+    settings = tiny(text, tmp_path, **(SETTINGS | DDP | short))
     ended = subprocess.run(
         [*launcher, "-m", "rnn_blocks.recipes", "language-model", "fit", *settings],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -80,4 +93,23 @@ def test_two_ranks_of_an_external_launcher_make_one_folder(text: Path, tmp_path:
     )
     assert ended.returncode == 0, ended.stderr
     assert load(only_run(tmp_path))["global_step"] == 4
+    assert "of the averaged weights" in ended.stdout
+    assert only_run(tmp_path).checkpoint("averaged").is_file()
     assert {path.name for path in (tmp_path / "language-model").iterdir()} == {only_run(tmp_path).path.name}
+
+
+def test_two_ranks_that_draw_different_numbers_resume_bit_for_bit(pairs: Path, tmp_path: Path) -> None:
+    """Batches of translations are of different shapes, and so draw dropout of different lengths."""
+    two = {"trainer.strategy": "ddp", "trainer.devices": 2, "model.dropout": 0.2, "trainer.val_check_interval": 9}
+    settings = tiny_translation(pairs, tmp_path / "whole", **two, **{"trainer.limit_val_batches": 1})
+    finish(start("fit", *settings, of="translation"))
+    whole = only_run(tmp_path / "whole", "translation")
+    states = load(whole, "best")["callbacks"]["RandomState"]
+    assert not torch.equal(states["torch"], states["other_ranks"][0]["torch"])
+    folder = RunFolder(tmp_path / "translation" / "run")
+    folder.checkpoints.mkdir(parents=True)
+    shutil.copy(whole.checkpoint("best"), folder.checkpoint("last"))
+    shutil.copy(whole.config, folder.config)
+    assert 0 < load(folder)["global_step"] < 20
+    finish(start("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path), of="translation"))
+    assert_same(trained(load(folder)), trained(load(whole)))

@@ -278,6 +278,18 @@ def test_a_job_that_is_preempted_goes_on_and_other_jobs_and_commands_have_runs_o
     assert len(runs(tmp_path / "language-model")) == 4
 
 
+def test_a_slurm_environment_of_the_users_says_that_a_job_is_not_run_again(
+    requeued: Path, text: Path, tmp_path: Path
+) -> None:
+    environment = "lightning.pytorch.plugins.environments.SLURMEnvironment"
+    plugin = f"{{class_path: {environment}, init_args: {{auto_requeue: false}}}}"
+    patch = before(LanguageModel, "training_step", _at(2), signal.SIGUSR1)
+    assert recipe("fit", *tiny(text, tmp_path, **{"trainer.plugins": plugin})) == 138
+    patch.undo()
+    assert not requeued.exists()
+    assert load(only_run(tmp_path))["global_step"] == 3
+
+
 def test_without_scontrol_and_as_another_task_the_training_is_kept_all_the_same(
     requeued: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,8 @@ class EndInGoodOrder(OwnSignals):
         """From here on signals are noted."""
         self.put_back()
         numbers = {signal.SIGINT, *ending_signals()}
-        environment = getattr(trainer.strategy, "cluster_environment", None)
+        connector: Any = trainer._accelerator_connector  # a strategy of one device does not know where it runs
+        environment = connector.cluster_environment
         self._requeue_signal = signal.SIGUSR1 if signal.SIGUSR1 in numbers else None
         if isinstance(environment, SLURMEnvironment):
             self._requeue_signal = environment.requeue_signal if environment.auto_requeue else None
