@@ -132,6 +132,7 @@ def test_a_search_of_more_runs_begins_with_those_of_fewer_and_another_seed_draws
         Search(spec_of(tmp_path, parameters=SPREAD, method=method))
 
 
+@pytest.mark.processes
 def test_tpe_is_reproducible_with_a_seed_whether_it_was_broken_off_or_not_and_learns(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, parameters=SPREAD, method="bayes")
 
@@ -351,6 +352,7 @@ def test_names_are_short_where_they_stay_apart_and_what_does_not_vary_is_left_ou
     assert short_names(outcomes) == {"a.lr": "a.lr", "b.lr": "b.lr", "c.size": "size"}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("goal", ["minimize", "maximize"])
 def test_optunas_pictures_are_drawn_where_they_can_be_made(goal: str, tmp_path: Path) -> None:
     cells = {"layer": {"values": ["LSTM", "GRU", None]}, "a.lr": {"values": [0.01, 0.1]}, "b.lr": {"values": [1]}}

@@ -1,7 +1,9 @@
 """What a run leaves to look at: Weights & Biases, TensorBoard, metrics.csv and the plots."""
 
+import io
 import json
 import os
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib.image import imread
-from tiny_runs import column, finish, load, metrics, only_run, recipe, start, tiny
-from wandb_runs import history, nobody, of_kind, records, run_files
+from tiny_runs import column, load, metrics, only_run, options, recipe, tiny
+from wandb_runs import history, of_kind, own_environment, records, run_files
 
 from rnn_blocks.modules import LanguageModel
 from rnn_blocks.recipes.run.folder import RunFolder
@@ -28,15 +30,15 @@ METRIC_NAMES = {
 @pytest.fixture(scope="module")
 def tracked(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:
     """A run in W&B by somebody who has no account: no key, no login, nobody at the keyboard; and then resumed."""
-    output_dir, environment = tmp_path_factory.mktemp("tracked"), nobody(tmp_path_factory.mktemp("nowhere"))
+    output_dir, shown = tmp_path_factory.mktemp("tracked"), io.StringIO()
     settings = {"logger": "wandb", "samples.prompts": '["def ", "return "]'}
-    shown = finish(start("fit", *tiny(text, output_dir, **settings), **environment))
-    resumed = ["--ckpt_path", "last", "--output_dir", str(output_dir), "--trainer.max_steps", "24"]
-    finish(start("fit", *resumed, **environment))
-    return only_run(output_dir), shown
+    with own_environment(tmp_path_factory.mktemp("nowhere")), redirect_stdout(shown):
+        assert recipe("fit", *tiny(text, output_dir, **settings)) == 0
+    with own_environment(tmp_path_factory.mktemp("nowhere")):
+        assert recipe("fit", *options(ckpt_path="last", output_dir=output_dir), "--trainer.max_steps", "24") == 0
+    return only_run(output_dir), shown.getvalue()
 
 
-@pytest.mark.processes
 def test_without_a_login_a_run_is_tracked_offline_without_a_question_and_can_be_uploaded(
     tracked: tuple[RunFolder, str],
 ) -> None:
@@ -45,7 +47,6 @@ def test_without_a_login_a_run_is_tracked_offline_without_a_question_and_can_be_
     assert f"wandb sync {run_files(folder)[0].parent}" in shown
 
 
-@pytest.mark.processes
 def test_a_resumed_training_goes_on_with_its_wandb_run(tracked: tuple[RunFolder, str]) -> None:
     folder, _ = tracked
     before, after = (records(path) for path in run_files(folder))

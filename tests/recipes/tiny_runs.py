@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import wandb
 
 from rnn_blocks.recipes.__main__ import main
 from rnn_blocks.recipes.run.folder import RunFolder, runs
@@ -125,6 +126,7 @@ def recipe(*args: str, of: str = "language-model") -> int:
     except SystemExit as ended:
         return int(ended.code or 0)
     finally:
+        wandb.finish()  # a run that is left open stands in the way of the next one's login
         os.environ.clear()
         os.environ.update(environment)
         torch.set_float32_matmul_precision(precision)
