@@ -57,7 +57,7 @@ docs: $(INSTALLED)
 
 # SCREENSHOTS=folder: with a picture of each.
 pages: docs
-	$(BIN)/python tests/pages/check.py docs/_build/html $(if $(SCREENSHOTS),--screenshots '$(SCREENSHOTS)')
+	$(BIN)/python tests/pages/look.py docs/_build/html $(if $(SCREENSHOTS),--screenshots '$(SCREENSHOTS)')
 
 # The wheel, in an environment that holds nothing else of this project, used from another folder.
 wheel: $(INSTALLED)

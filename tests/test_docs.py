@@ -175,6 +175,7 @@ def test_python_of_the_readme_runs_as_it_stands(capsys: pytest.CaptureFixture[st
     assert re.search(r"""b['"]def """, printed)  # double quotes where a single one was generated
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("tiny_translation", "tiny_cloze")
 def test_python_of_the_pages_runs_beside_a_run(
     tiny_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -8,7 +8,7 @@ import pytest
 PAGES = Path(__file__).resolve().parent / "pages"
 sys.path.insert(0, str(PAGES))  # a script's folder, as when it is run
 from browser import Browser, find_chromium  # noqa: E402
-from check import faults  # noqa: E402
+from look import faults  # noqa: E402
 
 sys.path.remove(str(PAGES))
 

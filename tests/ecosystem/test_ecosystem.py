@@ -154,6 +154,7 @@ def test_an_installation_that_changes_what_was_there_is_not_harmless() -> None:
     assert not compare(before, before).harmless
 
 
+@pytest.mark.processes
 def test_what_a_script_tells_is_read_and_what_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "callbacks_in_gluonts.py").write_text(
         "from checks import Finding, tell\nfrom dataclasses import asdict\n"

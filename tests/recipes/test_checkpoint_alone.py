@@ -92,6 +92,7 @@ def no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"rnn_blocks.recipes.translation.pairs.data.{place}", fail)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("command", ["validate", "test"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_alone_and_elsewhere_it_is_measured_as_in_its_run(
@@ -150,6 +151,7 @@ def test_text_goes_in_and_comes_out_of_it_alone(
     assert "written to language-model" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_other_text_is_measured_with_the_tokenizer_of_the_checkpoint_where_nothing_of_the_run_is_left(
     project: Path, elsewhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -218,6 +218,7 @@ def test_a_tile_of_several_seeds_says_how_many_are_solved():
     assert tile(seeds[:2])[2] is False
 
 
+@pytest.mark.processes
 def test_a_fit_is_a_run_like_any_other_and_resumes_exactly(tmp_path, capsys):
     whole = {"output_dir": tmp_path / "whole", "trainer.max_steps": 11}
     assert recipe("fit", *options(**(TINY_FIT | whole)), of="long-range") == 0

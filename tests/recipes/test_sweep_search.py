@@ -164,6 +164,7 @@ def test_another_file_option_or_seed_is_another_study_and_more_points_are_not(tm
     assert len({base, *(other.study.study_name for other in others)}) == 6
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", shipped_sweeps())
 def test_a_shipped_sweep_is_run_by_optunas_sampler_broken_off_and_resumed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -364,7 +365,7 @@ def test_optunas_pictures_are_drawn_where_they_can_be_made(goal: str, tmp_path: 
     assert [path.name for path in draw(tmp_path, grid.study, short, "val/loss")] == ["sweep.png", "history.png"]
     chosen(grid, loss=lambda values: values["a.lr"])
     drawn = draw(tmp_path, grid.study, short, "val/loss")
-    assert [path.stem for path in drawn] == ["sweep", "history", "parallel", "contour"]
+    assert [path.stem for path in drawn] == ["sweep", "history", "parallel", "rank"]
     free = Search(spec_of(tmp_path, parameters=SPREAD, method="random", metric=metric), count=12)
     chosen(free, loss=lambda values: 1e9 if values["a"] > 0.8 else values["a"])
     drawn = draw(tmp_path, free.study, {name: name for name in SPREAD}, "val/loss")
@@ -427,6 +428,7 @@ def test_a_sweep_ends_with_a_table_pictures_and_the_dashboards_command(
         assert [row["status"] for row in csv.DictReader(file)] == ["done"] * 6
 
 
+@pytest.mark.processes
 def test_a_bayes_search_shows_beforehand_what_it_draws_at_random(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,11 +93,11 @@ def test_what_a_killed_run_left_behind_is_never_used(text_corpus: FileCorpus, tm
         from rnn_blocks.recipes.data.corpora.files import FileCorpus
         from rnn_blocks.recipes.data.settings import TokenizerSettings
         done = store.write_tokens
-        def die_at_the_second(path, *rest):
+        def die_at_the_second(path, *rest, **options):
             if path.stem == "val":
                 path.write_bytes(b"half")
                 os.kill(os.getpid(), signal.SIGKILL)
-            return done(path, *rest)
+            return done(path, *rest, **options)
         store.write_tokens = die_at_the_second
         store.prepare_text(FileCorpus(Path(sys.argv[1])), TokenizerSettings("word"), Path(sys.argv[2]))
     """

@@ -65,7 +65,7 @@ def draw(folder: Path, study: optuna.Study, short: dict[str, str], metric: str) 
         ("sweep", plots.plot_slice, 1),
         ("history", plots.plot_optimization_history, 1),
         ("parallel", plots.plot_parallel_coordinate, 2 if len(short) > 1 else math.inf),
-        ("contour", plots.plot_contour, 2 if len(short) == 2 else math.inf),
+        ("rank", plots.plot_rank, 2 if len(short) == 2 else math.inf),
         ("importances", plots.plot_param_importances, 10 if len(short) > 1 else math.inf),
     ]
     drawn = []

@@ -1,6 +1,6 @@
 """Looks at every page of the built documentation in Chromium, without a network, wide and on a phone's width.
 
-    python tests/pages/check.py docs/_build/html [--screenshots FOLDER]
+    python tests/pages/look.py docs/_build/html [--screenshots FOLDER]
 
 A page is at fault where it is wider than the window, where something in it sticks out, where TeX is left as it is or
 cannot be set, where a picture is missing, and where anything is asked of a network. Ends with 1 if one is. Where there
