@@ -1,6 +1,6 @@
 # make demo   trains the default language model from nothing, tests it, and lets it write
 # make test   the default tests, in the same environment, in two processes (JOBS=4: in four)
-# make test-processes   what takes several processes: ranks, trainings that are killed and resumed
+# make test-processes   what takes longer: several processes, compilers, trainings that are killed and resumed
 # make test-ecosystem   small trainings in other packages, each in an environment of its own (OPTIONS='--only darts')
 # make pages   looks at every page of the documentation in Chromium, wide and narrow, without a network
 # make test-compat  the callbacks under older releases of Lightning (ONLY='2.4.0 pytorch_lightning': under one)

@@ -14,6 +14,8 @@ from torch.testing import assert_close
 from rnn_blocks import GRU, LSTM, GRUCell, Recurrent
 from rnn_blocks.engine import split
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(autouse=True)
 def _nothing_compiled_before():

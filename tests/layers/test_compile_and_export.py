@@ -62,6 +62,7 @@ def outcome(layer, run, arguments, options):
 # Compiled
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", zoo.rest_is_slow(LAYERS, SOME))
 def test_a_layer_compiles_as_one_graph_with_its_gradients(name):
     layer = LAYERS[name]().double()
@@ -71,6 +72,7 @@ def test_a_layer_compiles_as_one_graph_with_its_gradients(name):
     assert_close(outcome(layer, compiled, arguments, OPTIONS), expected, **CLOSE)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("options", [{}, OPTIONS], ids=["whole", "lengths and resets"])
 @pytest.mark.parametrize(
     "make",
@@ -90,6 +92,7 @@ def test_whichever_engine_is_asked_for_a_layer_compiles_as_one_graph(make, optio
     assert_close(outcome(layer, compiled, arguments, options), expected, **CLOSE)
 
 
+@pytest.mark.processes
 def test_a_compiled_layer_takes_sequences_of_other_shapes_and_either_mode():
     layer = Stack([GRU(3, 4), MinGRU(4, 4)], dropout=0.5).double()
     compiled = torch.compile(layer, backend="eager", fullgraph=True)

@@ -337,6 +337,7 @@ def test_hooks_on_the_view_fire_once_a_call():
     assert len(calls) == 3
 
 
+@pytest.mark.processes
 def test_it_compiles_as_one_graph_and_exports():
     torch._dynamo.reset()
     view = TorchLayout(LSTM(3, 4, num_layers=2, bidirectional=True).double())

@@ -99,6 +99,7 @@ def examples(model):
     return (source, lengths), (torch.randint(TARGET_VOCAB, (3, 2)), spread(state, 2), memory)
 
 
+@pytest.mark.processes
 @torch.no_grad()
 @every_model
 def test_exported_parts_take_any_batch_any_source_and_any_beam(name):

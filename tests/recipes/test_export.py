@@ -212,6 +212,7 @@ class Peeking(GRUCell):
         return super().step(projected * 2 if float(state.sum()) > 1 else projected, state)
 
 
+@pytest.mark.processes
 def test_a_cell_that_looks_at_its_numbers_is_named(tmp_path: Path) -> None:
     model = LanguageModel(Stack([GRU(4, 4), Recurrent(Peeking(4, 4))]), 9)
     with pytest.raises(InputError, match=r"step: layer.layers.1 \(Recurrent of Peeking\) cannot be exported"):

@@ -147,6 +147,7 @@ def test_an_exported_encoder_takes_any_batch_and_any_length(name):
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(bool(MISSING), reason=f"needs the packages {', '.join(MISSING)}")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @torch.no_grad()
