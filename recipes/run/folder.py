@@ -11,8 +11,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.run.weights_and_biases.fetch import PREFIX, fetch_model
-from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_project
 
 ENVIRONMENT = "RNN_BLOCKS_RUN_FOLDER"  # tells the processes that a run starts for its other ranks where it lies
 LAST, BEST, AVERAGED = "last", "best", "averaged"
@@ -200,7 +198,10 @@ def find_checkpoint(given: str, parent: Path, project: str | None = None) -> Pat
     ...
     rnn_blocks.recipes.InputError: --ckpt_path last: there is no run in no-such-folder yet
     """
-    if given.startswith(PREFIX):
+    if given.startswith("artifact:"):
+        from rnn_blocks.recipes.run.weights_and_biases.fetch import fetch_model
+        from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_project  # and with them Lightning
+
         return fetch_model(given, wandb_project(project), parent)
     if given in (LAST, BEST, AVERAGED):
         found = [path for run in runs(parent) if (path := run.checkpoint(given)).is_file()]

@@ -17,7 +17,7 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.data.corpora.corpus import Split, utf8_length
 from rnn_blocks.recipes.data.corpora.plain import is_blank
 from rnn_blocks.recipes.data.progress import count_progress
-from rnn_blocks.recipes.data.seen import Seeing, Seen
+from rnn_blocks.recipes.data.seen import Seeing, Seen, normal_form
 from rnn_blocks.recipes.data.store import cache_home, find_or_make
 from rnn_blocks.recipes.translation.corpora.corpus import Pair, ParallelCorpus
 from rnn_blocks.recipes.translation.pairs.ragged import RaggedFile, RaggedWriter
@@ -195,9 +195,8 @@ def _write(
                 tokenizer.encode_batch_fast(side, add_special_tokens=False)
                 for side, tokenizer in zip(lines, (source, target), strict=True)
             ]
-            normalizer = source.normalizer
             seeing.add(
-                (normalizer.normalize_str(line) for line in lines[0]),
+                (normal_form(source, line) for line in lines[0]),
                 [token for encoding in encoded[0] for token in encoding.ids],
             )
             for row, pair in enumerate(zip(*encoded, strict=True)):
