@@ -207,7 +207,7 @@ def test_commands_of_the_pages_are_understood(
         of = tiny_run if args[0] == "language-model" else tiny_translation
         (tmp_path / name).symlink_to(of.checkpoint("best"))
     # as if it were in Weights & Biases
-    monkeypatch.setattr("rnn_blocks.recipes.run.folder.fetch_model", lambda *_: of.checkpoint("best"))
+    monkeypatch.setattr("rnn_blocks.recipes.run.weights_and_biases.fetch.fetch_model", lambda *_: of.checkpoint("best"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n")))
     for other in PAGES:  # the configurations that pages show, under the name in their first line
         for _, block in blocks(other, "yaml"):
