@@ -1,5 +1,5 @@
 # make demo   trains the default language model from nothing, tests it, and lets it write
-# make test   the default tests, in the same environment, in two processes (JOBS=4: in four)
+# make test   the default tests, in the same environment, with what tests need, in two processes (JOBS=4: in four)
 # make test-processes   what takes longer: several processes, compilers, trainings that are killed and resumed
 # make test-ecosystem   small trainings in other packages, each in an environment of its own (OPTIONS='--only darts')
 # make pages   looks at every page of the documentation in Chromium, wide and narrow, without a network
@@ -10,10 +10,11 @@ BIN := .venv/bin
 JOBS ?= 2
 CONSTRAINTS ?= constraints.txt
 INSTALLED := .venv/.installed
+USABLE := .venv/.usable
 
 .PHONY: demo test test-processes test-slow test-compat test-ecosystem gpu lint types pyright docs pages wheel check clean
 
-demo: $(INSTALLED)
+demo: $(USABLE)
 	$(BIN)/rnn-blocks language-model fit
 	@echo; echo "On the held-out test split:"
 	$(BIN)/rnn-blocks language-model test
@@ -73,6 +74,12 @@ check: test test-processes lint types pyright docs wheel
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+	touch $(USABLE) $@
+
+# What the recipes need, without the tools of development: half the time.
+$(USABLE): pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[recipes,export]'
 	touch $@
 
 clean:
