@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rnn_blocks.recipes.run.averaging import average_checkpoints as average_checkpoints
     from rnn_blocks.recipes.run.folder import RunFolder as RunFolder
     from rnn_blocks.recipes.run.folder import runs as runs
-    from rnn_blocks.recipes.run.metrics_csv import read_metrics as read_metrics
+    from rnn_blocks.recipes.run.metrics import read_metrics as read_metrics
     from rnn_blocks.recipes.tools.export.command import load_any as load_any
     from rnn_blocks.recipes.tools.export.folder import export_model as export_model
     from rnn_blocks.recipes.translation.pairs.data import ParallelDataModule as ParallelDataModule
@@ -42,7 +42,7 @@ _ROOMS = {
     "export_model": "tools.export.folder",
     "load_any": "tools.export.command",
     "load_language_model": "language_model.recipe",
-    "read_metrics": "run.metrics_csv",
+    "read_metrics": "run.metrics",
     "runs": "run.folder",
 }
 __all__ = ["InputError", *_ROOMS]

@@ -120,6 +120,7 @@ def _run(recipe: str, args: list[str]) -> int:
         return 0
     if args[0] not in commands:
         raise InputError(f"{args[0]!r} is no command of {recipe}; {_hint(args[0], list(commands))}")
+    _begin()
     _prepare()
     module = _imported(RECIPE_MODULES[recipe])
     shared = SHARED_COMMAND_MODULES.get(args[0])
@@ -133,21 +134,25 @@ def _run(recipe: str, args: list[str]) -> int:
 
 
 def _run_tool(tool: str, args: list[str]) -> int:
-    _prepare()
+    _begin()
     module = _imported(TOOL_MODULES[tool])
-    switches = getattr(module, "SWITCHES", {})  # options that need no other argument
+    switches = getattr(module, "SWITCHES", {})  # options that need no other argument, and no torch
     if args and args[0] in switches:
         switches[args[0]]()
     else:
+        _prepare()
         _run_function(module.FUNCTION, args, prog=f"rnn-blocks {tool}", positional=True)
     return 0
 
 
-def _prepare() -> None:
+def _begin() -> None:
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
         raise InputError(f"{', '.join(missing)}: not installed; recipes need pip install 'rnn-blocks[recipes]'")
-    wait_quietly()
+    wait_quietly()  # before anybody imports torch
+
+
+def _prepare() -> None:
     process = _imported("rnn_blocks.recipes.run.host.process")  # and with it torch
     process.quiet()
     process.tune_host()

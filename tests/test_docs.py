@@ -19,7 +19,7 @@ from rnn_blocks.recipes.__main__ import RECIPES, main
 from rnn_blocks.recipes.data.settings import TokenizerSettings
 from rnn_blocks.recipes.long_range.tasks import make_task
 from rnn_blocks.recipes.run.folder import RunFolder, runs
-from rnn_blocks.recipes.run.metrics_csv import read_metrics
+from rnn_blocks.recipes.run.metrics import read_metrics
 from rnn_blocks.recipes.translation.pairs.settings import ParallelTokenizerSettings
 
 ROOT = Path(__file__).resolve().parent.parent

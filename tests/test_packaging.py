@@ -261,6 +261,16 @@ def test_importing_the_blocks_imports_no_lightning_and_the_command_line_not_even
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
 
 
+def test_looking_at_runs_and_listing_sweeps_imports_neither_torch_nor_lightning():
+    code = (
+        "import sys, rnn_blocks.recipes.__main__\n"
+        "from rnn_blocks.recipes import RunFolder, read_metrics, runs\n"
+        "assert rnn_blocks.recipes.__main__.main(['sweep', '--list']) == 0\n"
+        "assert not {'torch', 'lightning', 'pytorch_lightning', 'wandb', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_public_name_is_one_of_a_rooms():
     rooms = [getattr(rnn_blocks, room) for room in rnn_blocks._ROOMS]
     for name in rnn_blocks.__all__:

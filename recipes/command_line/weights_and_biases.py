@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.checkpoints import Mode
 from rnn_blocks.recipes.run.folder import BEST, LAST, RunFolder
-from rnn_blocks.recipes.run.metrics_csv import metrics_until
+from rnn_blocks.recipes.run.metrics import metrics_until
 from rnn_blocks.recipes.run.weights_and_biases.mode import PROJECT
 from rnn_blocks.recipes.run.weights_and_biases.models import LoggedModels
 from rnn_blocks.recipes.run.weights_and_biases.watch import Watched, WatchHistograms

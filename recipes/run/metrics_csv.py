@@ -1,7 +1,6 @@
 """All metrics in one CSV file, which a resumed run goes on with."""
 
 import csv
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+
+from rnn_blocks.recipes.run.metrics import read_metrics
 
 
 class MetricsCSV(Logger):
@@ -108,35 +109,3 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self._path)
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    r"""The rows of a metrics file; a last line cut off by a crash is left out.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp(), "metrics.csv"); _ = path.write_text("step,loss\n1,2.5\n")
-    >>> read_metrics(path)
-    [{'step': '1', 'loss': '2.5'}]
-    """
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values() and row["step"]]
-
-
-def metrics_until(path: Path, step: int) -> dict[str, float]:
-    r"""The latest value of each metric of training and validation when so many steps had been made, if it is finite.
-
-    Args:
-        path: a metrics file.
-        step: how many.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp(), "metrics.csv")
-    >>> _ = path.write_text("step,train/loss,val/loss,val/bleu\n8,3.0,,\n9,,2.5,nan\n10,2.0,,\n")
-    >>> metrics_until(path, 10)
-    {'train/loss': 3.0, 'val/loss': 2.5}
-    """
-    found: dict[str, float] = {}
-    for row in read_metrics(path) if path.is_file() else []:
-        if int(row["step"]) < step:  # rows are numbered from 0
-            found |= {k: float(v) for k, v in row.items() if v and k.startswith(("train/", "val/"))}
-    return {name: value for name, value in found.items() if math.isfinite(value)}

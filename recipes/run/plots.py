@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from rnn_blocks.callbacks.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, new_figure
 from rnn_blocks.recipes.run.folder import RunFolder
-from rnn_blocks.recipes.run.metrics_csv import read_metrics
+from rnn_blocks.recipes.run.metrics import read_metrics
 from rnn_blocks.recipes.run.tracking import wandb_logger
 
 REASONS = {"outlier": PURPLE, "promise": GREEN}  # of `Auto`, in its metrics' names

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from rnn_blocks.recipes.run.folder import RunFolder
-from rnn_blocks.recipes.run.metrics_csv import MetricsCSV, read_metrics
+from rnn_blocks.recipes.run.metrics import read_metrics
+from rnn_blocks.recipes.run.metrics_csv import MetricsCSV
 from rnn_blocks.recipes.run.weights_and_biases.logger import WandbRun
 from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_mode
 from rnn_blocks.recipes.run.weights_and_biases.summaries import Best, BestValues, directions

@@ -17,7 +17,8 @@ from tiny_runs import metrics, only_run, recipe, tiny
 from wandb_runs import of_kind, own_environment, records, run_files
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.run.metrics_csv import MetricsCSV, read_metrics
+from rnn_blocks.recipes.run.metrics import read_metrics
+from rnn_blocks.recipes.run.metrics_csv import MetricsCSV
 from rnn_blocks.recipes.run.weights_and_biases import mode as module
 from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_mode
 

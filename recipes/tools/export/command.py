@@ -11,7 +11,7 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.checkpoints import read_checkpoint
 from rnn_blocks.recipes.run.folder import AVERAGED, BEST, LAST, OUTPUT_DIR, find_checkpoint, run_of_checkpoint, runs
 from rnn_blocks.recipes.run.load import DATA_STATES, load_model
-from rnn_blocks.recipes.run.metrics_csv import read_metrics
+from rnn_blocks.recipes.run.metrics import read_metrics
 from rnn_blocks.recipes.tools.export.folder import Format, export_model
 
 _KINDS: dict[str, type[Any]] = {"language-model": LanguageModel, "translation": Seq2Seq, "cloze": ClozeModel}

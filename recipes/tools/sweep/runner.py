@@ -18,7 +18,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from rnn_blocks.recipes.run.folder import ENVIRONMENT, LAST, RunFolder, own_folder, runs, write_whole
 from rnn_blocks.recipes.run.host.threads import usable_cores
-from rnn_blocks.recipes.run.metrics_csv import read_metrics
+from rnn_blocks.recipes.run.metrics import read_metrics
 from rnn_blocks.recipes.tools.sweep.search import Outcome, Point, Search
 from rnn_blocks.recipes.tools.sweep.spec import SweepSpec
 
