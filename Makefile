@@ -76,10 +76,10 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
 	touch $(USABLE) $@
 
-# What the recipes need, without the tools of development: half the time.
+# What the recipes need, without the tools of development, and of bytecode what is used: half the time.
 $(USABLE): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[recipes,export]'
+	$(BIN)/pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[recipes,export]'
 	touch $@
 
 clean:
