@@ -93,7 +93,8 @@ class AutoByHand:
         threshold = math.sqrt(self.share * followed / self.highest_rate)
         if norm <= threshold:
             return math.inf
-        return threshold if loss > 2 * followed else min(threshold, 4 * threshold**2 / norm)
+        far = 1 if len(self.log_norms) < 16 else 4
+        return threshold if loss > 2 * followed else min(threshold, far * threshold**2 / norm)
 
     def follow(self, loss: float) -> None:
         """The loss by at most 1 % down and 5 % up, and to ten times the first; its lows open the share."""

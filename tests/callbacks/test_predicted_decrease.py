@@ -50,8 +50,14 @@ def test_the_threshold_is_the_root_of_a_share_of_the_loss_over_the_rate_from_the
         [clip] = clips(Auto(), [norm], rate, [5.0])
         threshold = math.sqrt(0.2 * 5.0 / float(rate))
         assert_close(clip.threshold.item(), threshold)
-        assert_close(clip.target.item(), min(threshold, 4 * threshold**2 / norm))
+        assert_close(clip.target.item(), min(threshold, threshold**2 / norm))
         assert Auto.reasons[int(clip.reason)] == "promise"
+
+
+@pytest.mark.parametrize(("steps", "far"), [(15, 1), (16, 4)])
+def test_a_step_promises_no_more_than_the_share_at_first_and_four_times_as_much_at_most_later(steps, far):
+    *_, clip = clips(PROMISES, [*[1.0] * steps, 1e3], 0.1, [5.0] * (steps + 1))
+    assert_close(clip.target.item(), far * clip.threshold.item() ** 2 / 1e3)
 
 
 @pytest.mark.parametrize("loss", [9.9, 10.1])  # followed to 5 before it
@@ -59,7 +65,7 @@ def test_a_gradient_is_not_cut_to_nothing_where_the_loss_runs_away(loss):
     [_, clip] = clips(PROMISES, [1.0, 1e6], 0.1, [5.0, loss])
     threshold = math.sqrt(0.2 * 1.03 * 5.0 / 0.1)
     assert_close(clip.threshold.item(), threshold)
-    assert_close(clip.target.item(), threshold if loss > 10 else 4 * threshold**2 / 1e6)
+    assert_close(clip.target.item(), threshold if loss > 10 else threshold**2 / 1e6)
 
 
 @pytest.mark.parametrize("share", [0.05, 3.0])

@@ -33,15 +33,16 @@ class Auto(ClippingPolicy):
     bounded below by 0 cannot fall by more than it is, and if it is smooth, a gradient with lr·‖g‖² > 4·L proves that
     steps of this length diverge (for then its curvature is above 2/lr). With lr₊ the highest learning rate so far::
 
-        threshold = √(c·L/lr₊),  target = min(threshold, 4·threshold²/‖g‖)
+        threshold = √(c·L/lr₊),  target = min(threshold, f·threshold²/‖g‖)
 
     Hand-set thresholds of well-known recipes, squared, times their learning rates and over their losses, are 0.15 to
     0.6; c begins at `largest_decrease` = 0.2, and opens by 3 % with every new low of the (smoothed) loss, for a
     training that keeps its promises may make larger ones, and closes by 0.3 % a step without one, down to where it
-    began.
+    began. f is 4, and 1 until 16 norms are known, while nothing is known of what the training bears and a momentum's
+    velocity builds up.
     L is the loss as it was, followed by at most 1 % down and 5 % up a step, and up to ten times the first one, so that
     one batch changes little and no blow-up raises its own threshold for long. Where the loss is above 2·L the target is
-    the threshold: the momentum's velocity carries the weights away, and a gradient cut to nothing could not turn it.
+    the threshold: the velocity carries the weights away, and a gradient cut to nothing could not turn it.
 
     Scale-invariant weights, as before a batch norm, bear steps of any length. In the scope "global" their gradients are
     left out of ‖g‖ here once they are known (see `ScaleInvariance`); the threshold that is told is that of the whole.

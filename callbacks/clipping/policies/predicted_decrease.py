@@ -14,6 +14,7 @@ WIDEST = 200.0  # shares wider than the narrowest one so often
 SMOOTHING = 0.5
 CEILING = 10.0  # first losses, above which the loss is not followed
 FAR = 4.0  # thresholds; a norm further out is brought down below the threshold
+FIRST = 16  # norms, while fewer are known that begins at one threshold
 RUNAWAY = 2.0  # followed losses; a loss above them is one that a velocity carries away, which has to be turned
 
 
@@ -38,12 +39,16 @@ class PredictedDecrease(NamedTuple):
         }
 
     def clip(self, history: History, step: Step, loss: Tensor) -> Clip:
-        """Where a step begins to predict too much, S; infinite without a learning rate or a loss to be trusted."""
+        """Where a step begins to predict too much, S; infinite without a learning rate or a loss to be trusted.
+
+        Of ``history`` the norms' ``count`` is used as well.
+        """
         followed = torch.where(history["loss"] == 0, loss, history["loss"])
         threshold = (history["share"] * followed / highest_rate(history, step)).sqrt()
         threshold = threshold.masked_fill(~(threshold > 0), math.inf)  # NaN too, as of a loss below 0
         sensitive = step.norm if step.sensitive_norm is None else step.sensitive_norm
-        short = torch.minimum(threshold, FAR * threshold.square() / sensitive)
+        far = torch.where(history["count"] < FIRST, 1.0, FAR)
+        short = torch.minimum(threshold, far * threshold.square() / sensitive)
         target = torch.where(loss > RUNAWAY * followed, threshold, short)
         if step.sensitive_norm is None:
             return Clip(threshold, target)
