@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rnn_blocks.engine.compile import CompilerError
+from rnn_blocks.engine.background import Identity, Record, faster
+from rnn_blocks.engine.compile import CompilerError, StepSource, compile_step
 from rnn_blocks.engine.loop import masked_step, step_masks
 from rnn_blocks.engine.method_call import MethodCall
 from rnn_blocks.engine.products import packed_product
 from rnn_blocks.engine.program import Program, Source
+from rnn_blocks.engine.split import Compiler, Put
 from rnn_blocks.engine.state import State, like_state, state_tensors
 from rnn_blocks.engine.trace import steady_dtypes, trace_step
 
@@ -36,6 +38,7 @@ def run_fused(
     resets: Tensor | None = None,
     compiled: bool = False,
     fall_back: bool = False,
+    background: bool = False,
     owner: nn.Module | None = None,
 ) -> tuple[Tensor, State]:
     """Run ``cell.step`` over time as :func:`~rnn_blocks.engine.run_loop` does, from a traced step.
@@ -45,8 +48,10 @@ def run_fused(
     each combination of shapes, dtypes and settings, and what was recorded is run from then on.
 
     Where ``compiled``, the operators of a step go through torch's compiler, which makes one kernel of them; with
-    ``fall_back`` only the first few shapes of a cell do, and none where there is no compiler. What is recorded is kept
-    for the cell, or for its ``owner``, where it is a stand-in made for one sequence.
+    ``fall_back`` only the first few shapes of a cell do, and none where there is no compiler. With ``background`` steps
+    are compiled beside the training once they have come back often, and then take over: see
+    :mod:`rnn_blocks.engine.background`. What is recorded is kept for the cell, or for its ``owner``, where it is a
+    stand-in made for one sequence.
 
     Raises:
         ValueError: where the step cannot be recorded.
@@ -78,7 +83,8 @@ def run_fused(
     if program is not None:
         with _recording:
             programs[key] = programs.pop(key, program)  # the last used stands last, the first goes first
-    if program is None:
+
+    def recorder() -> tuple[Callable[[], tuple[torch.dtype, ...] | None], Record]:
         method = MethodCall(_twin(cell, {}), "step")  # recording puts other tensors in the place of the weights
 
         def step(
@@ -104,7 +110,7 @@ def run_fused(
         slices = ([t[0].detach() for t in projected_leaves], [m[0] for m in masks], [t.detach() for t in state_leaves])
         given = [tensor.detach() for tensor in constants]
 
-        def record(compiled: bool) -> Program:
+        def record(compiler: Compiler | None) -> Program:
             with _recording:
                 return trace_step(
                     step,
@@ -113,20 +119,27 @@ def run_fused(
                     projected_need=[tensor.requires_grad for tensor in projected_leaves],
                     constants_need=[tensor.requires_grad for tensor in constants],
                     differentiate=differentiate,
-                    compiled=compiled,
+                    compiler=compiler,
                 )
 
-        with _recording:
-            program = steady_dtypes(step, slices, given)
+        def steady() -> tuple[torch.dtype, ...] | None:
+            with _recording:
+                return steady_dtypes(step, slices, given)
+
+        return steady, record
+
+    if program is None:
+        steady, record = recorder()
+        program = steady()
         if program is None:
             compiling = compiled and not (fall_back and _num_compiled(programs) >= MOST_COMPILED)
             try:
-                program = record(compiling)
+                program = record(_compile_now if compiling else None)
             except CompilerError as error:
                 if not fall_back:
                     raise
                 warnings.warn(f"{error}; going on without it", stacklevel=2)
-                program = record(False)
+                program = record(None)
         with _recording:
             while len(programs) >= MOST_PROGRAMS:
                 programs.pop(next(iter(programs)))
@@ -142,12 +155,20 @@ def run_fused(
             resets=resets,
             compiled=compiled,
             fall_back=fall_back,
+            background=background,
             owner=owner,
         )
+    if background and differentiate:
+        time = len(projected_leaves[0])
+        program = faster(owner or cell, key, time, constants, lambda compiler: recorder()[1](compiler)) or program
     sizes = (len(projected_leaves), len(masks), len(state_leaves))
     run: Callable[..., tuple[Tensor, ...]] = _Unrolled.apply
     outputs, *after = run(program, sizes, *tensors)
     return outputs, like_state(state, after)
+
+
+def _compile_now(source: StepSource, put: Put) -> Program:
+    return put(*compile_step(source))
 
 
 def _num_compiled(programs: dict[Any, Program | tuple[torch.dtype, ...]]) -> int:
@@ -178,8 +199,8 @@ def _settings(cell: nn.Module) -> list[Any]:
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return id(value), value._version
-    return value if isinstance(value, int | float | str | bool | None) else (repr(value), id(value))
+        return Identity(id(value)), value._version
+    return value if isinstance(value, int | float | str | bool | None) else (repr(value), Identity(id(value)))
 
 
 def _recorded_precision(like: Tensor) -> torch.autocast:

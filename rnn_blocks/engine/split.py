@@ -18,12 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from rnn_blocks.engine.compile import Flat, compile_flat
+from rnn_blocks.engine.compile import Flat, Like, StepSource
 from rnn_blocks.engine.fold import Folding
 from rnn_blocks.engine.graph import ancestors, aten, cat_dim, is_call, is_random, meta
 from rnn_blocks.engine.products import packing_pays
 from rnn_blocks.engine.program import Program, Slot, Source
 from rnn_blocks.engine.write import Writer, can_write
+
+Put = Callable[[Flat, Flat | None], Program]
+Compiler = Callable[[StepSource, Put], Program]
+"""Takes what can be compiled and what makes a program of the compiled steps, and gives a program."""
 
 
 class Splitter:
@@ -150,10 +154,15 @@ class Splitter:
         )
         return gather
 
-    def compile(
-        self, program: Program, varying: Sequence[Tensor], state: Sequence[Tensor], constants: Sequence[Tensor]
+    def compiled(
+        self,
+        program: Program,
+        varying: Sequence[Tensor],
+        state: Sequence[Tensor],
+        constants: Sequence[Tensor],
+        compiler: Compiler,
     ) -> Program:
-        """The same program with its forward and backward steps compiled."""
+        """What ``compiler`` makes of the forward and backward steps, and of how to put them into the program."""
         writer = Writer(self.module)
         names = writer.names
         given = [names[node] for node in (*self.given, *self.kept)]
@@ -168,7 +177,6 @@ class Splitter:
             {self.output: ["out"], **{node: [name] for node, name in stacks.items()}},
             copied=True,
         )
-        program = replace(program, gather=self._gather(writer, given), compiled=True, packed=())
         gradients = [node for node in (*self.state_grads, *self.totals) if node is not None]
         before = "before" if self.carried is None else names[self.state[self.carried]]
         now = "now" if self.carried is None else names[self.output]
@@ -192,25 +200,30 @@ class Splitter:
         start = [tensor.contiguous() for tensor in state]
         kept = [*(start[k] for k in program.passed)]
         kept += program.invariant(*constants, *kept)
-        out = torch.empty(program.output[0], dtype=program.output[1], device=start[0].device if start else None)
-        stacked = [torch.empty(shape, dtype=dtype, device=out.device) for _, shape, dtype in program.stacked]
-        arguments = [*like, *start, *constants, *kept, out, *stacked]
-        forward = compile_flat(forward, arguments)
-        results = forward(*arguments)
-        if not gradients and not self.slots:
-            return replace(program, forward=_nested(forward, len(self.state_after)))
-        after, saved = results[: len(start)], results[len(start) :]
-        around = [] if self.carried is None else [torch.zeros_like(out), torch.zeros_like(out)]
-        tangents = [torch.zeros_like(tensor) for tensor in (out, *after)]
-        buffers = [torch.empty(slot.shape, dtype=slot.dtype, device=out.device) for slot in program.slots]
-        backward = compile_flat(backward, [*saved, *around, *tangents, *constants, *kept, *buffers])
-        return replace(
-            program,
-            forward=_nested(forward, len(self.state_after)),
-            backward=_with_gaps(
-                backward, len(self.saved), self.carried is not None, [g is not None for g in self.state_grads]
-            ),
+        device = start[0].device if start else torch.device("cpu")
+        out = _like(*program.output, device)
+        stacked = [_like(shape, dtype, device) for _, shape, dtype in program.stacked]
+        first = len(like) + len(start)
+        source = StepSource(
+            writer.written(forward),
+            writer.written(backward) if gradients or self.slots else None,
+            (*map(Like.of, (*like, *start, *constants, *kept)), out, *stacked),
+            (first, first + len(constants) + len(kept)),
+            len(start),
+            self.carried is not None,
+            tuple(gradient is not None for gradient in self.state_grads),
+            tuple(_like(slot.shape, slot.dtype, device) for slot in program.slots),
         )
+        program = replace(program, gather=self._gather(writer, given), compiled=True, packed=())
+        sizes = len(self.state_after), len(self.saved)
+
+        def put(forward: Flat, backward: Flat | None) -> Program:
+            done = replace(program, forward=_nested(forward, sizes[0]))
+            if backward is None:
+                return done
+            return replace(done, backward=_with_gaps(backward, sizes[1], source.around, source.present))
+
+        return compiler(source, put)
 
     def program(self) -> Program:
         """The four programs as plain Python."""
@@ -269,6 +282,10 @@ class Splitter:
             self.sources,
             "\n".join(writer.sources),
         )
+
+
+def _like(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Like:
+    return Like.of(torch.empty(shape, dtype=dtype, device="meta"))._replace(device=device)
 
 
 def _nested(flat: Flat, num_state: int) -> Callable[..., Any]:
