@@ -30,6 +30,8 @@ MOST_COMPILED = 4  # of one cell: each takes seconds
 MOST_COUNTED = 512
 LARGEST = 32_768  # numbers in an output: torch's own operators share more than that between threads
 
+FEWEST = 10  # operators of a step and its derivative: with less, as in Elman's, AVX2 gains nothing
+
 SETTING = "RNN_BLOCKS_COMPILE"
 """The variable of the environment that says, with ``0``, that nothing is to be compiled unasked."""
 
@@ -137,8 +139,12 @@ def _compiled(asked: _Asked) -> tuple[Program, Key] | None:
 
 
 def _pays(source: StepSource) -> bool:
+    """Whether compiled steps are known to be faster."""
     out = source.arguments[source.steady[1]]
-    return out.device.type == "cpu" and torch.Size(out.shape).numel() <= LARGEST
+    sources = [source.forward.source, "" if source.backward is None else source.backward.source]
+    operators = sum(line.count(" = ") for line in sources)
+    many = operators >= FEWEST or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return many and out.device.type == "cpu" and torch.Size(out.shape).numel() <= LARGEST
 
 
 def _tell(error: CompilerError) -> None:

@@ -161,6 +161,16 @@ def test_steps_that_draw_or_are_large_stay_recorded(
     assert not compiler.asked
 
 
+@pytest.mark.parametrize(("capability", "pays"), [("AVX2", False), ("AVX512", True)])
+def test_steps_of_few_operators_are_compiled_where_that_gains(
+    capability: str, pays: bool, ran: list[bool], compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    train(layer_of("elman-tanh"), 9)
+    assert ran == [False] * 6 + [pays] * 3
+    assert len(compiler.asked) == pays
+
+
 @pytest.mark.parametrize("when", ["ask", "wait"])
 def test_without_a_compiler_nothing_is_lost_but_speed(when: str, ran: list[bool], compiler: Compiler) -> None:
     compiler.fails = when
