@@ -122,7 +122,7 @@ def _ask(uses: _Uses, constants: list[Tensor], record: Record) -> _Asked | None:
         return None
     try:
         _process.ask(asked[0].source)
-    except CompilerError as error:
+    except (CompilerError, OSError) as error:  # as a full disk
         _tell(error)
         return None
     return asked[0]
@@ -133,7 +133,7 @@ def _compiled(asked: _Asked) -> tuple[Program, Key] | None:
         _process.wait(asked.source)
         with torch.random.fork_rng(devices=[]):
             return asked.put(*compile_step(asked.source, one_thread=True)), asked.layout
-    except CompilerError as error:
+    except (CompilerError, OSError) as error:  # as a full disk
         _tell(error)
         return None
 
@@ -147,7 +147,7 @@ def _pays(source: StepSource) -> bool:
     return many and out.device.type == "cpu" and torch.Size(out.shape).numel() <= LARGEST
 
 
-def _tell(error: CompilerError) -> None:
+def _tell(error: Exception) -> None:
     """Say once that nothing is compiled."""
     global _told
     if not _told:

@@ -52,6 +52,8 @@ class CompileProcess:
         Raises:
             CompilerError: where there is no compiler, or nothing that it makes would be kept.
         """
+        if os.getpid() != self._owner:  # in a fork of the process that asked before
+            self.__init__()  # type: ignore[misc]
         name = source.digest()
         if _mark(name).exists():
             return
@@ -76,7 +78,8 @@ class CompileProcess:
         name, mark = source.digest(), _mark(source.digest())
         begin, starts = time.monotonic(), 0
         while not mark.exists():
-            assert self._folder is not None
+            if self._folder is None:
+                raise CompilerError("what was asked for has gone from the disk")
             if (failed := self._folder / f"{name}.failed").exists():
                 raise CompilerError(failed.read_text())
             if not self.is_running and not mark.exists() and not failed.exists():

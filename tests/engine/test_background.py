@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import zoo
@@ -205,6 +206,42 @@ def test_a_resumed_training_takes_over_where_the_undisturbed_one_does(
     train(second["layer"], 9 - sequences, begin=sequences)
     assert ran == undisturbed
     assert second.state_dict().keys() == nn.ModuleDict({"layer": whole}).state_dict().keys()
+
+
+class Fitted(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = layer_of()
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch)[0].square().sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_checkpoint_of_lightning_has_the_steps(ran: list[bool], compiler: Compiler, tmp_path: Path) -> None:
+    batches = [torch.randn(2, TIME, 3) for _ in range(3)]
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    models = Fitted(), Fitted()
+    for model, epochs, checkpoint in ((models[0], 1, None), (models[1], 3, tmp_path / "last.ckpt")):
+        trainer = pl.Trainer(max_epochs=epochs, enable_model_summary=False, default_root_dir=tmp_path, **options)
+        trainer.fit(model, torch.utils.data.DataLoader(batches, batch_size=None), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert ran == [False] * 6 + [True] * 3
+    assert list(background.counted(models[1].layer.cell).values()) == [9 * TIME]
+
+
+def test_a_fork_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    process = CompileProcess()
+    process._folder, process._owner = tmp_path, -1
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with pytest.raises(CompilerError, match="no C"):
+        process.ask(_source())
+    assert (process._folder, process._owner) == (None, os.getpid())
+    process._folder, process._owner = tmp_path, -1
+    process.stop()
+    assert tmp_path.exists()
 
 
 def test_a_training_begins_anew_with_weights_that_know_of_no_steps(ran: list[bool], compiler: Compiler) -> None:
