@@ -34,12 +34,12 @@ class Like(NamedTuple):
         """Those of a tensor."""
         return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
-    def zeros(self) -> Tensor:
-        """Such a tensor."""
+    def ones(self) -> Tensor:
+        """Such a tensor, by which integers can be divided."""
         extent = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
         if 0 in self.shape:
             extent = 0
-        return torch.zeros(extent, dtype=self.dtype, device=self.device).as_strided(self.shape, self.stride)
+        return torch.ones(extent, dtype=self.dtype, device=self.device).as_strided(self.shape, self.stride)
 
 
 class Written(NamedTuple):
@@ -169,7 +169,7 @@ def compile_step(source: StepSource, *, one_thread: bool = False) -> tuple[Flat,
     Raises:
         CompilerError: where they cannot be compiled.
     """
-    arguments = [like.zeros() for like in source.arguments]
+    arguments = [like.ones() for like in source.arguments]
     begin, end = source.steady
     with _on_one_thread() if one_thread else nullcontext():
         forward = compile_flat(source.forward.function(), arguments)
@@ -181,7 +181,7 @@ def compile_step(source: StepSource, *, one_thread: bool = False) -> tuple[Flat,
         out = arguments[end]
         around = [torch.zeros_like(out), torch.zeros_like(out)] if source.around else []
         tangents = [torch.zeros_like(tensor) for tensor in (out, *after)]
-        buffers = [like.zeros() for like in source.buffers]
+        buffers = [like.ones() for like in source.buffers]
         given = [*saved, *around, *tangents, *arguments[begin:end], *buffers]
         backward = compile_flat(source.backward.function(), given)
         _check_layouts(
@@ -197,8 +197,9 @@ def _check_layouts(results: Sequence[Tensor], given: Sequence[Tensor]) -> None:
         CompilerError: where it does not.
     """
     for new, old in zip(results, given, strict=False):
-        same = all(a == b for a, b, size in zip(new.stride(), old.stride(), old.shape, strict=True) if size > 1)
-        if not same or new.shape != old.shape or new.dtype != old.dtype:
+        strides = zip(new.stride(), old.stride(), old.shape, strict=False)
+        same = new.shape == old.shape and new.dtype == old.dtype
+        if not same or any(a != b for a, b, size in strides if size > 1):
             raise CompilerError(f"torch's compiler cannot compile this step: of {Like.of(old)} it makes {Like.of(new)}")
 
 

@@ -93,6 +93,11 @@ def test_without_a_compiler_it_is_refused_or_done_without(monkeypatch):
     assert torch.equal(layer(inputs)[0], outputs)  # no second try, no second warning
 
 
+def test_a_step_that_divides_by_whole_numbers_is_compiled(monkeypatch):
+    monkeypatch.setattr("rnn_blocks.engine.compile.compile_flat", lambda function, _: function)
+    check("clockwork-gru", "cpu")
+
+
 def test_only_a_few_shapes_are_compiled_where_nobody_asked_for_it(monkeypatch):
     compiled = []
     monkeypatch.setattr(compile, "compile_flat", lambda function, _: compiled.append(function) or function)
