@@ -166,7 +166,7 @@ def test_nothing_is_kept_once_outputs_and_cell_are_gone():
     cell = LSTMCell(INPUT, HIDDEN)
     outputs, state = Recurrent(cell, engine="fused")(torch.randn(2, 3, INPUT))
     (program,) = programs_of(cell).values()
-    saved = weakref.ref(outputs._base.grad_fn.saved[0][0] if outputs._base is not None else None)
+    saved = weakref.ref(outputs._base.grad_fn.chunks[0].saved[0][0] if outputs._base is not None else None)
     known = weakref.ref(cell)
     assert saved() is not None
     del outputs, state, program
@@ -239,6 +239,21 @@ def test_outputs_that_are_inputs_or_states_are_handed_on():
         for options in ({}, {"lengths": torch.tensor([3, 0])}):
             loop, recorded = both(cell, inputs, **options)
             assert_close(recorded, loop, rtol=0, atol=0)
+
+
+def test_an_output_that_is_no_state_may_be_a_factor_of_the_same_step():
+    class Fed(Cell):
+        """What it gives out goes through weights into its state."""
+
+        def __init__(self, size):
+            super().__init__(size, size)
+            self.feedback = nn.Parameter(torch.randn(size, size))
+
+        def step(self, projected, state):
+            output = (projected + state).tanh()
+            return output, state * 0.5 + output @ self.feedback
+
+    assert_close(*both(Fed(4).double(), torch.randn(2, 5, 4, dtype=torch.float64)), rtol=1e-12, atol=1e-12)
 
 
 def test_weights_of_any_use_get_the_gradients_of_the_loop():
