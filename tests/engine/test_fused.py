@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import re
 import weakref
 
 import oracles
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils.module_tracker import ModuleTracker
 
 from rnn_blocks import Cell, ElmanCell, GRUCell, LayerNormLSTMCell, LSTMCell, Recurrent, RecurrentDropout
-from rnn_blocks.engine import fused, map_state, products, split, state_tensors
+from rnn_blocks.engine import fused, graph, map_state, products, split, state_tensors
 
 INPUT, HIDDEN = 3, 4
 
@@ -380,3 +381,27 @@ def test_a_method_put_on_a_cell_or_a_part_reads_the_weights_as_they_are(which):
     assert cell.mix.weight.grad.any()
     with pytest.raises(ValueError, match="this step cannot be recorded: it reads weights elsewhere than in its module"):
         Recurrent(cell, engine="fused")(inputs)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru-reset-before", "layer-norm-lstm", "rhn-3"])
+def test_where_bfloat16_is_slow_its_products_are_made_in_float32_with_weights_cast_once(name, monkeypatch):
+    cell = zoo.CELLS[name](5, 6)
+    inputs, weights = torch.randn(4, 7, 5), list(cell.parameters())
+    expected, _ = Recurrent(cell, engine="loop")(inputs)
+    exact = oracles.gradients_of(expected.square().sum(), weights)
+    texts = []
+    for slow in (True, False):
+        monkeypatch.setattr(graph, "multiplies_slowly", lambda dtype, _, slow=slow: slow and dtype == torch.bfloat16)
+        twin = copy.deepcopy(cell)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs, _ = Recurrent(twin, engine="fused")(inputs)
+        found = oracles.gradients_of(outputs.float().square().sum(), list(twin.parameters()))
+        for got, reference in zip([outputs, *found], [expected, *exact], strict=True):
+            error = float((got.float() - reference).detach().norm())
+            assert error <= 0.08 * max(float(reference.detach().norm()), 1e-3)
+        (program,) = (p for p in programs_of(twin).values() if not isinstance(p, tuple))
+        texts.append(program.text)
+        given = {f"v{k}" for k in range(40)} & set(program.text.split("(", 1)[1].split(")", 1)[0].split(", "))
+        forward = program.text.split("def forward")[1].split("def ")[0]
+        assert not [cast for cast in re.findall(r"_to_copy\w*\((\w+)", forward) if cast in given]  # of a weight
+    assert texts[0].count("_to_copy") > texts[1].count("_to_copy")

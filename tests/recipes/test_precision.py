@@ -65,7 +65,7 @@ def test_a_precision_that_is_slower_is_taken_with_a_word(asked: Any, machine: Ma
     machine("AMX")
     assert choose(asked, "cpu") == (asked, None)
     machine()
-    assert choose(asked, "cpu") == (asked, f"precision: {asked}, slower than 32-true on {NO_UNITS}")
+    assert choose(asked, "cpu") == (asked, f"precision: {asked}, no faster than 32-true on {NO_UNITS}")
 
 
 @pytest.mark.parametrize("asked", [None, "32-true", "64-true", 32, "16-mixed"])
@@ -82,7 +82,7 @@ def test_a_training_that_goes_on_stays_with_what_it_began_with(
     precision, told = choose("auto", "cpu", begun)
     assert precision == begun
     assert told is not None
-    assert told.startswith(f"precision: {begun}, which this training began with; {other} is faster on this CPU")
+    assert told.startswith(f"precision: {begun}, which this training began with; {other} is the fastest on this CPU")
     assert choose("auto", "cpu", other).told == f"precision: {other}, the fastest on {told.rpartition(' on ')[2]}"
 
 
@@ -99,7 +99,7 @@ def test_a_run_keeps_what_was_asked_for_and_goes_on_with_what_was_chosen(
 
     machine()  # another one
     last = ["--ckpt_path", "last", "--output_dir", str(tmp_path)]
-    begun = f"precision: bf16-mixed, which this training began with; 32-true is faster on {NO_UNITS}\n"
+    begun = f"precision: bf16-mixed, which this training began with; 32-true is the fastest on {NO_UNITS}\n"
     assert recipe("fit", *last, "--trainer.max_steps", "6") == 0
     assert begun in capsys.readouterr().err
     assert load(folder)["global_step"] == 6

@@ -50,11 +50,11 @@ def choose(asked: Precision, accelerator: Any = "auto", begun: str | None = None
     """
     if asked != "auto":
         slow = asked in _BFLOAT16 and not (units := bfloat16_units(accelerator)).there
-        return Choice(asked, f"precision: {asked}, slower than 32-true on {units.device}" if slow else None)
+        return Choice(asked, f"precision: {asked}, no faster than 32-true on {units.device}" if slow else None)
     units = bfloat16_units(accelerator)
     best = MIXED if units.there else SINGLE
     if begun is not None and begun != best:
-        return Choice(begun, f"precision: {begun}, which this training began with; {best} is faster on {units.device}")
+        return Choice(begun, f"precision: {begun}, which this training began with; {best} is the fastest on {units.device}")
     return Choice(best, f"precision: {best}, the fastest on {units.device}")
 
 
