@@ -174,7 +174,7 @@ def compile_step(source: StepSource, *, one_thread: bool = False) -> tuple[Flat,
     with _on_one_thread() if one_thread else nullcontext():
         forward = compile_flat(source.forward.function(), arguments)
         results = forward(*arguments)
-        after, saved = results[: source.num_state], results[source.num_state :]
+        after, saved = results[: source.num_state], [*arguments[end + 1 :], *results[source.num_state :]]
         _check_layouts(after, arguments[begin - source.num_state : begin])
         if source.backward is None:
             return forward, None

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rnn_blocks.engine.background import Identity, Record, faster
+from rnn_blocks.engine.chunks import Chunk, chunks, keeps_graph, slots_by_step, whole_slots
 from rnn_blocks.engine.compile import CompilerError, StepSource, compile_step
 from rnn_blocks.engine.loop import masked_step, step_masks
 from rnn_blocks.engine.method_call import MethodCall
 from rnn_blocks.engine.products import packed_product
-from rnn_blocks.engine.program import Program, Source
+from rnn_blocks.engine.program import Program
 from rnn_blocks.engine.split import Compiler, Put
 from rnn_blocks.engine.state import State, like_state, state_tensors
 from rnn_blocks.engine.trace import steady_dtypes, trace_step
@@ -226,20 +227,23 @@ class _Unrolled(torch.autograd.Function):
         rows = outputs[0].numel() // outputs.shape[-1] if program.packed else 0
         steady = [*constants, *kept]
         kept += [packed_product(steady[number].t(), rows=rows) for number in program.packed]
+        stacks = [torch.empty(len(outputs), *s, dtype=d, device=outputs.device) for s, d in program.stacked]
+        parts_of_time = chunks(len(outputs), program, stacks)
         # detached, so that what is saved holds the numbers, and not the tensor that hands them out with its graph
-        stacked = [torch.empty(len(outputs), *s, dtype=d, device=outputs.device) for _, s, d in program.stacked]
-        streams = (*projected, *masks, outputs, *stacked)
-        slices = zip(*(tensor.detach().unbind(0) for tensor in streams), strict=True)
+        streams = [tensor.detach() for tensor in (*projected, *masks, outputs)]
         num_given = len(projected) + len(masks)
-        before, saved = state, []
+        before = state
         after: Sequence[Tensor] = state
         with _recorded_precision(outputs):
-            for parts_t in slices:
-                given, written = parts_t[:num_given], parts_t[num_given:]
-                after, keep = program.forward(*given, *after, *constants, *kept, *written)
-                saved.append(keep)
+            for chunk in parts_of_time:
+                of_chunk = (*(stream[chunk.start : chunk.stop] for stream in streams), *chunk.stacked)
+                for parts_t in zip(*(tensor.unbind(0) for tensor in of_chunk), strict=True):
+                    given, written = parts_t[:num_given], parts_t[num_given:]
+                    after, loose = program.forward(*given, *after, *constants, *kept, *written)
+                    chunk.saved.append((*written[1:], *loose))
         if any(ctx.needs_input_grad):
-            ctx.program, ctx.sizes, ctx.saved, ctx.kept, ctx.stacked = program, sizes, saved, kept, stacked
+            ctx.program, ctx.sizes, ctx.kept = program, sizes, kept
+            ctx.chunks, ctx.stacks = parts_of_time, stacks
             first = [] if program.carried is None else [before[program.carried], outputs]
             ctx.save_for_backward(*first, *constants)
         # cloned, since somebody may change what is handed out
@@ -257,54 +261,50 @@ class _Unrolled(torch.autograd.Function):
             first, outputs, *constants = ctx.saved_tensors
             now = outputs.unbind(0)
         before = [first, *now[:-1]]
-        buffers = [torch.empty(time, *slot.shape, dtype=slot.dtype, device=device) for slot in program.slots]
-        views = [
-            view.unbind(0)
-            for slot, buffer in zip(program.slots, buffers, strict=True)
-            for view in (buffer, *(buffer.split(slot.pieces, -1) if slot.pieces and not program.compiled else ()))
-        ]
-        slots = list(zip(*views, strict=True)) or [()] * time
+        free = ctx.stacks if len(ctx.chunks) > 1 and not keeps_graph() else []
+        whole, lent = whole_slots(program, free, time, device)
         grads = grad_outputs.contiguous().unbind(0)
         tangents: Sequence[Tensor] = [tensor.contiguous() for tensor in grad_state]
-        totals: Sequence[Tensor] = ()
-        with _recorded_precision(grad_outputs):
-            for t in reversed(range(time)):
+
+        def back(chunk: Chunk, tangents: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+            places = [
+                whole[number][chunk.start : chunk.stop]
+                if number in whole and number not in lent
+                else torch.empty(len(chunk), *slot.shape, dtype=slot.dtype, device=device)
+                for number, slot in enumerate(program.slots)
+            ]
+            slots = slots_by_step(program, places) or [()] * len(chunk)
+            totals: Sequence[Tensor] = ()
+            for k in reversed(range(len(chunk))):
+                t = chunk.start + k
                 to_state, parts = program.backward(
-                    *ctx.saved[t], before[t], now[t], grads[t], *tangents, *constants, *ctx.kept, *slots[t]
+                    *chunk.saved[k], before[t], now[t], grads[t], *tangents, *constants, *ctx.kept, *slots[k]
                 )
                 tangents = [
                     torch.zeros_like(old) if g is None else g for old, g in zip(tangents, to_state, strict=True)
                 ]
                 totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
-        to_projected = [None if number is None else buffers[number] for number in program.projected_slots]
 
-        def take(number: int) -> Tensor:
-            return _all_steps(program.sources[number], program, buffers, ctx.saved, ctx.stacked, outputs, first)
+            def take(number: int) -> Tensor:
+                return chunk.rows(program.sources[number], program, places, outputs, first)
 
-        weights = program.gather(take, *totals, *constants, *ctx.kept)
+            found = program.gather(take, *totals, *constants, *ctx.kept)
+            for number in lent:
+                whole[number][chunk.start : chunk.stop].copy_(places[number])
+            return tangents, found
+
+        weights: Sequence[Tensor | None] = ()
+        with _recorded_precision(grad_outputs):
+            for chunk in reversed(ctx.chunks):
+                tangents, found = back(chunk, tangents)
+                weights = [_sum(*pair) for pair in zip(found, weights, strict=True)] if weights else found
+                if not keeps_graph():
+                    chunk.let_go()
+        if not keeps_graph():
+            ctx.stacks = []
+        to_projected = [None if number is None else whole[number] for number in program.projected_slots]
         return None, None, *to_projected, *[None] * ctx.sizes[1], *tangents, *weights
 
 
-def _all_steps(
-    source: Source,
-    program: Program,
-    buffers: Sequence[Tensor],
-    saved: Sequence[Sequence[Tensor]],
-    stacked: Sequence[Tensor],
-    outputs: Tensor | None,
-    first: Tensor | None,
-) -> Tensor:
-    """The values of all steps, with time and batch as one dimension."""
-    if source.place == "saved":
-        for (number, *_), tensor in zip(program.stacked, stacked, strict=True):
-            if number == source.number:
-                return tensor.flatten(0, 1)
-        return torch.cat([keep[source.number] for keep in saved])
-    if source.place == "slot":
-        buffer = buffers[source.number]
-        if source.piece is not None:
-            buffer = buffer.split(program.slots[source.number].pieces, -1)[source.piece]
-        return buffer.flatten(0, 1)
-    assert outputs is not None
-    assert first is not None
-    return outputs.flatten(0, 1) if source.place == "output" else torch.cat([first, *outputs[:-1].unbind(0)])
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    return None if left is None or right is None else left + right

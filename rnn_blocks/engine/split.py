@@ -102,12 +102,17 @@ class Splitter:
         self.saved: list[fx.Node] = []
         self.projected_slots = tuple(None if n is None else _index(self.slots, n) for n in self.projected_grads)
         self.leaves = leaves
-        self.sources = tuple(self._source(leaf) for leaf in leaves)
-        self.stacked = [node for node in self.saved if node in self.forward and can_write(node)]
+        for leaf in leaves:
+            self._source(leaf)
         used = {*step_results, *self.slots, *(i for node in self.backward for i in node.all_input_nodes)}
         for node in self.graph.nodes:
             if node in self.stepwise and node in used and self._from_outputs(node) is None:
                 _index(self.saved, node)
+        written = {*self.forward} - {self.output}  # which is written to the outputs
+        self.stacked = [node for node in self.saved if node in written and can_write(node)]
+        self.loose = [node for node in self.saved if node not in self.stacked]
+        self.saved = [*self.stacked, *self.loose]
+        self.sources = tuple(self._source(leaf) for leaf in leaves)
 
     def _from_outputs(self, node: fx.Node) -> Source | None:
         if self.carried is None or node not in (self.output, self.state[self.carried]):
@@ -167,7 +172,7 @@ class Splitter:
         names = writer.names
         given = [names[node] for node in (*self.given, *self.kept)]
         old = ["_" + names[node] if k in self.passed else names[node] for k, node in enumerate(self.state)]
-        wanted = [*self.state_after, *self.saved]
+        wanted = [*self.state_after, *self.loose]
         stacks = self._stacks()
         forward = writer.function(
             "forward",
@@ -202,7 +207,7 @@ class Splitter:
         kept += program.invariant(*constants, *kept)
         device = start[0].device if start else torch.device("cpu")
         out = _like(*program.output, device)
-        stacked = [_like(shape, dtype, device) for _, shape, dtype in program.stacked]
+        stacked = [_like(shape, dtype, device) for shape, dtype in program.stacked]
         first = len(like) + len(start)
         source = StepSource(
             writer.written(forward),
@@ -242,7 +247,7 @@ class Splitter:
             "forward",
             [*(names[node] for node in (*self.projected, *self.masks)), *state, *given, "out", *stacks.values()],
             self.forward,
-            f"{writer.listing(self.state_after)}, {writer.listing(self.saved)}",
+            f"{writer.listing(self.state_after)}, {writer.listing(self.loose)}",
             {self.output: ["out"], **{node: [name] for node, name in stacks.items()}},
         )
         gather = self._gather(writer, given)
@@ -276,7 +281,7 @@ class Splitter:
             tuple(steady.index(node) for node in packed),
             self.carried,
             tuple(self.passed),
-            tuple((self.saved.index(node), *meta(node)) for node in self.stacked),
+            tuple(meta(node) for node in self.stacked),
             tuple(slots),
             self.projected_slots,
             self.sources,
