@@ -17,6 +17,7 @@ from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpo
 from rnn_blocks.recipes.command_line.parser import RecipeParser
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
 from rnn_blocks.recipes.command_line.summary import places
+from rnn_blocks.recipes.command_line.trainer import RecipeTrainer
 from rnn_blocks.recipes.command_line.weights_and_biases import (
     add_wandb_options,
     check_wandb_options,
@@ -50,6 +51,7 @@ from rnn_blocks.recipes.run.folder import (
     new_run_folder,
     run_of_checkpoint,
 )
+from rnn_blocks.recipes.run.host.precision import BegunPrecision, begun_precision, choose
 from rnn_blocks.recipes.run.host.watch import ThreadWatch
 from rnn_blocks.recipes.run.load import carried
 from rnn_blocks.recipes.run.plots import RunPlots
@@ -99,6 +101,7 @@ class RecipeCLI(LightningCLI):
                 model_class,
                 datamodule_class,
                 save_config_callback=None,
+                trainer_class=RecipeTrainer,
                 parser_class=RecipeParser,
                 parser_kwargs={
                     "prog": f"rnn-blocks {self.recipe}",
@@ -296,9 +299,12 @@ class RecipeCLI(LightningCLI):
         held = {} if self._checkpoint is None else self._checkpoint.held
         if self._checkpoint is not None:
             check_fits(held, self.model, self._checkpoint.path)
+        precision = self._chosen_precision(held)
         if self.folder is None:
             plugins = self._plugins(AtomicCheckpointIO())
-            trainer = super().instantiate_trainer(logger=False, enable_checkpointing=False, plugins=plugins)
+            trainer = super().instantiate_trainer(
+                logger=False, enable_checkpointing=False, plugins=plugins, precision=precision
+            )
             trainer.callbacks.append(OwnSignals())  # type: ignore[attr-defined]
             return trainer
         if self._checkpoint is not None:
@@ -322,6 +328,7 @@ class RecipeCLI(LightningCLI):
         trainer = super().instantiate_trainer(
             logger=loggers,
             default_root_dir=self.folder.path,
+            precision=precision,
             plugins=self._plugins(AtomicCheckpointIO(carried(config))),
         )
         self._add_callbacks(trainer, options, config)
@@ -332,21 +339,31 @@ class RecipeCLI(LightningCLI):
         given = self._get(self.config_init, "trainer", default={}).get("plugins") or []
         return [*(given if isinstance(given, list) else [given]), own]
 
+    def _chosen_precision(self, held: dict[str, Any]) -> Any:
+        """What the Trainer computes in, with a line where there is something to say of it."""
+        given = self._get(self.config_init, "trainer", default={})
+        chosen = choose(given.get("precision"), given.get("accelerator", "auto"), begun_precision(held))
+        if chosen.told is not None and is_first_rank():
+            sys.stderr.write(f"{chosen.told}\n")
+        return chosen.precision
+
     def _add_callbacks(self, trainer: pl.Trainer, options: Namespace, config: str) -> None:
         assert self.folder is not None
         monitor, mode = options["monitor"], self.monitors[options["monitor"]]
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         step = 0 if self._checkpoint is None else int(self._checkpoint.held["global_step"])
         shared = "--average_checkpoints" if options["average_checkpoints"] else None
+        chosen = {"trainer.precision": str(trainer.precision)}
         callbacks[:0] = [
             ThreadWatch(),
-            SameTraining(self.folder, config, step=step, shared=shared),
+            SameTraining(self.folder, config, step=step, shared=shared, chosen=chosen),
             TrackedRun(self.folder, config),
             *watching(options),
             *self.extra_callbacks(options),
         ]
         last = LastCheckpoint(self.folder, options["checkpoint_every_n_steps"])
         callbacks += [
+            BegunPrecision(str(trainer.precision)),
             RandomState(),
             StopOnNonFinite(),
             RunPlots(self.folder),

@@ -1,5 +1,6 @@
 """Running a step over time, fast: torch's native kernels, the traced step, the scan, and the plain loop."""
 
+from rnn_blocks.engine.background import count_from, counted
 from rnn_blocks.engine.dropout import dropout, dropout_mask
 from rnn_blocks.engine.fused import run_fused
 from rnn_blocks.engine.loop import run_loop
@@ -22,6 +23,8 @@ from rnn_blocks.engine.transforms import has_numbers, is_transformed, is_wrapped
 __all__ = [
     "MethodCall",
     "State",
+    "count_from",
+    "counted",
     "describe_state",
     "detach_state",
     "dropout",

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rnn_blocks.engine.compile import CompilerError
+from rnn_blocks.engine.background import Identity, Record, faster
+from rnn_blocks.engine.chunks import Chunk, chunks, keeps_graph, slots_by_step, whole_slots
+from rnn_blocks.engine.compile import CompilerError, StepSource, compile_step
 from rnn_blocks.engine.loop import masked_step, step_masks
 from rnn_blocks.engine.method_call import MethodCall
 from rnn_blocks.engine.products import packed_product
-from rnn_blocks.engine.program import Program, Source
+from rnn_blocks.engine.program import Program
+from rnn_blocks.engine.split import Compiler, Put
 from rnn_blocks.engine.state import State, like_state, state_tensors
 from rnn_blocks.engine.trace import steady_dtypes, trace_step
 
@@ -36,6 +39,7 @@ def run_fused(
     resets: Tensor | None = None,
     compiled: bool = False,
     fall_back: bool = False,
+    background: bool = False,
     owner: nn.Module | None = None,
 ) -> tuple[Tensor, State]:
     """Run ``cell.step`` over time as :func:`~rnn_blocks.engine.run_loop` does, from a traced step.
@@ -45,8 +49,10 @@ def run_fused(
     each combination of shapes, dtypes and settings, and what was recorded is run from then on.
 
     Where ``compiled``, the operators of a step go through torch's compiler, which makes one kernel of them; with
-    ``fall_back`` only the first few shapes of a cell do, and none where there is no compiler. What is recorded is kept
-    for the cell, or for its ``owner``, where it is a stand-in made for one sequence.
+    ``fall_back`` only the first few shapes of a cell do, and none where there is no compiler. With ``background`` steps
+    are compiled beside the training once they have come back often, and then take over: see
+    :mod:`rnn_blocks.engine.background`. What is recorded is kept for the cell, or for its ``owner``, where it is a
+    stand-in made for one sequence.
 
     Raises:
         ValueError: where the step cannot be recorded.
@@ -78,7 +84,8 @@ def run_fused(
     if program is not None:
         with _recording:
             programs[key] = programs.pop(key, program)  # the last used stands last, the first goes first
-    if program is None:
+
+    def recorder() -> tuple[Callable[[], tuple[torch.dtype, ...] | None], Record]:
         method = MethodCall(_twin(cell, {}), "step")  # recording puts other tensors in the place of the weights
 
         def step(
@@ -104,7 +111,7 @@ def run_fused(
         slices = ([t[0].detach() for t in projected_leaves], [m[0] for m in masks], [t.detach() for t in state_leaves])
         given = [tensor.detach() for tensor in constants]
 
-        def record(compiled: bool) -> Program:
+        def record(compiler: Compiler | None) -> Program:
             with _recording:
                 return trace_step(
                     step,
@@ -113,20 +120,27 @@ def run_fused(
                     projected_need=[tensor.requires_grad for tensor in projected_leaves],
                     constants_need=[tensor.requires_grad for tensor in constants],
                     differentiate=differentiate,
-                    compiled=compiled,
+                    compiler=compiler,
                 )
 
-        with _recording:
-            program = steady_dtypes(step, slices, given)
+        def steady() -> tuple[torch.dtype, ...] | None:
+            with _recording:
+                return steady_dtypes(step, slices, given)
+
+        return steady, record
+
+    if program is None:
+        steady, record = recorder()
+        program = steady()
         if program is None:
             compiling = compiled and not (fall_back and _num_compiled(programs) >= MOST_COMPILED)
             try:
-                program = record(compiling)
+                program = record(_compile_now if compiling else None)
             except CompilerError as error:
                 if not fall_back:
                     raise
                 warnings.warn(f"{error}; going on without it", stacklevel=2)
-                program = record(False)
+                program = record(None)
         with _recording:
             while len(programs) >= MOST_PROGRAMS:
                 programs.pop(next(iter(programs)))
@@ -142,12 +156,20 @@ def run_fused(
             resets=resets,
             compiled=compiled,
             fall_back=fall_back,
+            background=background,
             owner=owner,
         )
+    if background and differentiate:
+        time = len(projected_leaves[0])
+        program = faster(owner or cell, key, time, constants, lambda compiler: recorder()[1](compiler)) or program
     sizes = (len(projected_leaves), len(masks), len(state_leaves))
     run: Callable[..., tuple[Tensor, ...]] = _Unrolled.apply
     outputs, *after = run(program, sizes, *tensors)
     return outputs, like_state(state, after)
+
+
+def _compile_now(source: StepSource, put: Put) -> Program:
+    return put(*compile_step(source))
 
 
 def _num_compiled(programs: dict[Any, Program | tuple[torch.dtype, ...]]) -> int:
@@ -178,8 +200,8 @@ def _settings(cell: nn.Module) -> list[Any]:
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return id(value), value._version
-    return value if isinstance(value, int | float | str | bool | None) else (repr(value), id(value))
+        return Identity(id(value)), value._version
+    return value if isinstance(value, int | float | str | bool | None) else (repr(value), Identity(id(value)))
 
 
 def _recorded_precision(like: Tensor) -> torch.autocast:
@@ -205,20 +227,23 @@ class _Unrolled(torch.autograd.Function):
         rows = outputs[0].numel() // outputs.shape[-1] if program.packed else 0
         steady = [*constants, *kept]
         kept += [packed_product(steady[number].t(), rows=rows) for number in program.packed]
+        stacks = [torch.empty(len(outputs), *s, dtype=d, device=outputs.device) for s, d in program.stacked]
+        parts_of_time = chunks(len(outputs), program, stacks)
         # detached, so that what is saved holds the numbers, and not the tensor that hands them out with its graph
-        stacked = [torch.empty(len(outputs), *s, dtype=d, device=outputs.device) for _, s, d in program.stacked]
-        streams = (*projected, *masks, outputs, *stacked)
-        slices = zip(*(tensor.detach().unbind(0) for tensor in streams), strict=True)
+        streams = [tensor.detach() for tensor in (*projected, *masks, outputs)]
         num_given = len(projected) + len(masks)
-        before, saved = state, []
+        before = state
         after: Sequence[Tensor] = state
         with _recorded_precision(outputs):
-            for parts_t in slices:
-                given, written = parts_t[:num_given], parts_t[num_given:]
-                after, keep = program.forward(*given, *after, *constants, *kept, *written)
-                saved.append(keep)
+            for chunk in parts_of_time:
+                of_chunk = (*(stream[chunk.start : chunk.stop] for stream in streams), *chunk.stacked)
+                for parts_t in zip(*(tensor.unbind(0) for tensor in of_chunk), strict=True):
+                    given, written = parts_t[:num_given], parts_t[num_given:]
+                    after, loose = program.forward(*given, *after, *constants, *kept, *written)
+                    chunk.saved.append((*written[1:], *loose))
         if any(ctx.needs_input_grad):
-            ctx.program, ctx.sizes, ctx.saved, ctx.kept, ctx.stacked = program, sizes, saved, kept, stacked
+            ctx.program, ctx.sizes, ctx.kept = program, sizes, kept
+            ctx.chunks, ctx.stacks = parts_of_time, stacks
             first = [] if program.carried is None else [before[program.carried], outputs]
             ctx.save_for_backward(*first, *constants)
         # cloned, since somebody may change what is handed out
@@ -236,54 +261,50 @@ class _Unrolled(torch.autograd.Function):
             first, outputs, *constants = ctx.saved_tensors
             now = outputs.unbind(0)
         before = [first, *now[:-1]]
-        buffers = [torch.empty(time, *slot.shape, dtype=slot.dtype, device=device) for slot in program.slots]
-        views = [
-            view.unbind(0)
-            for slot, buffer in zip(program.slots, buffers, strict=True)
-            for view in (buffer, *(buffer.split(slot.pieces, -1) if slot.pieces and not program.compiled else ()))
-        ]
-        slots = list(zip(*views, strict=True)) or [()] * time
+        free = ctx.stacks if len(ctx.chunks) > 1 and not keeps_graph() else []
+        whole, lent = whole_slots(program, free, time, device)
         grads = grad_outputs.contiguous().unbind(0)
         tangents: Sequence[Tensor] = [tensor.contiguous() for tensor in grad_state]
-        totals: Sequence[Tensor] = ()
-        with _recorded_precision(grad_outputs):
-            for t in reversed(range(time)):
+
+        def back(chunk: Chunk, tangents: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+            places = [
+                whole[number][chunk.start : chunk.stop]
+                if number in whole and number not in lent
+                else torch.empty(len(chunk), *slot.shape, dtype=slot.dtype, device=device)
+                for number, slot in enumerate(program.slots)
+            ]
+            slots = slots_by_step(program, places) or [()] * len(chunk)
+            totals: Sequence[Tensor] = ()
+            for k in reversed(range(len(chunk))):
+                t = chunk.start + k
                 to_state, parts = program.backward(
-                    *ctx.saved[t], before[t], now[t], grads[t], *tangents, *constants, *ctx.kept, *slots[t]
+                    *chunk.saved[k], before[t], now[t], grads[t], *tangents, *constants, *ctx.kept, *slots[k]
                 )
                 tangents = [
                     torch.zeros_like(old) if g is None else g for old, g in zip(tangents, to_state, strict=True)
                 ]
                 totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
-        to_projected = [None if number is None else buffers[number] for number in program.projected_slots]
 
-        def take(number: int) -> Tensor:
-            return _all_steps(program.sources[number], program, buffers, ctx.saved, ctx.stacked, outputs, first)
+            def take(number: int) -> Tensor:
+                return chunk.rows(program.sources[number], program, places, outputs, first)
 
-        weights = program.gather(take, *totals, *constants, *ctx.kept)
+            found = program.gather(take, *totals, *constants, *ctx.kept)
+            for number in lent:
+                whole[number][chunk.start : chunk.stop].copy_(places[number])
+            return tangents, found
+
+        weights: Sequence[Tensor | None] = ()
+        with _recorded_precision(grad_outputs):
+            for chunk in reversed(ctx.chunks):
+                tangents, found = back(chunk, tangents)
+                weights = [_sum(*pair) for pair in zip(found, weights, strict=True)] if weights else found
+                if not keeps_graph():
+                    chunk.let_go()
+        if not keeps_graph():
+            ctx.stacks = []
+        to_projected = [None if number is None else whole[number] for number in program.projected_slots]
         return None, None, *to_projected, *[None] * ctx.sizes[1], *tangents, *weights
 
 
-def _all_steps(
-    source: Source,
-    program: Program,
-    buffers: Sequence[Tensor],
-    saved: Sequence[Sequence[Tensor]],
-    stacked: Sequence[Tensor],
-    outputs: Tensor | None,
-    first: Tensor | None,
-) -> Tensor:
-    """The values of all steps, with time and batch as one dimension."""
-    if source.place == "saved":
-        for (number, *_), tensor in zip(program.stacked, stacked, strict=True):
-            if number == source.number:
-                return tensor.flatten(0, 1)
-        return torch.cat([keep[source.number] for keep in saved])
-    if source.place == "slot":
-        buffer = buffers[source.number]
-        if source.piece is not None:
-            buffer = buffer.split(program.slots[source.number].pieces, -1)[source.piece]
-        return buffer.flatten(0, 1)
-    assert outputs is not None
-    assert first is not None
-    return outputs.flatten(0, 1) if source.place == "output" else torch.cat([first, *outputs[:-1].unbind(0)])
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    return None if left is None or right is None else left + right

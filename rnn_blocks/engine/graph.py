@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from rnn_blocks.engine.products import multiplies_slowly
+
 aten = torch.ops.aten
 
 RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims}
@@ -70,7 +72,43 @@ def tidy(graph: fx.Graph) -> None:
             _flatten_cat(node)
         elif is_call(node, aten.native_layer_norm_backward.default):
             _part_layer_norm(graph, node)
+    widen_products(graph)
     graph.eliminate_dead_code()
+
+
+def widen_products(graph: fx.Graph) -> None:
+    """Products that this CPU makes slowly in their dtype are made in float32 and rounded after."""
+    widened: dict[fx.Node, fx.Node] = {}
+
+    def in_float32(node: fx.Node) -> fx.Node:
+        if node not in widened:
+            base: Any = node.args[0] if is_call(node, aten.t.default) else node
+            with graph.inserting_after(node):
+                wide = _call(graph, aten._to_copy.default, (base,), base.meta["val"].float(), dtype=torch.float32)
+            if base is not node:
+                with graph.inserting_after(wide):
+                    wide = _call(graph, aten.t.default, (wide,), wide.meta["val"].t())
+            widened[node] = wide
+        return widened[node]
+
+    for node in list(graph.nodes):
+        if not is_call(node, aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default):
+            continue
+        value = node.meta["val"]
+        if not multiplies_slowly(value.dtype, value.device):
+            continue
+        operands: Any = [in_float32(operand) for operand in node.args]
+        with graph.inserting_before(node):
+            product = _call(graph, node.target, tuple(operands), value.float(), **node.kwargs)
+            rounded = _call(graph, aten._to_copy.default, (product,), value, dtype=value.dtype)
+        node.replace_all_uses_with(rounded)
+        graph.erase_node(node)
+
+
+def _call(graph: fx.Graph, target: Any, args: tuple[Any, ...], value: Any, **options: Any) -> fx.Node:
+    node = graph.call_function(target, args, options)
+    node.meta["val"] = value
+    return node
 
 
 def _shorten_reshape(node: fx.Node) -> None:

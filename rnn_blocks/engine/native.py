@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from rnn_blocks.engine.products import multiplies_slowly
 from rnn_blocks.engine.state import State, map_state
 
 Kernel = Callable[..., tuple[Tensor, ...]]
@@ -42,10 +43,12 @@ def run_native(
         # Under CPU autocast torch.lstm asks oneDNN for a kernel that CPUs without AVX-512 lack, and raises; given
         # tensors of the lower precision it looks first.
         dtype = torch.get_autocast_dtype("cpu")
-        inputs, weights = inputs.to(dtype), [weight.to(dtype) for weight in weights]
-        state = map_state(lambda tensor: tensor.to(dtype), state)
+        run_in = torch.float32 if multiplies_slowly(dtype, inputs.device) else dtype
+        inputs, weights = inputs.to(run_in), [weight.to(run_in) for weight in weights]
+        state = map_state(lambda tensor: tensor.to(run_in), state)
         with torch.autocast("cpu", enabled=False):
-            return run_native(kernel, inputs, state, weights, training=training, lengths=lengths)
+            outputs, final = run_native(kernel, inputs, state, weights, training=training, lengths=lengths)
+        return outputs.to(dtype), map_state(lambda tensor: tensor.to(dtype), final)
     if lengths is not None:
         return _run_ragged(kernel, inputs, state, weights, training, lengths)
     layered = map_state(lambda tensor: tensor.unsqueeze(0).contiguous(), state)  # (layers = 1, batch, hidden)

@@ -1,5 +1,6 @@
 """Products with one factor packed once and used many times."""
 
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ Product = Callable[..., Tensor]
 def packed_product(weight: Tensor, *, rows: int = 1024) -> Product:
     """A function ``inputs -> inputs @ weight.T`` with ``weight`` packed for oneDNN where that is possible.
 
-    On CPU in float32, oneDNN with a packed factor reaches up to twice the rate of ``linear`` on long thin products. The
-    two operators are torch's private ones (its compiler uses them), so a torch without them falls back to ``linear``.
+    On CPU in float32, oneDNN with a packed factor reaches up to twice the rate of ``linear`` on long thin products; in
+    bfloat16 it would otherwise put the factor into the units' order at every call. The two operators are torch's
+    private ones (its compiler uses them), so a torch without them falls back to ``linear``.
     No gradient flows through the product: it is for the inside of hand-written derivatives.
 
     Args:
@@ -26,21 +28,28 @@ def packed_product(weight: Tensor, *, rows: int = 1024) -> Product:
     [[1.0, 2.0]]
     """
     weight = weight.detach()
-    if not can_pack(weight):
+    if not (can_pack(weight) or _can_pack_bfloat16(weight)):
         return lambda inputs: linear(inputs.detach(), weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs.detach(), packed, None, "none", [], "")
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether :func:`packed_product` packs: float32 on CPU, with the operators at hand.
+    """Whether :func:`packed_product` packs float32: on CPU, with the operators at hand.
 
     >>> can_pack(torch.eye(2, dtype=torch.float64))
     False
     """
+    return weight.dtype == torch.float32 and _has_operators(weight)
+
+
+def _can_pack_bfloat16(weight: Tensor) -> bool:
+    return weight.dtype == torch.bfloat16 and has_bfloat16_units() and _has_operators(weight)
+
+
+def _has_operators(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
-        and weight.dtype == torch.float32
         and weight.numel() > 0
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -49,15 +58,40 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def packing_pays(weight: Tensor) -> bool:
-    """Whether the products of single steps are faster with a packed factor: on CPUs with AVX-512.
+    """Whether the products of single steps are faster with a packed factor: on CPUs with AVX-512, or bfloat16 units.
 
-    There oneDNN multiplies about twice as fast as what ``linear`` runs on; with AVX2 alone it is no faster.
+    There oneDNN multiplies float32 about twice as fast as what ``linear`` runs on; with AVX2 alone it is no faster.
 
     >>> packing_pays(torch.eye(2, dtype=torch.float64))
     False
     """
-    supported = getattr(torch.cpu, "_is_avx512_supported", None)
-    return can_pack(weight) and supported is not None and bool(supported())
+    return _can_pack_bfloat16(weight) or (can_pack(weight) and _cpu_has("_is_avx512_supported"))
+
+
+def has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers itself: AMX or AVX512_BF16.
+
+    >>> has_bfloat16_units() in (False, True)
+    True
+    """
+    return _cpu_has("_is_amx_tile_supported") or _cpu_has("_is_avx512_bf16_supported")
+
+
+def multiplies_slowly(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products of ``dtype`` take far longer than those of float32: bfloat16 on x86 without units for it.
+
+    There torch multiplies number by number, three to fifty times as long; in float32 the same products are exact, and
+    sums of them at least as good.
+
+    >>> multiplies_slowly(torch.float32, torch.device("cpu"))
+    False
+    """
+    slow = dtype == torch.bfloat16 and device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    return slow and not has_bfloat16_units()
+
+
+def _cpu_has(check: str) -> bool:
+    return bool(getattr(torch.cpu, check, bool)())  # torch's own, and private
 
 
 class _InputProduct(torch.autograd.Function):
@@ -87,11 +121,12 @@ class _InputProduct(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         need_inputs, need_weight, need_bias = ctx.needs_input_grad
         flat = grad.flatten(0, -2)
-        return (
-            grad @ weight if need_inputs else None,
-            sum_of_products(flat, inputs.flatten(0, -2)) if need_weight else None,
-            flat.sum(0) if need_bias else None,
-        )
+        with torch.autocast(grad.device.type, enabled=False):  # in the precision of the product itself
+            return (
+                grad @ weight if need_inputs else None,
+                sum_of_products(flat, inputs.flatten(0, -2)) if need_weight else None,
+                flat.sum(0) if need_bias else None,
+            )
 
 
 def input_product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -105,12 +140,15 @@ def input_product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     >>> input_product(torch.ones(5, 1, 2), torch.ones(3, 2)).shape
     torch.Size([5, 1, 3])
     """
-    if (
-        inputs.device.type != "cpu"
-        or not torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()
-    ):
+    if inputs.device.type != "cpu" or torch.compiler.is_compiling():
+        return linear(inputs, weight, bias)
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        if not multiplies_slowly(dtype, inputs.device) or inputs.dtype == torch.float64:
+            return linear(inputs, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            return input_product(inputs.float(), weight.float(), None if bias is None else bias.float()).to(dtype)
+    if not torch.is_grad_enabled():
         return linear(inputs, weight, bias)
     product: Product = _InputProduct.apply
     return product(inputs, weight, bias)

@@ -35,17 +35,18 @@ class Program:
 
     ``invariant(*constants, *passed) -> kept``
 
-    ``forward(*projected, *masks, *state, *constants, *passed, *kept, out, *stacked) -> (state, saved)``
+    ``forward(*projected, *masks, *state, *constants, *passed, *kept, out, *stacked) -> (state, loose)``
 
-    ``backward(*saved, before, now, *tangents, *constants, *passed, *kept, *slots) -> (state gradients, totals)``
+    ``backward(*stacked, *loose, before, now, *tangents, *constants, *passed, *kept, *slots)
+    -> (state gradients, totals)``
 
     ``gather(take, *totals, *constants, *passed, *kept) -> constants' gradients``
 
     ``passed`` are the parts of the state that a step hands on as they are; behind ``kept`` stand the products with
-    those constants and kept values that are ``packed``. ``out`` takes the output, and ``stacked`` those of the
-    saved values that are wanted of all steps at once (number, shape, dtype). ``before`` and ``now`` are the outputs
-    of the previous step and of this one, used where the output is a part of the state, which then is not saved a
-    second time. The slots, each followed by its pieces, are one step of the buffers that gather gradients over
+    those constants and kept values that are ``packed``. ``out`` takes the output, and ``stacked`` what is saved for the
+    way back (shape, dtype), but for what no operator can put there, which is ``loose``. ``before`` and ``now`` are the
+    outputs of the previous step and of this one, used where the output is a part of the state, which then is not saved
+    a second time. The slots, each followed by its pieces, are one step of the buffers that gather gradients over
     time. ``take`` gives the values of a source, time and batch as one dimension.
     """
 
@@ -57,7 +58,7 @@ class Program:
     packed: tuple[int, ...]
     carried: int | None
     passed: tuple[int, ...]
-    stacked: tuple[tuple[int, torch.Size, torch.dtype], ...]
+    stacked: tuple[tuple[torch.Size, torch.dtype], ...]
     slots: tuple[Slot, ...]
     projected_slots: tuple[int | None, ...]
     sources: tuple[Source, ...]

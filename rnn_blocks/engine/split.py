@@ -18,12 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from rnn_blocks.engine.compile import Flat, compile_flat
+from rnn_blocks.engine.compile import Flat, Like, StepSource
 from rnn_blocks.engine.fold import Folding
 from rnn_blocks.engine.graph import ancestors, aten, cat_dim, is_call, is_random, meta
 from rnn_blocks.engine.products import packing_pays
 from rnn_blocks.engine.program import Program, Slot, Source
 from rnn_blocks.engine.write import Writer, can_write
+
+Put = Callable[[Flat, Flat | None], Program]
+Compiler = Callable[[StepSource, Put], Program]
+"""Takes what can be compiled and what makes a program of the compiled steps, and gives a program."""
 
 
 class Splitter:
@@ -98,12 +102,17 @@ class Splitter:
         self.saved: list[fx.Node] = []
         self.projected_slots = tuple(None if n is None else _index(self.slots, n) for n in self.projected_grads)
         self.leaves = leaves
-        self.sources = tuple(self._source(leaf) for leaf in leaves)
-        self.stacked = [node for node in self.saved if node in self.forward and can_write(node)]
+        for leaf in leaves:
+            self._source(leaf)
         used = {*step_results, *self.slots, *(i for node in self.backward for i in node.all_input_nodes)}
         for node in self.graph.nodes:
             if node in self.stepwise and node in used and self._from_outputs(node) is None:
                 _index(self.saved, node)
+        written = {*self.forward} - {self.output}  # which is written to the outputs
+        self.stacked = [node for node in self.saved if node in written and can_write(node)]
+        self.loose = [node for node in self.saved if node not in self.stacked]
+        self.saved = [*self.stacked, *self.loose]
+        self.sources = tuple(self._source(leaf) for leaf in leaves)
 
     def _from_outputs(self, node: fx.Node) -> Source | None:
         if self.carried is None or node not in (self.output, self.state[self.carried]):
@@ -150,15 +159,20 @@ class Splitter:
         )
         return gather
 
-    def compile(
-        self, program: Program, varying: Sequence[Tensor], state: Sequence[Tensor], constants: Sequence[Tensor]
+    def compiled(
+        self,
+        program: Program,
+        varying: Sequence[Tensor],
+        state: Sequence[Tensor],
+        constants: Sequence[Tensor],
+        compiler: Compiler,
     ) -> Program:
-        """The same program with its forward and backward steps compiled."""
+        """What ``compiler`` makes of the forward and backward steps, and of how to put them into the program."""
         writer = Writer(self.module)
         names = writer.names
         given = [names[node] for node in (*self.given, *self.kept)]
         old = ["_" + names[node] if k in self.passed else names[node] for k, node in enumerate(self.state)]
-        wanted = [*self.state_after, *self.saved]
+        wanted = [*self.state_after, *self.loose]
         stacks = self._stacks()
         forward = writer.function(
             "forward",
@@ -168,7 +182,6 @@ class Splitter:
             {self.output: ["out"], **{node: [name] for node, name in stacks.items()}},
             copied=True,
         )
-        program = replace(program, gather=self._gather(writer, given), compiled=True, packed=())
         gradients = [node for node in (*self.state_grads, *self.totals) if node is not None]
         before = "before" if self.carried is None else names[self.state[self.carried]]
         now = "now" if self.carried is None else names[self.output]
@@ -192,25 +205,30 @@ class Splitter:
         start = [tensor.contiguous() for tensor in state]
         kept = [*(start[k] for k in program.passed)]
         kept += program.invariant(*constants, *kept)
-        out = torch.empty(program.output[0], dtype=program.output[1], device=start[0].device if start else None)
-        stacked = [torch.empty(shape, dtype=dtype, device=out.device) for _, shape, dtype in program.stacked]
-        arguments = [*like, *start, *constants, *kept, out, *stacked]
-        forward = compile_flat(forward, arguments)
-        results = forward(*arguments)
-        if not gradients and not self.slots:
-            return replace(program, forward=_nested(forward, len(self.state_after)))
-        after, saved = results[: len(start)], results[len(start) :]
-        around = [] if self.carried is None else [torch.zeros_like(out), torch.zeros_like(out)]
-        tangents = [torch.zeros_like(tensor) for tensor in (out, *after)]
-        buffers = [torch.empty(slot.shape, dtype=slot.dtype, device=out.device) for slot in program.slots]
-        backward = compile_flat(backward, [*saved, *around, *tangents, *constants, *kept, *buffers])
-        return replace(
-            program,
-            forward=_nested(forward, len(self.state_after)),
-            backward=_with_gaps(
-                backward, len(self.saved), self.carried is not None, [g is not None for g in self.state_grads]
-            ),
+        device = start[0].device if start else torch.device("cpu")
+        out = _like(*program.output, device)
+        stacked = [_like(shape, dtype, device) for shape, dtype in program.stacked]
+        first = len(like) + len(start)
+        source = StepSource(
+            writer.written(forward),
+            writer.written(backward) if gradients or self.slots else None,
+            (*map(Like.of, (*like, *start, *constants, *kept)), out, *stacked),
+            (first, first + len(constants) + len(kept)),
+            len(start),
+            self.carried is not None,
+            tuple(gradient is not None for gradient in self.state_grads),
+            tuple(_like(slot.shape, slot.dtype, device) for slot in program.slots),
         )
+        program = replace(program, gather=self._gather(writer, given), compiled=True, packed=())
+        sizes = len(self.state_after), len(self.saved)
+
+        def put(forward: Flat, backward: Flat | None) -> Program:
+            done = replace(program, forward=_nested(forward, sizes[0]))
+            if backward is None:
+                return done
+            return replace(done, backward=_with_gaps(backward, sizes[1], source.around, source.present))
+
+        return compiler(source, put)
 
     def program(self) -> Program:
         """The four programs as plain Python."""
@@ -229,7 +247,7 @@ class Splitter:
             "forward",
             [*(names[node] for node in (*self.projected, *self.masks)), *state, *given, "out", *stacks.values()],
             self.forward,
-            f"{writer.listing(self.state_after)}, {writer.listing(self.saved)}",
+            f"{writer.listing(self.state_after)}, {writer.listing(self.loose)}",
             {self.output: ["out"], **{node: [name] for node, name in stacks.items()}},
         )
         gather = self._gather(writer, given)
@@ -263,12 +281,16 @@ class Splitter:
             tuple(steady.index(node) for node in packed),
             self.carried,
             tuple(self.passed),
-            tuple((self.saved.index(node), *meta(node)) for node in self.stacked),
+            tuple(meta(node) for node in self.stacked),
             tuple(slots),
             self.projected_slots,
             self.sources,
             "\n".join(writer.sources),
         )
+
+
+def _like(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Like:
+    return Like.of(torch.empty(shape, dtype=dtype, device="meta"))._replace(device=device)
 
 
 def _nested(flat: Flat, num_state: int) -> Callable[..., Any]:

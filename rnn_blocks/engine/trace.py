@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rnn_blocks.engine.graph import changes_tensors, is_random, tidy
 from rnn_blocks.engine.program import Program
-from rnn_blocks.engine.split import Splitter
+from rnn_blocks.engine.split import Compiler, Splitter
 
 Joint = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
@@ -42,7 +42,7 @@ def trace_step(
     projected_need: Sequence[bool],
     constants_need: Sequence[bool],
     differentiate: bool,
-    compiled: bool,
+    compiler: Compiler | None,
 ) -> Program:
     """Trace ``step(projected, masks, state, constants) -> [output, *state]`` at the shapes given.
 
@@ -55,8 +55,8 @@ def trace_step(
         projected_need: which of ``projected`` take a gradient.
         constants_need: which of ``constants`` take a gradient.
         differentiate: whether there will be a backward pass.
-        compiled: whether the programs that run at each step go through torch's compiler. Those that draw random
-            numbers do not: the compiler would draw others.
+        compiler: what the programs that run at each step go through, if anything. Those that draw random numbers do
+            not: a compiler would draw others.
 
     Raises:
         NotTraceableError: where the step cannot be recorded.
@@ -110,9 +110,9 @@ def trace_step(
     tidy(module.graph)
     splitter = Splitter(module, groups, len(tangents), needs)
     program = splitter.program()
-    if not compiled or any(is_random(node) for node in module.graph.nodes):
+    if compiler is None or any(is_random(node) for node in module.graph.nodes):
         return program
-    return splitter.compile(program, [*projected, *masks], state, constants)
+    return splitter.compiled(program, [*projected, *masks], state, constants, compiler)
 
 
 def _is_one_memory(left: Tensor, right: Tensor) -> bool:

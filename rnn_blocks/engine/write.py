@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from rnn_blocks.engine.compile import Written
 from rnn_blocks.engine.graph import aten, is_call
 from rnn_blocks.engine.products import sum_of_products
 
@@ -70,6 +71,7 @@ class Writer:
         self._module = module
         self.names = {node: f"v{k}" for k, node in enumerate(module.graph.nodes)}
         self.sources: list[str] = []
+        self._written: dict[Callable[..., Any], Written] = {}
         self.in_place: dict[fx.Node, str] = {}
         """Values that stand in a tensor as soon as their parts do."""
         self.products: dict[fx.Node, str] = {}
@@ -123,8 +125,13 @@ class Writer:
         lines.append(f"    return {result}")
         source = "\n".join(lines)
         self.sources.append(source)
-        exec(source, scope)  # written above from the graph's own nodes
-        return scope[name]
+        function = Written(name, source, scope).function()  # written above from the graph's own nodes
+        self._written[function] = Written(name, source, scope)
+        return function
+
+    def written(self, function: Callable[..., Any]) -> Written:
+        """A function of this writer's in words."""
+        return self._written[function]
 
     def _call(self, node: fx.Node, scope: dict[str, Any], target: str | None) -> tuple[str, bool]:
         """The expression, and whether it writes to ``target``."""

@@ -1,17 +1,20 @@
 """A cell run over time."""
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from rnn_blocks.cells import Cell, LinearCell
 from rnn_blocks.cells.settled import is_watched, original, settled
-from rnn_blocks.engine import State, has_numbers, is_transformed, run_fused, run_loop
+from rnn_blocks.engine import State, count_from, counted, has_numbers, is_transformed, run_fused, run_loop
 from rnn_blocks.layers.layer import Layer
 
 Engine: TypeAlias = Literal["auto", "native", "fused", "compiled", "scan", "loop"]
 ENGINES: tuple[Engine, ...] = ("auto", "native", "fused", "compiled", "scan", "loop")
+
+STEPS = "steps"
+"""Where a state dict's metadata have how many steps the cell has run: see :mod:`rnn_blocks.engine.background`."""
 
 
 class Recurrent(Layer):
@@ -24,7 +27,7 @@ class Recurrent(Layer):
             with the step's operators made one kernel by torch's compiler, which takes seconds for each new shape;
             ``"scan"`` runs all steps of a :class:`~rnn_blocks.LinearCell` at once; ``"loop"`` steps through time in
             Python under autograd; ``"auto"`` takes the fastest that the cell, hooks of its parts, the device and the
-            arguments allow.
+            arguments allow, and in a long training on CPU goes over from ``"fused"`` to ``"compiled"``.
         batch_first: see :class:`~rnn_blocks.Layer`.
 
     Raises:
@@ -82,6 +85,7 @@ class Recurrent(Layer):
                 resets=resets,
                 compiled=engine == "compiled",
                 fall_back=self.engine == "auto",
+                background=self.engine == "auto" and inputs.device.type == "cpu",
                 owner=original(self.cell),
             )
         return run_loop(cell.step, projected, state, fresh=fresh, lengths=lengths, resets=resets)
@@ -108,6 +112,17 @@ class Recurrent(Layer):
         if inputs.device.type == "cuda":  # where starting a kernel takes longer than a step's arithmetic
             return "compiled"
         return "fused" if training else "loop"
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        steps = counted(self.cell)
+        if steps and hasattr(destination, "_metadata"):  # beside the version of each module, among no weights
+            destination._metadata[prefix[:-1]][STEPS] = steps
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+        if STEPS in local_metadata:
+            count_from(self.cell, local_metadata[STEPS])
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time, straight through the cell: what generation and decoding use."""

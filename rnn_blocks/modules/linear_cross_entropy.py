@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding, linear
 
 from rnn_blocks.engine import is_transformed
-from rnn_blocks.engine.products import can_pack, packed_product, packing_pays
+from rnn_blocks.engine.products import can_pack, multiplies_slowly, packed_product, packing_pays
 
 TILE = 1024  # words of the vocabulary a tile: with a few hundred rows it stays in the caches
 ROWS = 1024  # rows at a time: bounds what is held at once to ROWS x vocabulary
@@ -51,6 +51,13 @@ def linear_cross_entropy(
     """
     tensors = [hidden, weight] if bias is None else [hidden, weight, bias]
     recorded = torch.compiler.is_compiling() or is_transformed()
+    if torch.is_autocast_enabled("cpu") and not recorded and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+        if multiplies_slowly(dtype, hidden.device):  # the same numbers, multiplied in float32
+            with torch.autocast("cpu", enabled=False):
+                hidden, weight = hidden.to(dtype).float(), weight.to(dtype).float()
+                bias = None if bias is None else bias.to(dtype).float()
+                return linear_cross_entropy(hidden, weight, bias, targets, ignore_index=ignore_index)
     if recorded or torch.is_autocast_enabled("cpu") or not all(can_pack(tensor) for tensor in tensors):
         hidden = torch.where((targets != ignore_index).unsqueeze(-1), hidden, 0.0)  # what does not count may be NaN
         return cross_entropy(linear(hidden, weight, bias), targets, ignore_index=ignore_index)

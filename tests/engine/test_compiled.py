@@ -9,7 +9,7 @@ import zoo
 from torch.testing import assert_close
 
 from rnn_blocks import Recurrent
-from rnn_blocks.engine import fused, split, state_tensors
+from rnn_blocks.engine import compile, fused, split, state_tensors
 from rnn_blocks.engine.compile import CompilerError
 from rnn_blocks.engine.products import can_pack
 
@@ -80,7 +80,7 @@ def test_without_a_compiler_it_is_refused_or_done_without(monkeypatch):
     def fail(*_):
         raise CompilerError("torch's compiler cannot compile this step: no compiler")
 
-    monkeypatch.setattr(split, "compile_flat", fail)
+    monkeypatch.setattr(compile, "compile_flat", fail)
     cell = zoo.CELLS["peephole-lstm"](3, 4)
     inputs = torch.randn(5, 2, 3)
     with pytest.raises(CompilerError, match="no compiler"):
@@ -93,9 +93,14 @@ def test_without_a_compiler_it_is_refused_or_done_without(monkeypatch):
     assert torch.equal(layer(inputs)[0], outputs)  # no second try, no second warning
 
 
+def test_a_step_that_divides_by_whole_numbers_is_compiled(monkeypatch):
+    monkeypatch.setattr("rnn_blocks.engine.compile.compile_flat", lambda function, _: function)
+    check("clockwork-gru", "cpu")
+
+
 def test_only_a_few_shapes_are_compiled_where_nobody_asked_for_it(monkeypatch):
     compiled = []
-    monkeypatch.setattr(split, "compile_flat", lambda function, _: compiled.append(function) or function)
+    monkeypatch.setattr(compile, "compile_flat", lambda function, _: compiled.append(function) or function)
     layer = Recurrent(zoo.CELLS["gru"](3, 4))
     monkeypatch.setattr(layer, "_engine_for", lambda *_: "compiled")
     for batch in range(1, 8):

@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import re
 import weakref
 
 import oracles
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils.module_tracker import ModuleTracker
 
 from rnn_blocks import Cell, ElmanCell, GRUCell, LayerNormLSTMCell, LSTMCell, Recurrent, RecurrentDropout
-from rnn_blocks.engine import fused, map_state, products, split, state_tensors
+from rnn_blocks.engine import fused, graph, map_state, products, split, state_tensors
 
 INPUT, HIDDEN = 3, 4
 
@@ -166,7 +167,7 @@ def test_nothing_is_kept_once_outputs_and_cell_are_gone():
     cell = LSTMCell(INPUT, HIDDEN)
     outputs, state = Recurrent(cell, engine="fused")(torch.randn(2, 3, INPUT))
     (program,) = programs_of(cell).values()
-    saved = weakref.ref(outputs._base.grad_fn.saved[0][0] if outputs._base is not None else None)
+    saved = weakref.ref(outputs._base.grad_fn.chunks[0].saved[0][0] if outputs._base is not None else None)
     known = weakref.ref(cell)
     assert saved() is not None
     del outputs, state, program
@@ -239,6 +240,21 @@ def test_outputs_that_are_inputs_or_states_are_handed_on():
         for options in ({}, {"lengths": torch.tensor([3, 0])}):
             loop, recorded = both(cell, inputs, **options)
             assert_close(recorded, loop, rtol=0, atol=0)
+
+
+def test_an_output_that_is_no_state_may_be_a_factor_of_the_same_step():
+    class Fed(Cell):
+        """What it gives out goes through weights into its state."""
+
+        def __init__(self, size):
+            super().__init__(size, size)
+            self.feedback = nn.Parameter(torch.randn(size, size))
+
+        def step(self, projected, state):
+            output = (projected + state).tanh()
+            return output, state * 0.5 + output @ self.feedback
+
+    assert_close(*both(Fed(4).double(), torch.randn(2, 5, 4, dtype=torch.float64)), rtol=1e-12, atol=1e-12)
 
 
 def test_weights_of_any_use_get_the_gradients_of_the_loop():
@@ -365,3 +381,27 @@ def test_a_method_put_on_a_cell_or_a_part_reads_the_weights_as_they_are(which):
     assert cell.mix.weight.grad.any()
     with pytest.raises(ValueError, match="this step cannot be recorded: it reads weights elsewhere than in its module"):
         Recurrent(cell, engine="fused")(inputs)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru-reset-before", "layer-norm-lstm", "rhn-3"])
+def test_where_bfloat16_is_slow_its_products_are_made_in_float32_with_weights_cast_once(name, monkeypatch):
+    cell = zoo.CELLS[name](5, 6)
+    inputs, weights = torch.randn(4, 7, 5), list(cell.parameters())
+    expected, _ = Recurrent(cell, engine="loop")(inputs)
+    exact = oracles.gradients_of(expected.square().sum(), weights)
+    texts = []
+    for slow in (True, False):
+        monkeypatch.setattr(graph, "multiplies_slowly", lambda dtype, _, slow=slow: slow and dtype == torch.bfloat16)
+        twin = copy.deepcopy(cell)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs, _ = Recurrent(twin, engine="fused")(inputs)
+        found = oracles.gradients_of(outputs.float().square().sum(), list(twin.parameters()))
+        for got, reference in zip([outputs, *found], [expected, *exact], strict=True):
+            error = float((got.float() - reference).detach().norm())
+            assert error <= 0.08 * max(float(reference.detach().norm()), 1e-3)
+        (program,) = (p for p in programs_of(twin).values() if not isinstance(p, tuple))
+        texts.append(program.text)
+        given = {f"v{k}" for k in range(40)} & set(program.text.split("(", 1)[1].split(")", 1)[0].split(", "))
+        forward = program.text.split("def forward")[1].split("def ")[0]
+        assert not [cast for cast in re.findall(r"_to_copy\w*\((\w+)", forward) if cast in given]  # of a weight
+    assert texts[0].count("_to_copy") > texts[1].count("_to_copy")

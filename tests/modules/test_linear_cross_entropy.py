@@ -220,13 +220,31 @@ def test_other_dtypes_take_the_plain_way(dtype, count_tiled):
     assert not count_tiled
 
 
-def test_autocast_takes_the_plain_way(count_tiled):
+def test_autocast_takes_the_plain_way(count_tiled, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "multiplies_slowly", lambda *_: False)
     hidden, weight, bias, targets = problem(6, 4, 7)
     with torch.autocast("cpu", torch.bfloat16):
         found = differentiated(linear_cross_entropy, hidden, weight, bias, targets)
         expected = differentiated(plain, hidden, weight, bias, targets)
     assert_close(found, expected, rtol=0, atol=0)
     assert not count_tiled
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_where_bfloat16_is_slow_autocast_multiplies_its_numbers_in_float32(with_bias, count_tiled, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "multiplies_slowly", lambda dtype, _: dtype == torch.bfloat16)
+    hidden, weight, bias, targets = problem(6, 4, 7)
+    rounded = [tensor.bfloat16().float() for tensor in (hidden, weight, bias)]
+    if not with_bias:
+        bias = rounded[2] = None
+    expected = linear_cross_entropy(*rounded, targets)
+    weight.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(hidden, weight, bias, targets)
+        (gradient,) = torch.autograd.grad(found, weight)
+    assert found.dtype == gradient.dtype == torch.float32
+    assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert count_tiled
 
 
 @pytest.mark.parametrize("can_pack", [True, False])

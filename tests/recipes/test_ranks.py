@@ -102,7 +102,14 @@ class TwoRanks:
         return decision and self.others_agree
 
 
-def compare(config: dict[str, Any], text: dict[str, str], first: Any, step: int = 0, **settings: Any) -> Any:
+def compare(
+    config: dict[str, Any],
+    text: dict[str, str],
+    first: Any,
+    step: int = 0,
+    chosen: dict[str, str] | None = None,
+    **settings: Any,
+) -> Any:
     """`setup` of the rank with these options and this text; what it has told the others."""
     strategy = TwoRanks(first, **settings)
     trainer: Any = SimpleNamespace(
@@ -112,7 +119,8 @@ def compare(config: dict[str, Any], text: dict[str, str], first: Any, step: int 
         strategy=strategy,
         datamodule=SimpleNamespace(state_dict=lambda: text),
     )
-    callback = SameTraining(RunFolder(Path("no-such-folder")), json.dumps(config), step=step, shared="--average")
+    folder = RunFolder(Path("no-such-folder"))
+    callback = SameTraining(folder, json.dumps(config), step=step, shared="--average", chosen=chosen)
     callback.setup(trainer, SimpleNamespace(), "fit")
     return strategy.mine
 
@@ -145,6 +153,14 @@ def test_a_rank_that_would_train_something_else_is_told(
     first = compare(CONFIG, TEXT, None)
     with pytest.raises(InputError, match=f"^rank 1 on host node7 {told}"):
         compare(config, text, first, step)
+
+
+def test_a_rank_whose_machine_chooses_another_precision_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "node7")
+    first = compare(CONFIG, TEXT, None, chosen={"trainer.precision": "bf16-mixed"})
+    told = "has --trainer.precision 32-true, the first rank bf16-mixed: give every rank the same"
+    with pytest.raises(InputError, match=f"^rank 1 on host node7 {told}$"):
+        compare(CONFIG, TEXT, first, chosen={"trainer.precision": "32-true"})
 
 
 def test_the_other_ranks_end_too() -> None:

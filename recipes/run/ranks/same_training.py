@@ -28,14 +28,25 @@ class SameTraining(Callback):
         config: the resolved configuration, as YAML.
         step: that the training begins at.
         shared: what the run needs that every host can see its folder for, if anything.
+        chosen: options that every rank chooses for its machine, by their names.
 
     >>> SameTraining(RunFolder(Path("run")), "{}", step=0).state_dict()
     {}
     """
 
-    def __init__(self, folder: RunFolder, config: str, *, step: int, shared: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: str,
+        *,
+        step: int,
+        shared: str | None = None,
+        chosen: Mapping[str, Any] | None = None,
+    ) -> None:
         self._folder = folder
         self._options = dict(compared_options(yaml.safe_load(config)))
+        self._chosen = chosen or {}
+        self._options.update(self._chosen)
         self._step = step
         self._shared = shared
 
@@ -71,7 +82,8 @@ class SameTraining(Callback):
         for name in sorted(options.keys() | self._options.keys()):
             theirs, mine = options.get(name), self._options.get(name)
             if theirs != mine:
-                return f"has --{name} {mine}, the first rank {theirs}: start every rank with the same command"
+                same = "give every rank the same" if name in self._chosen else "start every rank with the same command"
+                return f"has --{name} {mine}, the first rank {theirs}: {same}"
         if text != mine_text:
             other = ", ".join(name for name in text if text[name] != mine_text.get(name))
             return (

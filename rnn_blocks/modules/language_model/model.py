@@ -254,7 +254,15 @@ class LanguageModel(Writing):
                 )
             first = self.trainer.global_rank * lanes
         device = batch.inputs.device
-        return map_state(lambda tensor: tensor[first : first + lanes].to(device), state)
+        as_weights = not torch.is_autocast_enabled(device.type)  # under which it may have been made, before a resume
+
+        def here(tensor: Tensor) -> Tensor:
+            tensor = tensor[first : first + lanes].to(device)
+            if as_weights and tensor.is_floating_point():
+                tensor = tensor.to(torch.promote_types(tensor.dtype, self.embedding.weight.dtype))
+            return tensor
+
+        return map_state(here, state)
 
     def training_step(self, batch: TextBatch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch and the penalties (with ``sum_over_time``, times its steps), in nats."""
