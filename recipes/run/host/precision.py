@@ -54,8 +54,9 @@ def choose(asked: Precision, accelerator: Any = "auto", begun: str | None = None
     units = bfloat16_units(accelerator)
     best = MIXED if units.there else SINGLE
     if begun is not None and begun != best:
-        said = f"precision: {begun}, which this training began with; {best} is the fastest on {units.device}"
-        return Choice(begun, said)
+        return Choice(
+            begun, f"precision: {begun}, which this training began with; {best} is the fastest on {units.device}"
+        )
     return Choice(best, f"precision: {best}, the fastest on {units.device}")
 
 
