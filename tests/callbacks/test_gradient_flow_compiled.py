@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from rnn_blocks import GRU, LSTM, GRUCell, Recurrent
-from rnn_blocks.engine import split
+from rnn_blocks.engine import compile
 
 pytestmark = pytest.mark.processes
 
@@ -260,7 +260,7 @@ def test_what_runs_eagerly_beside_a_compiled_layer_is_measured():
 
 def test_the_engine_that_compiles_steps_is_measured(monkeypatch):
     steps = []
-    monkeypatch.setattr(split, "compile_flat", lambda function, _: steps.append(function) or function)
+    monkeypatch.setattr(compile, "compile_flat", lambda function, _: steps.append(function) or function)
     monitor = monitor_of(every_n_steps=2)
     weights, told, _ = train(lambda net, _: Training(Encoder(net)), lambda: LSTM(3, 5, engine="compiled"), monitor)
     assert len(steps) == 2  # one forwards and one backwards
