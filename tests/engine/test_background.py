@@ -379,6 +379,7 @@ def test_the_compiling_process_ends_with_the_one_that_asked(end: str, code: int,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert program.stdout is not None
     folder, pid = program.stdout.readline().split()
