@@ -22,6 +22,7 @@ from rnn_blocks import (
     Leaky,
     LearnedState,
     LSTMCell,
+    Mogrifier,
     RecurrentDropout,
     SkipThroughTime,
     Zoneout,
@@ -54,6 +55,9 @@ CELLS: dict[str, Callable[[int, int], Cell]] = {
     "deep-input": lambda i, h: DeepInput(LSTMCell(2, h), layers=2, input_size=i, width=3),
     "deep-output": lambda i, h: DeepOutput(GRUCell(i, 2), layers=1, output_size=h),
     "dot-s-rnn": lambda i, h: DeepOutput(DeepTransition(ElmanCell(i, h), layers=1, shortcut=True), layers=1),
+    "mogrifier-lstm": lambda i, h: Mogrifier(LSTMCell(i, h), rounds=5),
+    "mogrifier-gru-low-rank": lambda i, h: Mogrifier(GRUCell(i, h), rounds=2, rank=2),
+    "mogrifier-own": lambda i, h: Mogrifier(oracles.LeakySum(i, h), rounds=3),
     "zoneout-lstm": lambda i, h: Zoneout(LSTMCell(i, h), p=(0.2, 0.4)),
     "zoneout-own": lambda i, h: Zoneout(oracles.LeakySum(i, h), p=0.3),
     "recurrent-dropout-gru": lambda i, h: ForeseenDropout(GRUCell(i, h), p=0.4),
@@ -67,6 +71,9 @@ CELLS: dict[str, Callable[[int, int], Cell]] = {
     ),
     "skip-learned-leaky-own": lambda i, h: SkipThroughTime(
         LearnedState(Leaky(oracles.LeakySum(i, h), time_constant=2.0)), delay=2
+    ),
+    "mogrifier-zoneout-skip-gru": lambda i, h: Mogrifier(
+        Zoneout(SkipThroughTime(GRUCell(i, h), delay=2), p=0.3), rounds=4, rank=1
     ),
     "learned-clockwork-skip-elman": lambda i, h: LearnedState(
         Clockwork(SkipThroughTime(ElmanCell(i, h), delay=2), make_periods(h))
@@ -227,6 +234,18 @@ def layers_of(mlp: torch.nn.Module, x: Tensor) -> Tensor:
 def deep_transition(cell: DeepTransition, x: Tensor, state: State, hidden: Tensor) -> tuple[Tensor, State]:
     deep = layers_of(cell.transition, hidden)
     return reading(cell.cell, x, state, deep + hidden if cell.shortcut else deep)
+
+
+@reading_of(Mogrifier)
+def mogrifier(cell: Mogrifier, x: Tensor, state: State, hidden: Tensor) -> tuple[Tensor, State]:
+    for i, scaling in enumerate(cell.scalings):
+        factors = [scaling] if cell.rank is None else [scaling[1], scaling[0]]
+        read = hidden if i % 2 == 0 else x
+        for factor in reversed(factors):
+            read = factor.weight @ read + (0 if factor.bias is None else factor.bias)
+        gate = 2 * oracles.sigmoid(read)
+        x, hidden = (gate * x, hidden) if i % 2 == 0 else (x, gate * hidden)
+    return reading(cell.cell, x, state, hidden)
 
 
 @reading_of(DeepInput)

@@ -24,6 +24,7 @@ from rnn_blocks.cells.lru import LRUCell
 from rnn_blocks.cells.lstm import LSTMCell
 from rnn_blocks.cells.min_gru import MinGRUCell
 from rnn_blocks.cells.min_lstm import MinLSTMCell
+from rnn_blocks.cells.mogrifier import Mogrifier
 from rnn_blocks.cells.peephole_lstm import PeepholeLSTMCell
 from rnn_blocks.cells.recurrent_dropout import RecurrentDropout
 from rnn_blocks.cells.rglru import RGLRUCell
@@ -54,6 +55,7 @@ __all__ = [
     "LinearCell",
     "MinGRUCell",
     "MinLSTMCell",
+    "Mogrifier",
     "PeepholeLSTMCell",
     "RGLRUCell",
     "RHNCell",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.cells.cell import Cell
-from rnn_blocks.cells.wrapper import CellWrapper
+from rnn_blocks.cells.wrapper import CellWrapper, first_state
 from rnn_blocks.engine import State, hidden_of
 
 
@@ -26,6 +26,9 @@ class RecurrentDropout(CellWrapper):
     Args:
         cell: any cell.
         p: the part of the units that is not read.
+        each_call: draw new noise at each call in training, so at each chunk of a truncated BPTT, in place of the
+            state's: a mask that goes with a stream for a whole epoch would train each lane on one part of the units.
+            Every step read by itself is a call.
 
     Raises:
         ValueError: for a ``p`` outside of [0, 1).
@@ -39,18 +42,32 @@ class RecurrentDropout(CellWrapper):
 
     keeps_state = True
 
-    def __init__(self, cell: Cell, p: float) -> None:
+    def __init__(self, cell: Cell, p: float, *, each_call: bool = False) -> None:
         super().__init__(cell)
         if not 0 <= p < 1:
             raise ValueError(f"p must be at least 0 and below 1, got {p}")
         self.p = p
+        self.each_call = each_call
+        self.unit_shape = tuple(hidden_of(first_state(cell)).shape[1:])
+
+    def project(self, inputs: Tensor) -> State:
+        """The inner cell's; with ``each_call``, and in training, the noise as well."""
+        projected = self.cell.project(inputs)
+        if not (self.each_call and self.training):
+            return projected
+        time, batch = inputs.shape[:2]
+        noise = torch.rand(batch, *self.unit_shape, dtype=inputs.dtype, device=inputs.device)
+        return projected, noise.expand(time, *noise.shape)
 
     def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:
         """The inner cell's step, reading through the mask."""
         inner, noise = state
-        assert isinstance(noise, Tensor)
+        drawn = noise
+        if self.each_call and self.training:
+            projected, drawn = projected
+        assert isinstance(drawn, Tensor)
         if self.training and self.p:
-            hidden = hidden * ((noise >= self.p).to(noise.dtype) / (1 - self.p))  # the mask: once a sequence
+            hidden = hidden * ((drawn >= self.p).to(drawn.dtype) / (1 - self.p))  # the mask: once a sequence
         output, after = self.cell.advance(projected, inner, hidden)
         return output, (after, noise)
 

@@ -116,6 +116,19 @@ def test_the_mask_is_the_same_at_all_steps_and_across_chunks_and_differs_between
     assert not torch.equal(masks[0, 1], masks[0, 2])
 
 
+def test_each_call_may_draw_a_mask_of_its_own():
+    cell = RecurrentDropout(GRUCell(2, 40), p=0.5, each_call=True)
+    start = (torch.randn(3, 40), cell.initial_state(3, torch.zeros(1))[1])
+    first, state = mask_seen(cell, 4, start)
+    second, _ = mask_seen(cell, 3, state)
+    assert torch.equal(state[1], start[1])
+    for masks in (first, second):
+        assert_close(masks, masks[:1].expand_as(masks))
+        assert_close(masks.unique().sort()[0].round(decimals=4).unique(), torch.tensor([0.0, 2.0]))
+    assert not torch.equal(first[0].round(), second[0].round())
+    assert_close(mask_seen(cell.eval(), 3, state)[0], torch.ones(3, 3, 40))
+
+
 def test_a_sequence_that_starts_afresh_gets_another_mask():
     cell = RecurrentDropout(GRUCell(2, 40), p=0.5)
     resets = torch.zeros(3, 6, dtype=torch.bool)
@@ -136,7 +149,14 @@ def test_every_sequence_starts_with_noise_of_its_own_in_either_mode():
         assert 0 <= noise.min() < 0.01 < 0.99 < noise.max() < 1
 
 
-@pytest.mark.parametrize("make", [lambda cell: Zoneout(cell, p=0.5), lambda cell: RecurrentDropout(cell, p=0.5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda cell: Zoneout(cell, p=0.5),
+        lambda cell: RecurrentDropout(cell, p=0.5),
+        lambda cell: RecurrentDropout(cell, p=0.5, each_call=True),
+    ],
+)
 def test_evaluation_has_no_randomness_and_training_has(make):
     cell = make(Leaky(LSTMCell(2, 30), time_constant=2.0))
     layer, inputs = Recurrent(cell), torch.randn(3, 6, 2)

@@ -24,6 +24,7 @@ from rnn_blocks import (
     Leaky,
     LearnedState,
     LSTMCell,
+    Mogrifier,
     Recurrent,
     RecurrentDropout,
     SkipThroughTime,
@@ -87,9 +88,10 @@ def test_wrappers_take_a_complex_state_of_another_width(wrap, training):
     assert_close(results[1], results[0])
 
 
-def test_a_deep_transition_refuses_a_complex_h():
+@pytest.mark.parametrize("wrap", [lambda cell: DeepTransition(cell, layers=1), Mogrifier])
+def test_a_wrapper_whose_layers_read_h_refuses_a_complex_one(wrap):
     with pytest.raises(ValueError, match="real h, got Rotation"):
-        DeepTransition(Rotation(3, 5), layers=1)
+        wrap(Rotation(3, 5))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_deep_transition_refuses_a_complex_h():
         [*zoo_wrappers.CELLS, *(f"{name} in evaluation" for name in RANDOM)],
         [
             *("leaky-elman-learned", "skip-lstm", "clockwork-gru", "deep-transition-shortcut", "deep-input"),
-            *("deep-output", "zoneout-lstm", "zoneout-lstm in evaluation", "recurrent-dropout-gru"),
+            *("deep-output", "mogrifier-lstm", "zoneout-lstm", "zoneout-lstm in evaluation", "recurrent-dropout-gru"),
             *("learned-state-lstm", "zoneout-leaky-skip-lstm"),
         ],
     ),
@@ -185,9 +187,19 @@ def test_a_wrapper_that_was_made_without_memory_can_be_given_some(name):
         lambda cell: Zoneout(cell, p=0.0),
         lambda cell: RecurrentDropout(cell, p=0.0),
         LearnedState,
+        lambda cell: Mogrifier(cell, rounds=0),
         CellWrapper,
     ],
-    ids=["leaky-1", "skip-0", "clockwork-1", "zoneout-0", "recurrent-dropout-0", "learned-state", "base"],
+    ids=[
+        "leaky-1",
+        "skip-0",
+        "clockwork-1",
+        "zoneout-0",
+        "recurrent-dropout-0",
+        "learned-state",
+        "mogrifier-0",
+        "base",
+    ],
 )
 @pytest.mark.parametrize("make", [ElmanCell, LSTMCell, GRUCell, oracles.LeakySum])
 def test_a_wrapper_set_to_change_nothing_gives_the_inner_cells_numbers(wrap, make):

@@ -20,6 +20,7 @@ from rnn_blocks import (
     Leaky,
     LearnedState,
     LSTMCell,
+    Mogrifier,
     Recurrent,
     RecurrentDropout,
     SkipThroughTime,
@@ -130,6 +131,27 @@ def test_the_networks_of_the_paper_have_the_sizes_asked_for():
     assert not outputs[1, 2:].any()
 
 
+def test_a_mogrifier_starts_near_the_inner_cell_and_scales_within_two():
+    inner = LSTMCell(3, 4)
+    cell = Mogrifier(inner, rounds=2)
+    for scaling in cell.scalings:
+        nn.init.zeros_(scaling.weight)
+    x, h, c = torch.randn(5, 3), torch.randn(5, 4), torch.randn(5, 4)
+    assert_close(cell(x, (h, c))[0], inner(x, (h, c))[0])
+    nn.init.constant_(cell.scalings[0].bias, 50.0)
+    nn.init.constant_(cell.scalings[1].bias, -50.0)
+    assert_close(cell(x, (h, c))[0], inner(2 * x, (0 * h, c))[0])
+
+
+def test_a_low_rank_mogrifier_has_the_parameters_of_the_paper():
+    def count(**options):
+        return sum(part.numel() for part in Mogrifier(LSTMCell(30, 50), **options).scalings.parameters())
+
+    biases = 3 * 30 + 2 * 50
+    assert count(rounds=5) == 5 * 30 * 50 + biases
+    assert count(rounds=5, rank=7) == 5 * 7 * (30 + 50) + biases
+
+
 def test_the_shortcut_carries_gradients_past_layers_that_are_shut():
     def gradient(shortcut):
         cell = DeepTransition(ElmanCell(1, 4), layers=1, shortcut=shortcut)
@@ -230,6 +252,8 @@ def gru():
         (lambda: DeepInput(gru(), layers=1, input_size=0), "input_size must be at least 1, got 0"),
         (lambda: DeepOutput(gru(), layers=1, output_size=-1), "output_size must be at least 1, got -1"),
         (lambda: DeepTransition(gru(), layers=1, nonlinearity="gelu"), "must be 'tanh' or 'relu', got 'gelu'"),
+        (lambda: Mogrifier(gru(), rounds=-1), "rounds must be at least 0, got -1"),
+        (lambda: Mogrifier(gru(), rank=0), "rank must be at least 1, or None .*got 0"),
         (lambda: Leaky(rnn_blocks.LSTM(3, 4), time_constant=2), "Leaky needs a cell to wrap, got LSTM"),
         (lambda: LearnedState(nn.Linear(3, 4)), "LearnedState needs a cell to wrap, got Linear"),
     ],

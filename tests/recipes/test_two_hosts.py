@@ -13,6 +13,7 @@ from tiny_runs import assert_same, finish, load, metrics, only_run, start, tiny,
 from two_hosts import (
     Host,
     NoHostsError,
+    end_all,
     finish_both,
     rank_of,
     torchrun,
@@ -41,6 +42,12 @@ def hosts() -> Iterator[tuple[Host, Host]]:
             yield hosts
     except NoHostsError as error:
         pytest.skip(f"network namespaces cannot be made here: {error}")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(hosts: tuple[Host, Host]) -> Iterator[None]:
+    yield
+    end_all(hosts)
 
 
 def fit(text: Path, output_dir: Path, **settings: Any) -> list[str]:

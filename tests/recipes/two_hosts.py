@@ -1,11 +1,12 @@
 """Two hosts on one machine: network namespaces that share a wire, with one rank of torchrun's on each."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def torchrun(
         )
         for host in hosts
     ]
+
+
+def end_all(hosts: tuple[Host, Host]) -> None:
+    """Kill whatever still runs on the hosts, such as what a failed test has left there."""
+    for host in hosts:
+        listed = subprocess.run(["ip", "netns", "pids", host.name], check=False, capture_output=True, text=True)
+        for process in map(int, listed.stdout.split()):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
 
 def _with(own_disk: Path | None, host: Host) -> list[str]:
