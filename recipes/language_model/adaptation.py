@@ -1,8 +1,8 @@
 """The options by which a language model adapts to the text it is tested on, and the passes that they ask for."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -26,6 +26,7 @@ from rnn_blocks.recipes.language_model.data import TextDataModule
 from rnn_blocks.recipes.language_model.lanes import Lanes
 
 TUNED_ON = 30_000  # tokens of validation text, as Krause et al.'s quick search has
+TUNED_ON_WITH_DYNAMIC = 5_000  # where weights learn from each segment of it, in up to fifteen passes
 STATISTICS_LANES = 100  # as Krause et al. have
 
 
@@ -97,7 +98,8 @@ def add_adaptation_options(parser: LightningArgumentParser) -> None:
         "--tune",
         action="store_true",
         help="Choose theta and weight of the cache, lr and decay of dynamic evaluation, as far as they are not given, "
-        f"on the first {TUNED_ON:,} tokens of the validation split, before anything is tested",
+        f"on the first {TUNED_ON:,} tokens of the validation split, or with dynamic evaluation on the first "
+        f"{TUNED_ON_WITH_DYNAMIC:,}, before anything is tested",
     )
 
 
@@ -150,7 +152,7 @@ def measure_adaptively(
         lanes = _training_lanes(data, wanted.dynamic.steps)
         count = min(len(lanes), wanted.train_batches)
         squares = mean_squared_gradients(
-            model, _shown(islice(lanes, count), "gradients of training text", count, hidden)
+            model, _shown(itertools.islice(lanes, count), "gradients of training text", count, hidden)
         )
     wanted = _tuned(model, data, wanted, squares, hidden)
     batches = trainer.num_test_batches if split == "test" else trainer.num_val_batches
@@ -163,7 +165,7 @@ def measure_adaptively(
         description = f"{split}, {'dynamic evaluation' if way.dynamic else 'cache'}"
         losses = evaluate_adaptively(
             model,
-            _shown(islice(loader(), length), description, length, hidden),
+            _shown(itertools.islice(loader(), length), description, length, hidden),
             cache=way.cache,
             dynamic=way.dynamic,
             mean_squares=squares,
@@ -185,8 +187,16 @@ def _tuned(
 ) -> Adaptation:
     cache, dynamic = wanted.cache, wanted.dynamic
 
+    passes = itertools.count(1)
+
     def text() -> Iterator[TextBatch]:
-        return _shown(_first(data.val_dataloader(), TUNED_ON), "choosing on validation text", None, hidden)
+        batches = data.val_dataloader()
+        lanes, steps = data.eval_shape
+        tokens = TUNED_ON if dynamic is None else TUNED_ON_WITH_DYNAMIC
+        number = min(len(batches), -(-tokens // (lanes * steps)))
+        return _shown(
+            itertools.islice(batches, number), f"choosing on validation text, pass {next(passes)}", number, hidden
+        )
 
     if dynamic is not None and wanted.tuned & {"dynamic.lr", "dynamic.decay"}:
         dynamic = tune_dynamic_evaluation(
@@ -213,14 +223,6 @@ def _training_lanes(data: TextDataModule, steps: int) -> Lanes:
     if lanes == 0:
         raise InputError(f"--dynamic.steps {steps}: the train split has only {tokens.num_tokens} tokens")
     return Lanes(tokens, lanes, steps)
-
-
-def _first(batches: Iterable[TextBatch], tokens: int) -> Iterator[TextBatch]:
-    for batch in batches:
-        yield batch
-        tokens -= batch.targets.numel()
-        if tokens <= 0:
-            return
 
 
 def _shown(batches: Iterable[TextBatch], description: str, total: int | None, hidden: bool) -> Iterator[TextBatch]:

@@ -59,7 +59,7 @@ class TextDataModule(TextCorpusModule):
         super().__init__(source, **corpus)
         self._train_shape = (batch_size, bptt)
         self._variable_bptt, self._seed = variable_bptt, seed
-        self._eval_shape = (eval_batch_size or batch_size, eval_bptt or bptt)
+        self.eval_shape = (eval_batch_size or batch_size, eval_bptt or bptt)
         sizes = {"batch_size": batch_size, "bptt": bptt, "eval_batch_size": eval_batch_size, "eval_bptt": eval_bptt}
         for name, size in sizes.items():
             if size is not None and size < 1:
@@ -72,7 +72,7 @@ class TextDataModule(TextCorpusModule):
             if split == "train":
                 Lanes(tokens, *self._train_shape)
             else:
-                Lanes(tokens, *self._eval_shape, complete=True)
+                Lanes(tokens, *self.eval_shape, complete=True)
 
     def gzip_bits_per_byte(self, split: Split) -> float:
         """What ``gzip -9`` makes of a split's text, in bits per byte: the mark that a model should beat."""
@@ -111,4 +111,4 @@ class TextDataModule(TextCorpusModule):
 
     def _eval_lanes(self, split: Split) -> Lanes:
         rank, world_size = place_among_ranks(self.trainer)
-        return Lanes(self.splits[split], *self._eval_shape, complete=True, rank=rank, world_size=world_size)
+        return Lanes(self.splits[split], *self.eval_shape, complete=True, rank=rank, world_size=world_size)

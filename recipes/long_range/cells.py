@@ -147,6 +147,11 @@ CELLS: dict[str, Choice] = {
         _wrapped(_skip(cells.ElmanCell), "orthogonal"),
         lr=PLAIN_LR,
     ),
+    "skip-irnn": Choice(
+        "rectified Elman with a skip through time of a tenth of T, at first the mean of both paths",
+        _wrapped(_skip(partial(cells.ElmanCell, nonlinearity="relu")), "identity(0.667)"),
+        lr=PLAIN_LR,
+    ),
     "skip-gru": Choice("a GRU with a skip through time of a tenth of T", _wrapped(_skip(cells.GRUCell)), lr=GATED_LR),
     "dilated": Choice(
         "dilated Elman layers, dilations 1, 2, 4, … up to T", _dilated(cells.ElmanCell, "orthogonal"), lr=PLAIN_LR

@@ -37,6 +37,9 @@ class Cell(nn.Module):
     native_on: frozenset[str] = frozenset()
     """The types of device on which :meth:`native` is the fastest way to train."""
 
+    native_from: int = 0
+    """From how many steps on, of all sequences of a call together, it is so on CPU."""
+
     output_is_hidden: bool = False
     """Whether the output is ``h`` in another dtype; wrappers that change ``h`` see for themselves where it is ``h``."""
 

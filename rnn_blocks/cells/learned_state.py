@@ -33,7 +33,7 @@ class LearnedState(CellWrapper):
 
     def __init__(self, cell: Cell) -> None:
         super().__init__(cell)
-        self.native_on = cell.native_on
+        self.native_on, self.native_from = cell.native_on, cell.native_from
         with torch.enable_grad():
             tensors = state_tensors(first_state(cell))
         self.learned = [k for k, tensor in enumerate(tensors) if _starts_at_zero(tensor)]

@@ -105,11 +105,13 @@ class Recurrent(Layer):
                 )
             return self.engine
         training = torch.is_grad_enabled()
-        if resets is None and (inputs.device.type in self.cell.native_on or not training):
+        device, steps = inputs.device.type, inputs.shape[0] * inputs.shape[1]
+        pays = device in self.cell.native_on and (device != "cpu" or steps >= self.cell.native_from)
+        if resets is None and (pays or not training):
             return "native"
         if not self.cell.fusable or is_watched(self.cell):
             return "loop"
-        if inputs.device.type == "cuda":  # where starting a kernel takes longer than a step's arithmetic
+        if device == "cuda":  # where starting a kernel takes longer than a step's arithmetic
             return "compiled"
         return "fused" if training else "loop"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rnn_blocks import Recurrent
+from rnn_blocks import LSTM, LearnedState, LSTMCell, Recurrent
 from rnn_blocks.engine import map_state, state_tensors
 
 # The summation order differs between the ways: 1e-10 of float64, a few dozen roundings of the others, as a part of the
@@ -116,3 +116,31 @@ def test_native_kernels_run_without_gradients_in_eval_mode(name, device):
         outputs, _ = layer.eval()(inputs)
     assert not outputs.requires_grad
     assert_close(outputs, expected.detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("around", [lambda cell: cell, LearnedState])
+def test_a_wide_lstm_of_few_steps_runs_without_the_kernel_that_packs_its_weights_each_time(around, monkeypatch):
+    ran = []
+    monkeypatch.setattr(LSTMCell, "native", lambda self, *args: ran.append(args[0].shape[:2]))
+    cell = around(LSTMCell(5, 64))
+    layer = Recurrent(cell, batch_first=False)
+    for time, batch in ((3, 1), (1, 3), (4, 1), (2, 2)):
+        layer(torch.randn(time, batch, 5))
+    assert ran == [(4, 1), (2, 2)]
+    with torch.no_grad():
+        layer(torch.randn(3, 1, 5))
+    assert ran[2:] == [(3, 1)]
+
+
+def test_few_steps_and_many_agree_on_what_comes_of_them():
+    layer = LSTM(16, 96)
+    inputs = torch.randn(1, 12, 16, requires_grad=True)
+    whole, after = layer(inputs)
+    total = oracles.weighted_sum(whole, after)
+    expected = oracles.gradients_of(total, [inputs, *layer.parameters()])
+    first, state = layer(inputs[:, :5])
+    rest, last = layer(inputs[:, 5:], state)
+    joined = torch.cat([first, rest], 1)
+    assert_close((joined, *last), (whole, *after), rtol=1e-5, atol=1e-6)
+    total = oracles.weighted_sum(joined, last)
+    assert_close(oracles.gradients_of(total, [inputs, *layer.parameters()]), expected, rtol=1e-4, atol=1e-5)

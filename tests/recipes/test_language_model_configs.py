@@ -18,6 +18,7 @@ CLIPPED = {
     "ptb-large": 10.0,
     "ptb-tied-650": 7.0,
     "ptb-awd": 0.25,
+    "ptb-mogrifier": 10.0,
     "wikitext-2": 0.25,
     "wikitext-103": 0.1,
 }
