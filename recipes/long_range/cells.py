@@ -132,6 +132,7 @@ CELLS: dict[str, Choice] = {
     "irnn": Choice(
         "rectified Elman, recurrent weights the identity at first (Le et al. 2015)",
         _stack(partial(layers.Elman, nonlinearity="relu"), "identity"),
+        lr=PLAIN_LR,
     ),
     "leaky": Choice(
         "leaky Elman units, time constants spread from 1 to T", _wrapped(_leaky(cells.ElmanCell)), lr=LEAKY_LR

@@ -13,6 +13,7 @@ import statistics
 import time
 
 import torch
+from machine import described
 
 from rnn_blocks import GRU, Decoder, make_attention
 from rnn_blocks.layers.recurrent import Engine
@@ -48,6 +49,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     tune_host()
+    print(described())
     print(
         f"{'hidden batch source target':28}{'attention':>10}"
         f"{'at once':>10}{'fed':>8}{'loop':>8}{'fed ×':>8}{'loop ×':>8}"

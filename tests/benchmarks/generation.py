@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from machine import described
 from torch import Tensor, nn
 
 from rnn_blocks import LSTM, LanguageModel
@@ -52,6 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    print(described())
     print(f"{'hidden layers vocabulary':26}{'nn.LSTM loop':>14}{'generate':>10}{'tokens/s':>10}{'ratio':>8}")
     for hidden, layers, vocabulary in SIZES:
         torch_lstm = nn.LSTM(hidden, hidden, num_layers=layers, batch_first=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from machine import described
 from torch import Tensor, nn
 
 from rnn_blocks import GRU, LSTM, Elman
@@ -74,6 +75,7 @@ def main() -> None:
     """Print one table."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    print(described())
     print(f"{'':38}{'step, ms':>10}{'measured, ms':>14}{'÷ step':>8}{f'1 in {EVERY}':>10}")
     for width, vocabulary, repeats in ((200, VOCABULARY, 15), (650, VOCABULARY, 5), (200, 50, 15)):
         layers = {

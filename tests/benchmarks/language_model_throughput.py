@@ -18,6 +18,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import torch
+from machine import described
 from torch import nn
 
 import rnn_blocks
@@ -135,6 +136,7 @@ def main() -> None:
             times[name].append(seconds / options.steps)
     for pipe in pipes.values():
         pipe.send(None)
+    print(described())
     print(f"{WORDS:,} words, {LAYERS} x {WIDTH}, {LANES} lanes x {BPTT} steps, CPU time, one thread")
     print(f"{'':34}{'ms a batch':>11}{'tokens/s':>10}{'÷ as ships':>12}{'÷ same settings':>17}{'loss':>8}")
     plain, tuned = (statistics.median(times[name]) for name in list(VARIANTS)[:2])

@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
+from machine import described
 from recurrent_layers import medians
 from torch import Tensor
 
@@ -124,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    print(described())
     print(f"{'':20}{'time':>6}{'batch':>6}{'width':>6}{'recorded':>11}{'Newton':>11}{'÷':>6}{'guesses':>9}")
     for steps in options.steps:
         for batch, width in SIZES:

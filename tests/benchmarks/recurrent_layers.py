@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from machine import described
 from torch import Tensor, nn
 
 import rnn_blocks as rb
@@ -366,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ENGINE = options.engine
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, one thread, CPU time, forward and backward\n")
+    print(f"{described()}, one thread, CPU time, forward and backward\n")
     print(f"{'':34}{'size':14}{'ms':>10}  {'reference':22}{'÷':>8}{'at most':>8}")
     if "step" in options.only:  # first, in a process that is as fresh as a user's
         measure_step(options.rounds)

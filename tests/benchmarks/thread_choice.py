@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from machine import described
+
 from rnn_blocks.recipes import read_metrics
 
 RATE = "throughput/tokens_per_second"
@@ -46,6 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     counts = [*range(1, min(cores, 4) + 1), None]
+    print(described(), end="\n\n")
     print("| beside | " + " | ".join(f"{n} threads" for n in counts[:-1]) + " | as shipped | ÷ best fixed | went to |")
     print("| --- " * (len(counts) + 3) + "|")
     for beside in ("nothing", "a busy core"):

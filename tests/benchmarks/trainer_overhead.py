@@ -21,6 +21,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from machine import described
 
 import rnn_blocks
 from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor
@@ -118,6 +119,7 @@ def main() -> None:
                 times[name].append(run(models[name]) / (options.steps - WARM_UP))
     sys.stderr.write("\n")
     base, clipped = (statistics.median(times[name]) for name in list(variants)[:2])
+    print(described())
     print(f"{WORDS:,} words, 2 x {WIDTH}, {LANES} lanes x {BPTT} steps, CPU time, one thread")
     print(f"{'':34}{'ms a step':>11}{'over bare':>11}{'over bare with clipping':>25}")
     for name, values in times.items():

@@ -32,6 +32,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from machine import described
 from translation_text import bucketed_batches, random_batches, read_ids, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -131,6 +132,7 @@ def ratios(speeds: dict[str, float], name: str, references: list[str]) -> str:
 def show_training(answers: dict[str, list[dict]]) -> None:
     speeds = rates(answers, "tokens")
     references = list(TRAINING)[:3]
+    print(described())
     print("Training, target tokens per second of CPU time, in proportion to JoeyNMT (as it ships, host settings, and")
     print("bucketed as well)")
     print(f"{'':34}{'tokens/s':>10}{'÷ ships':>11}{'÷ settings':>11}{'÷ bucketed':>11}{'peak MB':>9}")
