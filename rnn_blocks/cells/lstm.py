@@ -33,7 +33,7 @@ class LSTMCell(WeightedCell):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size, num_gates=4)
-        self.native_from = hidden_size // 16  # oneDNN packs all weights at each call, forward and backward
+        self.native_from = hidden_size**2 // 20_000  # oneDNN packs all weights at each call, forward and backward
 
     def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:
         """``(batch, 4 * hidden_size)`` and ``(h, c)`` to ``h`` and the next ``(h, c)``."""

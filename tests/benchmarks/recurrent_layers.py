@@ -64,6 +64,7 @@ LAYERS: dict[str, tuple[Callable[[int, int], rb.Layer], str, tuple[float, float,
         (1.3,) * 3,
     ),
     "LayerNormGRU": (stacked(rb.LayerNormGRUCell), "nn.LSTM", None),
+    "Mogrifier(LSTM), rank 64": (stacked(lambda i, h: rb.Mogrifier(rb.LSTMCell(i, h), rank=64)), "nn.LSTM", None),
     "GRU, reset before": (stacked(lambda i, h: rb.GRUCell(i, h, reset_after=False)), "nn.GRU", None),
     "IndRNN": (stacked(rb.IndRNNCell), "nn.RNN", None),
     "RHN, depth 2": (stacked(lambda i, h: rb.RHNCell(i, h, depth=2)), "nn.LSTM", None),
@@ -320,6 +321,20 @@ def measure_step(rounds: int) -> None:
     row("one step, LSTM.step", "B=1 H=512", found["LSTM"] / steps * 1e3, "nn.LSTM at T=1", ratio, 0.08)
 
 
+def measure_few(rounds: int) -> None:
+    """A few steps of one sequence, as when a model learns from the text that it is tested on."""
+    for width in (256, 512, 1150):
+        for steps in (1, 5, 16):
+            inputs = torch.randn(steps, 1, width)
+            contenders = {
+                "nn.LSTM": training(nn.LSTM(width, width), inputs),
+                "LSTM": training(rb.LSTM(width, width, batch_first=False), inputs),
+            }
+            found = medians(contenders, 3 * rounds, f"{steps} of {width}")
+            size = f"T={steps} H={width}"
+            row("a few steps, B=1", size, found["LSTM"] * 1e3, "nn.LSTM", found["LSTM"] / found["nn.LSTM"], 1.05)
+
+
 MEMORY = """
 import resource, sys, torch  # the peak is VmHWM: ru_maxrss begins with that of the process that forked this one
 sys.path.insert(0, {folder!r})
@@ -359,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7)
-    parts = ("layers", "cells", "linear", "own", "step", "memory")
+    parts = ("layers", "cells", "linear", "own", "step", "few", "memory")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--engine", choices=("auto", "fused", "compiled", "loop"), default="auto")
     options = parser.parse_args(arguments)
@@ -371,6 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'':34}{'size':14}{'ms':>10}  {'reference':22}{'÷':>8}{'at most':>8}")
     if "step" in options.only:  # first, in a process that is as fresh as a user's
         measure_step(options.rounds)
+    if "few" in options.only:
+        measure_few(options.rounds)
     if "layers" in options.only:
         for size in options.sizes:
             measure_layers(size, options.rounds)

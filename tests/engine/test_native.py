@@ -122,7 +122,7 @@ def test_native_kernels_run_without_gradients_in_eval_mode(name, device):
 def test_a_wide_lstm_of_few_steps_runs_without_the_kernel_that_packs_its_weights_each_time(around, monkeypatch):
     ran = []
     monkeypatch.setattr(LSTMCell, "native", lambda self, *args: ran.append(args[0].shape[:2]))
-    cell = around(LSTMCell(5, 64))
+    cell = around(LSTMCell(5, 300))
     layer = Recurrent(cell, batch_first=False)
     for time, batch in ((3, 1), (1, 3), (4, 1), (2, 2)):
         layer(torch.randn(time, batch, 5))
@@ -133,7 +133,7 @@ def test_a_wide_lstm_of_few_steps_runs_without_the_kernel_that_packs_its_weights
 
 
 def test_few_steps_and_many_agree_on_what_comes_of_them():
-    layer = LSTM(16, 96)
+    layer = LSTM(16, 400)
     inputs = torch.randn(1, 12, 16, requires_grad=True)
     whole, after = layer(inputs)
     total = oracles.weighted_sum(whole, after)
