@@ -105,6 +105,7 @@ def test_alone_and_elsewhere_it_is_measured_as_in_its_run(
     assert os.listdir(elsewhere) == ["alone.ckpt"], "nothing is written beside it"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_training_goes_on_from_it_alone(name: str, project: Path, elsewhere: Path) -> None:
     path = alone(project, name, elsewhere, "last")

@@ -190,6 +190,7 @@ def test_the_layers_are_no_parts_of_a_bridge_and_are_copied_with_it(kind):
 
 
 @torch.no_grad()
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", zoo.rest_is_slow(KINDS, ["last-state"]))
 def test_an_encoder_and_its_bridge_export_with_batch_and_length_left_open(kind):
     class Start(torch.nn.Module):
