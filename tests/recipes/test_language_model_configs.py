@@ -8,6 +8,7 @@ import torch
 import yaml
 from tiny_runs import load, only_run, options, recipe, write_text
 
+from rnn_blocks import LSTM, LSTMCell, Mogrifier
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
 
 CONFIGS = {name: yaml.safe_load(path.read_text()) for name, path in shipped_configs("language-model").items()}
@@ -137,3 +138,30 @@ def test_the_awd_lstms_are_as_published(
     vocabulary = {"ptb-awd": 10_000, "wikitext-2": 33_278}[name]
     weights = sum(4 * hidden * (taken + hidden + 1) for taken, hidden in widths)
     assert (weights + 401 * vocabulary) / 1e6 == pytest.approx(parameters, abs=0.1)
+
+
+def test_the_mogrifier_has_the_authors_settings() -> None:
+    config = CONFIGS["ptb-mogrifier"]
+    model, data = config["model"], config["data"]
+    assert [layer["class_path"] for layer in model["layer"]["init_args"]["layers"]] == ["rnn_blocks.Recurrent"] * 2
+    parameters = 10_000 * (912 + 1)
+    for layer in model["layer"]["init_args"]["layers"]:
+        dropped = layer["init_args"]["cell"]["init_args"]
+        mogrifier = dropped["cell"]["init_args"]
+        assert (dropped["p"], dropped["each_call"], mogrifier["rounds"], mogrifier["rank"]) == (0.387, True, 5, 84)
+        lstm = LSTMCell(**mogrifier["cell"]["init_args"])
+        parameters += sum(p.numel() for p in Mogrifier(lstm, rounds=5, rank=84).parameters())
+    assert parameters / 1e6 == pytest.approx(24, abs=0.1)
+    assert model["optimizer"]["init_args"] == {"lr": 0.0023, "betas": [0.0, 0.999], "weight_decay": 0.00025}
+    assert (data["batch_size"], data["bptt"], model["tie_weights"], model["sum_over_time"]) == (64, 70, True, True)
+
+
+@pytest.mark.parametrize(("name", "most"), [("ptb-quick", 5.5), ("ptb-10m", 10.0)])
+def test_a_cycle_of_the_rate_is_as_long_as_its_training(name: str, most: float) -> None:
+    config = CONFIGS[name]
+    assert config["model"]["lr_scheduler"]["init_args"]["total_steps"] == config["trainer"]["max_steps"]
+    arguments = config["model"]["layer"]["init_args"]["layer"]["init_args"]
+    layer = LSTM(**arguments)
+    assert layer.input_size == layer.output_size, "the weights are tied"
+    parameters = sum(p.numel() for p in layer.parameters()) + 10_000 * (layer.output_size + 1)
+    assert 0.8 * most < parameters / 1e6 <= most
