@@ -11,6 +11,7 @@ from tiny_runs import options, recipe
 
 from rnn_blocks import DynamicEvaluation, NeuralCache, evaluate_adaptively, mean_squared_gradients
 from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.language_model import adaptation
 from rnn_blocks.recipes.language_model.adaptation import Adaptation, adaptation_of
 from rnn_blocks.recipes.language_model.data import TextDataModule
 from rnn_blocks.recipes.language_model.lanes import Lanes
@@ -83,6 +84,22 @@ def test_what_is_tuned_is_chosen_on_validation_text_and_what_is_given_stays(fini
     assert rate != 0.1
     found = perplexities(printed)
     assert found["dynamic evaluation"] < found["plain"]
+
+
+def test_where_weights_learn_less_text_is_chosen_on(finished_run: RunFolder, monkeypatch) -> None:
+    read = []
+
+    def note(batches, chosen):
+        read.append(sum(batch.targets.numel() for batch in batches))
+        return chosen
+
+    monkeypatch.setattr(adaptation, "TUNED_ON", 100)
+    monkeypatch.setattr(adaptation, "TUNED_ON_WITH_DYNAMIC", 32)
+    monkeypatch.setattr(adaptation, "tune_dynamic_evaluation", lambda model, text, start, **_: note(text(), start))
+    monkeypatch.setattr(adaptation, "tune_cache", lambda model, batches, *, cache, **_: note(batches, cache))
+    assert recipe("validate", *command(finished_run, "--cache.window", "30", "--tune")) == 0
+    assert recipe("validate", *command(finished_run, "--cache.window", "30", "--dynamic.method", "sgd", "--tune")) == 0
+    assert read == [128, 32, 32]  # whole batches of two lanes of 16
 
 
 @pytest.mark.parametrize(
