@@ -151,9 +151,7 @@ def measure_adaptively(
     if wanted.dynamic is not None and wanted.dynamic.method == "rms":
         lanes = _training_lanes(data, wanted.dynamic.steps)
         count = min(len(lanes), wanted.train_batches)
-        squares = mean_squared_gradients(
-            model, _shown(itertools.islice(lanes, count), "gradients of training text", count, hidden)
-        )
+        squares = mean_squared_gradients(model, _shown(lanes, "gradients of training text", count, hidden))
     wanted = _tuned(model, data, wanted, squares, hidden)
     batches = trainer.num_test_batches if split == "test" else trainer.num_val_batches
     length = int(sum(batches))
@@ -165,7 +163,7 @@ def measure_adaptively(
         description = f"{split}, {'dynamic evaluation' if way.dynamic else 'cache'}"
         losses = evaluate_adaptively(
             model,
-            _shown(itertools.islice(loader(), length), description, length, hidden),
+            _shown(loader(), description, length, hidden),
             cache=way.cache,
             dynamic=way.dynamic,
             mean_squares=squares,
@@ -194,9 +192,7 @@ def _tuned(
         lanes, steps = data.eval_shape
         tokens = TUNED_ON if dynamic is None else TUNED_ON_WITH_DYNAMIC
         number = min(len(batches), -(-tokens // (lanes * steps)))
-        return _shown(
-            itertools.islice(batches, number), f"choosing on validation text, pass {next(passes)}", number, hidden
-        )
+        return _shown(batches, f"choosing on validation text, pass {next(passes)}", number, hidden)
 
     if dynamic is not None and wanted.tuned & {"dynamic.lr", "dynamic.decay"}:
         dynamic = tune_dynamic_evaluation(
@@ -225,8 +221,9 @@ def _training_lanes(data: TextDataModule, steps: int) -> Lanes:
     return Lanes(tokens, lanes, steps)
 
 
-def _shown(batches: Iterable[TextBatch], description: str, total: int | None, hidden: bool) -> Iterator[TextBatch]:
-    with progress_bar(description, total, " batches", hidden=hidden) as bar:
-        for batch in batches:
+def _shown(batches: Iterable[TextBatch], description: str, number: int, hidden: bool) -> Iterator[TextBatch]:
+    """The first so many batches, with a bar."""
+    with progress_bar(description, number, " batches", hidden=hidden) as bar:
+        for batch in itertools.islice(batches, number):
             yield batch
             bar.update()

@@ -64,6 +64,10 @@ class Cell(nn.Module):
         """
         return inputs
 
+    def project_step(self, inputs: Tensor) -> State:
+        """:meth:`project` of one step, ``(batch, input_size)``."""
+        return map_state(lambda tensor: tensor.squeeze(0), self.project(inputs.unsqueeze(0)))
+
     def step(self, projected: State, state: State) -> tuple[Tensor, State]:
         """One time step: a slice of :meth:`project`'s result and the state, to the output and the next state."""
         raise NotImplementedError(f"{type(self).__name__} needs a `step(projected, state) -> (output, state)`")
@@ -89,7 +93,7 @@ class Cell(nn.Module):
         """One step from raw inputs, ``(batch, input_size)``."""
         if state is None:
             state = self.initial_state(inputs.shape[0], inputs)
-        return self.step(map_state(lambda tensor: tensor.squeeze(0), self.project(inputs.unsqueeze(0))), state)
+        return self.step(self.project_step(inputs), state)
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from rnn_blocks.cells.cell import Cell
 from rnn_blocks.cells.mlp import MLP, Nonlinearity
-from rnn_blocks.cells.wrapper import CellWrapper, first_state
-from rnn_blocks.engine import State, hidden_of
+from rnn_blocks.cells.wrapper import CellWrapper, real_units
+from rnn_blocks.engine import State
 
 
 class DeepTransition(CellWrapper):
@@ -57,10 +57,7 @@ class DeepTransition(CellWrapper):
         shortcut: bool = False,
     ) -> None:
         super().__init__(cell)
-        h = hidden_of(first_state(cell))
-        if h.is_complex():
-            raise ValueError(f"DeepTransition needs a cell with a real h, got {type(cell).__name__}, whose is complex")
-        size = h.shape[-1]
+        size = real_units(cell, "DeepTransition")
         self.transition = MLP(size, size, layers, width=width, nonlinearity=nonlinearity)
         self.shortcut = shortcut
 

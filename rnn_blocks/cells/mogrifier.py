@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from rnn_blocks.cells.cell import Cell
-from rnn_blocks.cells.wrapper import CellWrapper, first_state
-from rnn_blocks.engine import State, hidden_of, map_state
+from rnn_blocks.cells.wrapper import CellWrapper, real_units
+from rnn_blocks.engine import State
 
 
 class Mogrifier(CellWrapper):
@@ -41,11 +41,8 @@ class Mogrifier(CellWrapper):
             raise ValueError(f"rounds must be at least 0, got {rounds}")
         if rank is not None and rank < 1:
             raise ValueError(f"rank must be at least 1, or None for full matrices, got {rank}")
-        h = hidden_of(first_state(cell))
-        if h.is_complex():
-            raise ValueError(f"Mogrifier needs a cell with a real h, got {type(cell).__name__}, whose is complex")
         self.rank = rank
-        sizes = (h.shape[-1], cell.input_size)
+        sizes = (real_units(cell, "Mogrifier"), cell.input_size)
         self.scalings = nn.ModuleList(_affine(*(sizes if i % 2 == 0 else sizes[::-1]), rank) for i in range(rounds))
         self.reset_parameters()
 
@@ -70,8 +67,7 @@ class Mogrifier(CellWrapper):
                 x = 2 * scaling(hidden).sigmoid() * x
             else:
                 hidden = 2 * scaling(x).sigmoid() * hidden
-        inner = map_state(lambda tensor: tensor.squeeze(0), self.cell.project(x.unsqueeze(0)))
-        return self.cell.advance(inner, state, hidden)
+        return self.cell.advance(self.cell.project_step(x), state, hidden)
 
     def extra_repr(self) -> str:
         """The rank."""

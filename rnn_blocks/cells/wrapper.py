@@ -82,6 +82,22 @@ def first_state(cell: Cell) -> State:
     return cell.initial_state(1, torch.zeros(0, device="cpu"))  # a device with numbers, whatever the default is
 
 
+def real_units(cell: Cell, wrapper: str) -> int:
+    """How many units the ``h`` of ``cell`` has, for a ``wrapper`` whose layers read it.
+
+    Raises:
+        ValueError: where it is complex.
+
+    >>> from rnn_blocks.cells import GRUCell
+    >>> real_units(GRUCell(3, 4), "DeepTransition")
+    4
+    """
+    h = hidden_of(first_state(cell))
+    if h.is_complex():
+        raise ValueError(f"{wrapper} needs a cell with a real h, got {type(cell).__name__}, whose is complex")
+    return h.shape[-1]
+
+
 def with_output(cell: Cell, output: Tensor, after: State, changed: State) -> tuple[Tensor, State]:
     """What a step gives once a wrapper of ``cell`` made ``changed`` of ``after``: an output that is ``h`` follows it.
 

@@ -15,7 +15,7 @@ from rnn_blocks.engine.products import can_pack
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own import
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here")
-SAMPLE = ("gru", "layer-norm-lstm")  # of the quicker tests
+SAMPLE = ("gru", "layer-norm-lstm")
 
 
 def outcome(cell, engine, inputs, state, **options):
@@ -43,7 +43,7 @@ def check(name, device):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["gru", pytest.param("layer-norm-lstm", marks=pytest.mark.processes)])
+@pytest.mark.parametrize("name", [SAMPLE[0], pytest.param(SAMPLE[1], marks=pytest.mark.processes)])
 def test_a_compiled_step_computes_what_the_recorded_one_does(name, device):
     check(name, device)
 
