@@ -10,7 +10,8 @@ def described() -> str:
     told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in _cpuinfo())}
     flags = told.get("flags", "").split()
     units = [name for flag, name in (("amx_tile", "AMX"), ("avx512_bf16", "AVX512_BF16")) if flag in flags]
-    return ", ".join([told.get("model name", "unknown CPU"), torch.backends.cpu.get_cpu_capability(), *units, f"torch {torch.__version__}"])
+    name = told.get("model name", "unknown CPU")
+    return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *units, f"torch {torch.__version__}"])
 
 
 def _cpuinfo() -> list[str]:
