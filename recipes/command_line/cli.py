@@ -15,16 +15,12 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.arguments import map_values, value_of, with_value
 from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, Split
 from rnn_blocks.recipes.command_line.parser import RecipeParser
+from rnn_blocks.recipes.command_line.run_options import add_run_options, check_run_options
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
 from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.command_line.trainer import RecipeTrainer
-from rnn_blocks.recipes.command_line.weights_and_biases import (
-    add_wandb_options,
-    check_wandb_options,
-    model_logging,
-    watching,
-)
-from rnn_blocks.recipes.run.averaging import average_checkpoints, kept_checkpoints
+from rnn_blocks.recipes.command_line.weights_and_biases import check_wandb_options, model_logging, watching
+from rnn_blocks.recipes.run.averaging import validate_average
 from rnn_blocks.recipes.run.checkpoints import (
     AtomicCheckpointIO,
     KeptCheckpoints,
@@ -40,7 +36,6 @@ from rnn_blocks.recipes.run.ending.job import begun_run, remember_job
 from rnn_blocks.recipes.run.ending.signals import interruption, signal_of
 from rnn_blocks.recipes.run.finite import StopOnNonFinite
 from rnn_blocks.recipes.run.folder import (
-    AVERAGED,
     BEST,
     ENVIRONMENT,
     LAST,
@@ -58,12 +53,7 @@ from rnn_blocks.recipes.run.plots import RunPlots
 from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
 from rnn_blocks.recipes.run.ranks.place import is_first_rank, note_rank, on_this_host
 from rnn_blocks.recipes.run.ranks.same_training import SameTraining
-from rnn_blocks.recipes.run.tracking import (
-    LoggerChoice,
-    TrackedRun,
-    make_loggers,
-    tracked_run_id,
-)
+from rnn_blocks.recipes.run.tracking import TrackedRun, make_loggers, tracked_run_id
 from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_project
 
 SPLITS: dict[str, Split] = {"validate": "val", "test": "test"}  # that a command evaluates
@@ -167,32 +157,7 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options that belong to a run."""
         group = parser.add_argument_group("run", "Where a run lies and where its metrics go")
-        group.add_argument(
-            "--output_dir", type=str, default=OUTPUT_DIR, help="Folder that the run's own folder goes into"
-        )
-        group.add_argument("--name", type=str | None, default=None, help="Added to the name of the run's folder")
-        group.add_argument(
-            "--logger",
-            type=LoggerChoice,
-            default="wandb",
-            help="wandb (online if logged in, else offline), tensorboard, or csv alone; metrics.csv is always written",
-        )
-        group.add_argument(
-            "--monitor",
-            type=str,
-            default=self.monitor,
-            help=f"What the best checkpoint has the best of: {', '.join(self.monitors)}",
-        )
-        add_wandb_options(group.add_argument)
-        group.add_argument(
-            "--checkpoint_every_n_steps", type=int, default=200, help="Steps between two writes of last.ckpt"
-        )
-        group.add_argument(
-            "--average_checkpoints",
-            type=int,
-            default=0,
-            help="Keep this many of the best checkpoints, and at the end write and validate the mean of their weights",
-        )
+        add_run_options(group.add_argument, self.monitor, self.monitors)
         parser.set_defaults({"trainer.enable_model_summary": False})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -219,18 +184,7 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Make the run's folder before any long work."""
         options = self.config[self.config["subcommand"]]
-        if options["trainer"].get("logger") not in (None, True, False):
-            raise InputError("--trainer.logger: choose by --logger wandb|tensorboard|csv")
-        if options["monitor"] not in self.monitors:
-            raise InputError(f"--monitor {options['monitor']}: choose one of {', '.join(self.monitors)}")
-        if options["checkpoint_every_n_steps"] < 1:
-            raise InputError(
-                f"--checkpoint_every_n_steps must be at least 1, got {options['checkpoint_every_n_steps']}"
-            )
-        if options["average_checkpoints"] < 0 or options["average_checkpoints"] == 1:
-            raise InputError(
-                f"--average_checkpoints must be 2 or more, or 0 for none, got {options['average_checkpoints']}"
-            )
+        check_run_options(options, self.monitors)
         if self._resumed is not None:
             self._resumed.check_writable()
         self._splits = self.splits_read(options)
@@ -309,9 +263,9 @@ class RecipeCLI(LightningCLI):
             return trainer
         if self._checkpoint is not None:
             self.datamodule.load_state_dict(self._checkpoint.data_state)  # before anything is written: other data raise
+            self._checkpoint.check_schedule(options["trainer"].get("max_steps") or -1)
         if is_first_rank():
             check_disk_space(self.model, self.folder.path, options["average_checkpoints"])
-        _check_schedule(held, options["trainer"].get("max_steps") or -1)
         resumed = self._resumed is not None
         loggers = make_loggers(
             options["logger"],
@@ -404,7 +358,9 @@ class RecipeCLI(LightningCLI):
         """Average, where that was asked for, and say where things lie."""
         assert self.folder is not None
         if self.config["fit"]["average_checkpoints"]:
-            self._average(self.folder)
+            told = validate_average(self.trainer, self.model, self.datamodule, self.folder)
+            if told is not None and self.trainer.is_global_zero:
+                sys.stdout.write(f"{told}\n")
         if self.trainer.is_global_zero:
             sys.stdout.write(places(self.folder))
 
@@ -420,36 +376,6 @@ class RecipeCLI(LightningCLI):
         else:
             going_on = "no step was made"
         sys.stderr.write(f"{self.folder.path}: ended by {signal}; {going_on}\n")
-
-    def _average(self, folder: RunFolder) -> None:
-        """Write the mean of the kept checkpoints, validate it, and say which is better, it or the best of them."""
-        kept = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, KeptCheckpoints))
-        best, monitor = kept.best_model_score, kept.monitor
-        if best is None or monitor is None:
-            return
-        path = Path(
-            self.trainer.strategy.broadcast(str(folder.checkpoint(AVERAGED)))
-        )  # which only the first rank knows
-        if self.trainer.is_global_zero:
-            AtomicCheckpointIO().save_checkpoint(average_checkpoints(kept_checkpoints(folder)), path)
-        self.trainer.strategy.barrier()
-        self.trainer.loggers = []  # what is measured now is of no step of the training
-        self.trainer.validate(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)
-        score = self.trainer.callback_metrics[monitor]
-        if self.trainer.is_global_zero:
-            better = AVERAGED if (score > best if kept.mode == "max" else score < best) else BEST
-            told = f"{monitor} of the averaged weights {score:.4g}, of the best checkpoint {best:.4g}"
-            sys.stdout.write(f"{told}: take --ckpt_path {better}\n")
-
-
-def _check_schedule(checkpoint: dict[str, Any], max_steps: int) -> None:
-    for schedule in checkpoint.get("lr_schedulers", []):
-        total = schedule.get("total_steps")  # of OneCycleLR, which cannot go on
-        if total is not None and max_steps > total:
-            raise InputError(
-                f"--trainer.max_steps {max_steps}: the checkpoint's learning-rate schedule ends at step {total}; "
-                "start a new training with a longer schedule, or choose a schedule without an end"
-            )
 
 
 def _without_checkpoint(config: str) -> str:

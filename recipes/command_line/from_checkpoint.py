@@ -140,6 +140,23 @@ class GivenCheckpoint:
         options = for_command(self._configuration, self._given, self._split)
         return ["--config", yaml.safe_dump(options, sort_keys=False, allow_unicode=True)]
 
+    def check_schedule(self, max_steps: int) -> None:
+        """Look at its learning-rate schedules before a training goes on.
+
+        Args:
+            max_steps: of the training; -1 for no end.
+
+        Raises:
+            InputError: where one ends before.
+        """
+        for schedule in self.held.get("lr_schedulers", []):
+            total = schedule.get("total_steps")  # of OneCycleLR, which cannot go on
+            if total is not None and max_steps > total:
+                raise InputError(
+                    f"--trainer.max_steps {max_steps}: the checkpoint's learning-rate schedule ends at step {total}; "
+                    "start a new training with a longer schedule, or choose a schedule without an end"
+                )
+
     def check_data(self, data: Any, splits: Sequence[Split]) -> None:
         """Look at the options of the data before any is read, and leave aside what will not be.
 

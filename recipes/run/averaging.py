@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.run.checkpoints import read_checkpoint
-from rnn_blocks.recipes.run.folder import RunFolder
+from rnn_blocks.recipes.run.checkpoints import AtomicCheckpointIO, KeptCheckpoints, read_checkpoint
+from rnn_blocks.recipes.run.folder import AVERAGED, BEST, RunFolder
 
 # What goes on with a training; a mean of weights is none.
 TRAINING_STATE = ("callbacks", "optimizer_states", "lr_schedulers", "loops", "MixedPrecision", "loss_since_log")
@@ -100,3 +101,33 @@ def kept_checkpoints(folder: RunFolder) -> list[Path]:
             "--average_checkpoints N"
         )
     return paths
+
+
+def validate_average(
+    trainer: pl.Trainer, model: pl.LightningModule, datamodule: pl.LightningDataModule, folder: RunFolder
+) -> str | None:
+    """Write the mean of the checkpoints that a run has kept, and validate it; to be called by all ranks.
+
+    Args:
+        trainer: that has ended the training.
+        model: that it trained.
+        datamodule: the data of both.
+        folder: the run's.
+
+    Returns:
+        Which is better, it or the best of them, in a sentence; None where nothing was measured.
+    """
+    kept = next(c for c in trainer.checkpoint_callbacks if isinstance(c, KeptCheckpoints))
+    best, monitor = kept.best_model_score, kept.monitor
+    if best is None or monitor is None:
+        return None
+    path = Path(trainer.strategy.broadcast(str(folder.checkpoint(AVERAGED))))  # which only the first rank knows
+    if trainer.is_global_zero:
+        AtomicCheckpointIO().save_checkpoint(average_checkpoints(kept_checkpoints(folder)), path)
+    trainer.strategy.barrier()
+    trainer.loggers = []  # what is measured now is of no step of the training
+    trainer.validate(model, datamodule, ckpt_path=str(path), verbose=False, weights_only=True)
+    score = trainer.callback_metrics[monitor]
+    better = AVERAGED if (score > best if kept.mode == "max" else score < best) else BEST
+    told = f"{monitor} of the averaged weights {score:.4g}, of the best checkpoint {best:.4g}"
+    return f"{told}: take --ckpt_path {better}"

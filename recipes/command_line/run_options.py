@@ -1,0 +1,70 @@
+"""The options of a run: where it lies, where its metrics go, which checkpoints it keeps."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from jsonargparse import Namespace
+
+from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.command_line.weights_and_biases import add_wandb_options
+from rnn_blocks.recipes.run.folder import OUTPUT_DIR
+from rnn_blocks.recipes.run.tracking import LoggerChoice
+
+
+def add_run_options(add_argument: Callable[..., Any], monitor: str, monitors: Collection[str]) -> None:
+    """Add the options to a group of a parser's.
+
+    Args:
+        add_argument: the group's.
+        monitor: what is monitored by default.
+        monitors: what can be.
+    """
+    add_argument("--output_dir", type=str, default=OUTPUT_DIR, help="Folder that the run's own folder goes into")
+    add_argument("--name", type=str | None, default=None, help="Added to the name of the run's folder")
+    add_argument(
+        "--logger",
+        type=LoggerChoice,
+        default="wandb",
+        help="wandb (online if logged in, else offline), tensorboard, or csv alone; metrics.csv is always written",
+    )
+    add_argument(
+        "--monitor",
+        type=str,
+        default=monitor,
+        help=f"What the best checkpoint has the best of: {', '.join(monitors)}",
+    )
+    add_wandb_options(add_argument)
+    add_argument("--checkpoint_every_n_steps", type=int, default=200, help="Steps between two writes of last.ckpt")
+    add_argument(
+        "--average_checkpoints",
+        type=int,
+        default=0,
+        help="Keep this many of the best checkpoints, and at the end write and validate the mean of their weights",
+    )
+
+
+def check_run_options(options: Namespace, monitors: Collection[str]) -> None:
+    """Look at them before any long work.
+
+    Args:
+        options: of the command.
+        monitors: what can be monitored.
+
+    Raises:
+        InputError: where one is not one of its choices, or out of its range.
+
+    >>> check_run_options(Namespace(trainer={}, monitor="val/los"), ["val/loss"])
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: --monitor val/los: choose one of val/loss
+    """
+    if options["trainer"].get("logger") not in (None, True, False):
+        raise InputError("--trainer.logger: choose by --logger wandb|tensorboard|csv")
+    if options["monitor"] not in monitors:
+        raise InputError(f"--monitor {options['monitor']}: choose one of {', '.join(monitors)}")
+    if options["checkpoint_every_n_steps"] < 1:
+        raise InputError(f"--checkpoint_every_n_steps must be at least 1, got {options['checkpoint_every_n_steps']}")
+    if options["average_checkpoints"] < 0 or options["average_checkpoints"] == 1:
+        raise InputError(
+            f"--average_checkpoints must be 2 or more, or 0 for none, got {options['average_checkpoints']}"
+        )
