@@ -102,7 +102,8 @@ class AutoByHand:
             self.followed = self.smoothed = self.first_loss = loss
         else:
             self.followed = min(max(loss, 0.99 * self.followed), 1.05 * self.followed, 10 * self.first_loss)
-            self.smoothed = (self.smoothed + loss) / 2
+            before = len(self.log_norms) - 1
+            self.smoothed += min(0.5, 16 / (16 + before)) * (loss - self.smoothed)
         if self.smoothed < self.lowest:
             self.lowest = self.smoothed
             self.share = min(1.03 * self.share, 200 * 0.2)

@@ -175,11 +175,11 @@ def test_a_loss_that_moves_less_is_followed_as_it_is():
     assert_close([seen["loss"] for seen in histories(losses)], losses)
 
 
-def test_the_share_opens_with_every_new_low_of_the_smoothed_loss_and_closes_without():
+def test_the_share_opens_with_every_new_low_of_the_loss_over_a_sixteenth_of_the_steps_and_closes_without():
     losses = [5.0, 4.0, 4.6, 4.2, 3.0, 9.0, 9.0, *[9.0] * 60, 1.0]
     share, smoothed, lowest, shares = 0.2, None, math.inf, []
-    for loss in losses:
-        smoothed = loss if smoothed is None else (smoothed + loss) / 2
+    for step, loss in enumerate(losses):
+        smoothed = loss if smoothed is None else smoothed + min(0.5, 16 / (16 + step)) * (loss - smoothed)
         if smoothed < lowest:
             lowest, share = smoothed, share * 1.03
         else:

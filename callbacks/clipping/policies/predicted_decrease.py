@@ -11,7 +11,7 @@ from rnn_blocks.callbacks.clipping.policies.policy import Clip, History, Step
 FALL, RISE = 0.99, 1.05  # by how much the followed loss may change in a step
 OPENS, CLOSES = 1.03, 0.997  # what the share is multiplied by with every new low of the loss, and without one
 WIDEST = 200.0  # shares wider than the narrowest one so often
-SMOOTHING = 0.5
+SMOOTHED = 16  # the loss over one step in so many of those so far, and over two at least: lows of one batch are luck
 CEILING = 10.0  # first losses, above which the loss is not followed
 FAR = 4.0  # thresholds; a norm further out is brought down below the threshold
 FIRST = 16  # norms, while fewer are known that begins at one threshold
@@ -56,7 +56,10 @@ class PredictedDecrease(NamedTuple):
         return Clip(whole * threshold, whole * target)
 
     def observe(self, history: History, step: Step, loss: Tensor) -> History:
-        """Follow the loss, unless it is not finite; widen the share as it falls."""
+        """Follow the loss, unless it is not finite; widen the share as it falls.
+
+        Of ``history`` the norms' ``count``, before this step's, is used as well.
+        """
         known, followed = loss.isfinite(), history["loss"]
         first = followed == 0
         ceiling = torch.where(first, CEILING * loss, history["ceiling"])
@@ -64,7 +67,8 @@ class PredictedDecrease(NamedTuple):
         distrusted = (loss <= 0) | followed.isinf()
         followed = torch.where(first, loss, moved).masked_fill(distrusted, math.inf)
         before = history["smoothed"]
-        smoothed = torch.where(first, loss, torch.lerp(before, loss.expand_as(before), SMOOTHING))
+        weight = (SMOOTHED / (SMOOTHED + history["count"])).clamp(max=0.5)
+        smoothed = torch.where(first, loss, before + weight * (loss - before))
         is_new_low = smoothed < history["lowest"]
         share = history["share"]
         widened = torch.where(
