@@ -85,6 +85,14 @@ class Cell(nn.Module):
         """The state before the first step: zeros, of the dtype and on the device of ``like``."""
         return like.new_zeros(batch_size, self.hidden_size)
 
+    def begin(self, state: State) -> State:
+        """What a call makes of the state that it is given, before its first step: by default nothing else.
+
+        A cell whose noise lasts for one call draws it here: what :meth:`project` draws would be drawn at each step
+        where a wrapper projects step by step.
+        """
+        return state
+
     def native(self, inputs: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State] | None:
         """All steps through a kernel of torch's own, or ``None`` where there is none for this cell."""
         return None
@@ -93,7 +101,7 @@ class Cell(nn.Module):
         """One step from raw inputs, ``(batch, input_size)``."""
         if state is None:
             state = self.initial_state(inputs.shape[0], inputs)
-        return self.step(self.project_step(inputs), state)
+        return self.step(self.project_step(inputs), self.begin(state))
 
     def extra_repr(self) -> str:
         """The sizes."""

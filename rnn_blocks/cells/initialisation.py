@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rnn_blocks.cells.cell import Cell
+from rnn_blocks.cells.settled import writable
 from rnn_blocks.cells.weights import WeightedCell
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -31,6 +32,9 @@ def initialise(module: AnyModule, init: str) -> AnyModule:
     One of the first three, which set all weights, and one of the last two, which set biases afterwards, may be joined
     by ``+``. Nothing is drawn before the whole string is understood and found to fit every cell.
 
+    A weight that is parametrised (`torch.nn.utils.parametrizations`) is set by its parametrisation's ``right_inverse``,
+    and so is what that makes of it; a pruned one stays pruned.
+
     Args:
         module: a cell, a wrapper around one, or anything that holds cells.
         init: as above.
@@ -39,8 +43,8 @@ def initialise(module: AnyModule, init: str) -> AnyModule:
         The module.
 
     Raises:
-        ValueError: for another name, a number that is missing, superfluous or out of range, two of a kind, and for
-            cells that it does not fit.
+        ValueError: for another name, a number that is missing, superfluous or out of range, two of a kind, for
+            cells that it does not fit, and for a parametrised weight without a ``right_inverse``, none being changed.
 
     >>> import rnn_blocks
     >>> cell = initialise(rnn_blocks.LSTMCell(2, 3), "orthogonal+unit-forget-bias")
@@ -54,8 +58,9 @@ def initialise(module: AnyModule, init: str) -> AnyModule:
             raise ValueError(f"init {init!r} sets the {kind} {len(same)} times: {_CHOICES}")
     for part in chosen:
         part.check(module)
-    for part in sorted(chosen, key=lambda part: part.kind == "biases"):
-        part.apply(module)
+    with writable(module) as plain:
+        for part in sorted(chosen, key=lambda part: part.kind == "biases"):
+            part.apply(plain)
     return module
 
 
@@ -74,10 +79,11 @@ def init_uniform(module: AnyModule) -> AnyModule:
     >>> bool(cell.weight_hh.abs().max() <= 0.5)
     True
     """
-    for part in module.modules():
-        reset = getattr(part, "reset_parameters", None)
-        if isinstance(part, Cell) and callable(reset):
-            reset()
+    with writable(module) as plain:
+        for part in plain.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if isinstance(part, Cell) and callable(reset):
+                reset()
     return module
 
 
@@ -104,14 +110,15 @@ def init_orthogonal(module: AnyModule) -> AnyModule:
     >>> torch.allclose(forget @ forget.T, torch.eye(3), atol=1e-6)
     True
     """
-    for cell in _weighted(module):
-        bound = math.sqrt(6 / (cell.input_size + cell.hidden_size))
-        cell.weight_ih.uniform_(-bound, bound)
-        for block in cell.recurrent_blocks():
-            # drawn where a QR decomposition exists: there is none in half precision
-            drawn = torch.empty_like(block, dtype=torch.promote_types(block.dtype, torch.float32))
-            block.copy_(nn.init.orthogonal_(drawn))
-        cell.reset_biases()
+    with writable(module) as plain:
+        for cell in _weighted(plain):
+            bound = math.sqrt(6 / (cell.input_size + cell.hidden_size))
+            cell.weight_ih.uniform_(-bound, bound)
+            for block in cell.recurrent_blocks():
+                # drawn where a QR decomposition exists: there is none in half precision
+                drawn = torch.empty_like(block, dtype=torch.promote_types(block.dtype, torch.float32))
+                block.copy_(nn.init.orthogonal_(drawn))
+            cell.reset_biases()
     return module
 
 
@@ -137,10 +144,11 @@ def init_identity(module: AnyModule, scale: float = 1.0) -> AnyModule:
     [[0.5, 0.0], [0.0, 0.5]]
     """
     _check_scale(scale)
-    for cell in _weighted(module):
-        for block in cell.recurrent_blocks():
-            nn.init.eye_(block).mul_(scale)
-        cell.reset_biases()
+    with writable(module) as plain:
+        for cell in _weighted(plain):
+            for block in cell.recurrent_blocks():
+                nn.init.eye_(block).mul_(scale)
+            cell.reset_biases()
     return module
 
 
@@ -164,8 +172,9 @@ def init_unit_forget_bias(module: AnyModule) -> AnyModule:
     >>> init_unit_forget_bias(rnn_blocks.GRUCell(1, 2)).bias[2:4].tolist()
     [1.0, 1.0]
     """
-    for cell, forget in _forgetting(module):
-        cell.gate_bias(forget).fill_(1.0)
+    with writable(module) as plain:
+        for cell, forget in _forgetting(plain):
+            cell.gate_bias(forget).fill_(1.0)
     return module
 
 
@@ -193,11 +202,12 @@ def init_chrono(module: AnyModule, max_length: int) -> AnyModule:
     (True, True)
     """
     _check_max_length(max_length)
-    for cell, forget in _forgetting(module):
-        bias = cell.gate_bias(forget)
-        bias.copy_(torch.empty_like(bias, dtype=torch.float32).uniform_(1, max_length - 1).log())
-        if cell.input_block is not None:
-            cell.gate_bias(cell.input_block).copy_(-bias)
+    with writable(module) as plain:
+        for cell, forget in _forgetting(plain):
+            bias = cell.gate_bias(forget)
+            bias.copy_(torch.empty_like(bias, dtype=torch.float32).uniform_(1, max_length - 1).log())
+            if cell.input_block is not None:
+                cell.gate_bias(cell.input_block).copy_(-bias)
     return module
 
 

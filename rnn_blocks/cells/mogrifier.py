@@ -41,6 +41,7 @@ class Mogrifier(CellWrapper):
             raise ValueError(f"rounds must be at least 0, got {rounds}")
         if rank is not None and rank < 1:
             raise ValueError(f"rank must be at least 1, or None for full matrices, got {rank}")
+        self.rounds = rounds
         self.rank = rank
         sizes = (real_units(cell, "Mogrifier"), cell.input_size)
         self.scalings = nn.ModuleList(_affine(*(sizes if i % 2 == 0 else sizes[::-1]), rank) for i in range(rounds))
@@ -70,8 +71,8 @@ class Mogrifier(CellWrapper):
         return self.cell.advance(self.cell.project_step(x), state, hidden)
 
     def extra_repr(self) -> str:
-        """The rank."""
-        return "" if self.rank is None else f"rank={self.rank}"
+        """The rounds and the rank."""
+        return f"rounds={self.rounds}" + ("" if self.rank is None else f", rank={self.rank}")
 
 
 def _affine(input_size: int, output_size: int, rank: int | None) -> nn.Module:

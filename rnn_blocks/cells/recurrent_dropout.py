@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.cells.cell import Cell
-from rnn_blocks.cells.wrapper import CellWrapper, first_state
+from rnn_blocks.cells.wrapper import CellWrapper
 from rnn_blocks.engine import State, hidden_of
 
 
@@ -48,26 +48,13 @@ class RecurrentDropout(CellWrapper):
             raise ValueError(f"p must be at least 0 and below 1, got {p}")
         self.p = p
         self.each_call = each_call
-        self.unit_shape = tuple(hidden_of(first_state(cell)).shape[1:])
-
-    def project(self, inputs: Tensor) -> State:
-        """The inner cell's; with ``each_call``, and in training, the noise as well."""
-        projected = self.cell.project(inputs)
-        if not (self.each_call and self.training):
-            return projected
-        time, batch = inputs.shape[:2]
-        noise = torch.rand(batch, *self.unit_shape, dtype=inputs.dtype, device=inputs.device)
-        return projected, noise.expand(time, *noise.shape)
 
     def advance(self, projected: State, state: State, hidden: Tensor) -> tuple[Tensor, State]:
         """The inner cell's step, reading through the mask."""
         inner, noise = state
-        drawn = noise
-        if self.each_call and self.training:
-            projected, drawn = projected
-        assert isinstance(drawn, Tensor)
+        assert isinstance(noise, Tensor)
         if self.training and self.p:
-            hidden = hidden * ((drawn >= self.p).to(drawn.dtype) / (1 - self.p))  # the mask: once a sequence
+            hidden = hidden * ((noise >= self.p).to(noise.dtype) / (1 - self.p))  # the mask: once a sequence
         output, after = self.cell.advance(projected, inner, hidden)
         return output, (after, noise)
 
@@ -76,6 +63,12 @@ class RecurrentDropout(CellWrapper):
         inner = self.cell.initial_state(batch_size, like)
         return inner, torch.rand(hidden_of(inner).shape, dtype=like.dtype, device=like.device)
 
+    def begin(self, state: State) -> State:
+        """The inner cell's; with ``each_call``, and in training, with new noise."""
+        inner, noise = super().begin(state)
+        assert isinstance(noise, Tensor)
+        return inner, torch.rand_like(noise) if self.each_call and self.training else noise
+
     def extra_repr(self) -> str:
-        """The probability."""
-        return f"p={self.p}"
+        """The probability, and whether each call draws anew."""
+        return f"p={self.p}" + (", each_call=True" if self.each_call else "")

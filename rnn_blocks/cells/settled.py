@@ -1,10 +1,12 @@
 """Modules whose weights are computed, by parametrisations and by hooks: computed once for a sequence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import prune
@@ -19,6 +21,9 @@ Hooks: TypeAlias = dict[int, Callable[..., Any]]
 
 WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
 """Where torch's hooks are made that compute a weight before a module's forward."""
+
+SOURCES = ("_orig", "_g", "_v")
+"""What such hooks add to a weight's name for what it is computed of."""
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -92,6 +97,56 @@ def computed(module: AnyModule) -> AnyModule:
     return plain
 
 
+@contextmanager
+def writable(module: AnyModule) -> Iterator[AnyModule]:
+    """A module to set the weights of, in place: what is computed goes to what it is computed of.
+
+    Yields:
+        The module itself, where nothing is computed; else a plain one, whose weights the module has afterwards: a
+        parametrisation is set as torch sets it, by its `right_inverse`, and a pruned weight stays pruned.
+
+    Raises:
+        ValueError: on leaving, before any weight is changed, where one that was set has no such inverse; and where one
+            is not finite once it is set, as what weight norm makes of a row of zeros.
+
+    >>> layer = prune.custom_from_mask(nn.Linear(2, 1), "weight", torch.tensor([[1.0, 0.0]]))
+    >>> with writable(layer) as plain:
+    ...     _ = nn.init.ones_(plain.weight)
+    >>> layer.weight.tolist(), layer.weight_orig.tolist()
+    ([[1.0, 0.0]], [[1.0, 1.0]])
+    """
+    plain = computed(module)
+    if plain is module:
+        yield module
+        return
+    weights: list[tuple[nn.Module, str, Tensor, Tensor]] = []  # of which module, its name, before and after
+    for twin in plain.modules():
+        part = original(twin)
+        sources = {f"{_computed_by(hook)}{end}" for hook in _weight_hooks(part).values() for end in SOURCES}
+        parameters: dict[str, Any] = twin._parameters
+        for name, weight in list(parameters.items()):
+            if name in sources:
+                del parameters[name]
+            elif weight is not None:
+                parameters[name] = weight.detach().clone()
+                weights.append((part, name, weight.detach().clone(), parameters[name]))
+    yield plain
+    written = [(part, name, after) for part, name, before, after in weights if not torch.equal(before, after)]
+    for part, name, _ in written:
+        if is_parametrized(part, name):
+            kinds = [type(one) for one in part.parametrizations[name]]  # type: ignore[index]
+            if not all(hasattr(kind, "right_inverse") for kind in kinds):
+                raise ValueError(
+                    f"{name} is computed by {', '.join(kind.__name__ for kind in kinds)} without a right_inverse to "
+                    "set it by: initialise it before it is parametrised"
+                )
+    with torch.no_grad():
+        for part, name, value in written:
+            _write(part, name, value)
+            if value.isfinite().all() and not getattr(part, name).isfinite().all():
+                raise ValueError(f"{name} cannot be set so: what computes it gives numbers that are not finite")
+
+
 def weight_names(module: nn.Module) -> set[str]:
     """The names of a module's weights, and of its parts', computed ones with what they are computed of.
 
@@ -148,6 +203,29 @@ def _weight_hooks(module: nn.Module) -> Hooks:
 
 def _computes_weights(hook: Callable[..., Any]) -> bool:
     return isinstance(hook, prune.BasePruningMethod) or type(hook).__module__ in WEIGHT_HOOKS
+
+
+def _computed_by(hook: Any) -> str:
+    """The name of the weight that a hook computes."""
+    name: str = hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name
+    return name
+
+
+def _write(part: nn.Module, name: str, value: Tensor) -> None:
+    """Set a weight, or what it is computed of."""
+    if is_parametrized(part, name):
+        setattr(part, name, value)
+        return
+    hook: Any = next((hook for hook in _weight_hooks(part).values() if _computed_by(hook) == name), None)
+    if hook is None:
+        part.get_parameter(name).copy_(value)
+        return
+    if f"{name}_orig" in part._parameters:
+        part.get_parameter(f"{name}_orig").copy_(value)
+    else:  # weight norm
+        part.get_parameter(f"{name}_g").copy_(torch.norm_except_dim(value, 2, hook.dim))
+        part.get_parameter(f"{name}_v").copy_(value)
+    hook(part, ())
 
 
 def _call(module: nn.Module, number: int, hook: Callable[..., Any], inputs: Tensor, state: State) -> Any:

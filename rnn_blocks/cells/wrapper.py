@@ -67,6 +67,10 @@ class CellWrapper(Cell):
         """The inner cell's."""
         return self.cell.initial_state(batch_size, like)
 
+    def begin(self, state: State) -> State:
+        """The inner cell's."""
+        return (self.cell.begin(state[0]), *state[1:]) if self.keeps_state else self.cell.begin(state)
+
     def extra_repr(self) -> str:
         """Nothing: the sizes are the inner cell's, shown with it."""
         return ""

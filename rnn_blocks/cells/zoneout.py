@@ -21,7 +21,8 @@ class Zoneout(CellWrapper):
         s_t = p · s_{t-1} + (1 - p) · s̃_t                   in evaluation
 
     A unit's tensors other than ``h`` keep their values together. Unlike dropout this leaves a path on which gradients
-    pass unchanged. The noise of all steps is drawn at once, before the first of them.
+    pass unchanged. The noise of all steps is drawn at once, before the first of them (inside a Mogrifier,
+    whose inner cell reads step by step, at each step).
 
     Args:
         cell: any cell.

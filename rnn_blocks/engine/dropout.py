@@ -38,7 +38,7 @@ def dropout_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     if not _draws_bits(like):
         return torch_dropout(like.new_ones(shape), p)
     count = math.prod(shape)
-    noise = torch.empty(-(-count // 4), dtype=torch.int64).random_(-sys.maxsize - 1, None)
+    noise = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device).random_(-sys.maxsize - 1, None)
     zeroed = min(max(round(p * _LEVELS), 1), _LEVELS - 1)
     kept = noise.view(torch.int16)[:count] >= zeroed - _LEVELS // 2
     return kept.to(like.dtype).mul_(_LEVELS / (_LEVELS - zeroed)).view(tuple(shape))

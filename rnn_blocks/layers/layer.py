@@ -213,7 +213,7 @@ def checked_lengths(lengths: Tensor | Sequence[int], time: int, batch: int, devi
     tensor([3, 0])
     """
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, dtype=None if len(lengths) else torch.int64)
+        lengths = torch.tensor(lengths, dtype=None if len(lengths) else torch.int64, device="cpu")
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(
             f"lengths must be {batch} integers, one a sequence, got {lengths.dtype} of shape {tuple(lengths.shape)}"

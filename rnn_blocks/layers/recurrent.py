@@ -74,6 +74,7 @@ class Recurrent(Layer):
                 )
             return cell.scan(inputs, state, lengths=lengths, resets=resets)
         fresh = None if resets is None else self.cell.initial_state(inputs.shape[1], inputs)
+        state = cell.begin(state)
         projected = cell.project(inputs)
         if engine in ("fused", "compiled"):
             return run_fused(

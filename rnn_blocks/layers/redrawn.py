@@ -5,6 +5,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from rnn_blocks.cells.settled import writable
+
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -17,8 +19,9 @@ def redrawn(module: AnyModule) -> AnyModule:
     False
     """
     twin = copy.deepcopy(module)
-    for part in reversed(list(twin.modules())):  # the outer ones last: they may set their parts' weights
-        reset = getattr(part, "reset_parameters", None)
-        if callable(reset):
-            reset()
+    with writable(twin) as plain:
+        for part in reversed(list(plain.modules())):  # the outer ones last: they may set their parts' weights
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
     return twin

@@ -133,7 +133,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
             offset = offset + bias[targets]
         product = packed_product(hidden) if packing_pays(hidden) else None
         transposed = hidden.t()
-        total = torch.zeros(rows)
+        total = hidden.new_zeros(rows)
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         tiles = []
         for start in range(0, len(weight), TILE):
@@ -163,7 +163,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
             grad_weight.index_add_(0, targets, hidden, alpha=-1 / all_rows)
         if need_bias:
             grad_bias = torch.cat([tile @ scale for tile in tiles])
-            grad_bias.index_add_(0, targets, torch.ones(rows), alpha=-1 / all_rows)
+            grad_bias.index_add_(0, targets, hidden.new_ones(rows), alpha=-1 / all_rows)
         ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         return losses.sum() / all_rows
 

@@ -4,7 +4,19 @@ import torch
 import zoo_wrappers
 from torch.testing import assert_close
 
-from rnn_blocks import GRUCell, Leaky, LSTMCell, Recurrent, RecurrentDropout, Zoneout
+from rnn_blocks import (
+    Cell,
+    Clockwork,
+    DeepInput,
+    GRUCell,
+    Leaky,
+    LSTMCell,
+    Mogrifier,
+    Recurrent,
+    RecurrentDropout,
+    SkipThroughTime,
+    Zoneout,
+)
 from rnn_blocks.engine import hidden_of, state_tensors
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -121,7 +133,7 @@ def test_each_call_may_draw_a_mask_of_its_own():
     start = (torch.randn(3, 40), cell.initial_state(3, torch.zeros(1))[1])
     first, state = mask_seen(cell, 4, start)
     second, _ = mask_seen(cell, 3, state)
-    assert torch.equal(state[1], start[1])
+    assert torch.equal(state[1] >= 0.5, first[0] != 0)  # the state has the noise that was drawn
     for masks in (first, second):
         assert_close(masks, masks[:1].expand_as(masks))
         assert_close(masks.unique().sort()[0].round(decimals=4).unique(), torch.tensor([0.0, 2.0]))
@@ -129,13 +141,60 @@ def test_each_call_may_draw_a_mask_of_its_own():
     assert_close(mask_seen(cell.eval(), 3, state)[0], torch.ones(3, 3, 40))
 
 
-def test_a_sequence_that_starts_afresh_gets_another_mask():
-    cell = RecurrentDropout(GRUCell(2, 40), p=0.5)
+class Keeping(Cell):
+    """Gives what its recurrent connections read, and remembers ones."""
+
+    fusable = True
+
+    def advance(self, projected, state, hidden):
+        return hidden + 0 * projected.sum(), state
+
+    def step(self, projected, state):
+        return self.advance(projected, state, state)
+
+    def initial_state(self, batch_size, like):
+        return like.new_ones(batch_size, self.hidden_size)
+
+
+AROUND = {
+    "mogrifier": Mogrifier,
+    "skip": lambda cell: SkipThroughTime(cell, delay=2),
+    "clockwork": lambda cell: Clockwork(cell, [1]),
+    "zoneout": lambda cell: Zoneout(cell, p=0.5),
+    "leaky": lambda cell: Leaky(cell, time_constant=2.0),
+    "deep-input": lambda cell: DeepInput(cell, layers=1),
+    "mogrifier-skip": lambda cell: Mogrifier(SkipThroughTime(cell, delay=2)),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+@pytest.mark.parametrize("wrap", AROUND.values(), ids=AROUND)
+def test_each_call_draws_one_mask_whatever_is_around(wrap, engine):
+    inner = RecurrentDropout(Keeping(2, 40), p=0.5, each_call=True)
+    layer, state, seen = Recurrent(wrap(inner), engine=engine), None, []
+    for _ in range(2):
+        outputs, state = layer(torch.randn(3, 5, 2), state)
+        seen.append(outputs != 0)
+        assert torch.equal(seen[-1], seen[-1][:, :1].expand(3, 5, 40))
+        assert 0.3 < seen[-1].float().mean() < 0.7
+    assert not torch.equal(*seen)
+
+
+def test_a_step_by_itself_is_a_call():
+    layer = Recurrent(RecurrentDropout(Keeping(2, 40), p=0.5, each_call=True))
+    first, state = layer.step(torch.randn(3, 2))
+    second, _ = layer.step(torch.randn(3, 2), state)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("each_call", [False, True])
+def test_a_sequence_that_starts_afresh_gets_another_mask(each_call):
+    cell = RecurrentDropout(GRUCell(2, 40), p=0.5, each_call=each_call)
     resets = torch.zeros(3, 6, dtype=torch.bool)
     resets[1, 4] = True
     _, noise = start = cell.initial_state(3, torch.zeros(1))
     _, (_, after) = Recurrent(cell)(torch.randn(3, 6, 2), start, resets=resets)
-    assert torch.equal(after[[0, 2]], noise[[0, 2]])
+    assert torch.equal(after[[0, 2]], noise[[0, 2]]) != each_call
     assert not torch.equal(after[1], noise[1])
     assert not torch.equal(after[1], noise[0])
 
@@ -165,6 +224,13 @@ def test_evaluation_has_no_randomness_and_training_has(make):
         assert not torch.equal(layer(inputs)[0], layer(inputs)[0])
         layer.eval()
         assert torch.equal(layer(inputs)[0], layer(inputs)[0])
+
+
+def test_each_call_is_told_of():
+    assert repr(RecurrentDropout(GRUCell(2, 3), 0.5, each_call=True)).startswith(
+        "RecurrentDropout(\n  p=0.5, each_call=True\n"
+    )
+    assert repr(RecurrentDropout(GRUCell(2, 3), 0.5)).startswith("RecurrentDropout(\n  p=0.5\n")
 
 
 def test_evaluation_reads_everything_whatever_the_noise():

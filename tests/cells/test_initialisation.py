@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
 from rnn_blocks import (
@@ -304,6 +305,70 @@ def test_wrappers_layers_and_stacks_are_reached_through():
             assert cell.bias.sum() == 8
             blocks = squares_of(cell.weight_hh)
             assert_close(blocks @ blocks.mT, torch.eye(8).expand_as(blocks), rtol=1e-5, atol=1e-5)
+
+
+COMPUTED = {
+    "weight norm": lambda cell, name: parametrizations.weight_norm(cell, name),
+    "older weight norm": lambda cell, name: nn.utils.weight_norm(cell, name),
+    "pruned": lambda cell, name: prune.identity(cell, name),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED)
+@pytest.mark.parametrize("init", STRINGS)
+def test_computed_weights_are_set_as_plain_ones_are(init, compute):
+    plain = LSTMCell(*SIZES)
+    cell = Leaky(copy.deepcopy(plain), time_constant=2.0)
+    for name in ("weight_ih", "weight_hh"):
+        compute(cell.cell, name)
+    prune.identity(cell.cell, "bias")
+    for module in (plain, cell):
+        torch.manual_seed(1)
+        assert initialise(module, init) is module
+    plain(torch.randn(3, 5))
+    cell.cell(torch.randn(3, 5))  # before which they are computed
+    for name, value in plain.named_parameters():
+        assert_close(getattr(cell.cell, name), value, rtol=1e-5, atol=1e-6)
+
+
+def test_pruned_weights_stay_pruned():
+    cell = ElmanCell(3, 3)
+    mask = torch.tensor([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    prune.custom_from_mask(cell, "weight_hh", mask)
+    init_identity(cell)
+    assert torch.equal(cell.weight_hh, torch.eye(3) * mask)
+    assert torch.equal(cell.weight_hh_orig, torch.eye(3))
+    assert cell.weight_hh_orig.requires_grad
+
+
+class Clamped(nn.Module):
+    def forward(self, weight):
+        return weight.clamp(-0.2, 0.2)
+
+
+def test_a_parametrised_weight_that_cannot_be_set_is_named_and_nothing_is_changed():
+    cell = LSTMCell(*SIZES)
+    parametrize.register_parametrization(cell, "bias", Clamped())
+    before = values_of(cell)
+    for init in ("torch", "orthogonal+chrono(9)", "unit-forget-bias"):
+        with pytest.raises(ValueError, match="bias is computed by Clamped without a right_inverse"):
+            initialise(cell, init)
+        assert not changed(before, cell)
+
+
+def test_a_row_of_zeros_under_weight_norm_is_refused():
+    cell = LSTMCell(*SIZES)
+    parametrizations.weight_norm(cell, "bias")
+    with pytest.raises(ValueError, match=r"bias cannot be set so: .* not finite"):
+        initialise(cell, "orthogonal")
+
+
+def test_a_parametrised_weight_that_stays_as_it_is_needs_no_inverse():
+    cell = LSTMCell(*SIZES)
+    parametrize.register_parametrization(cell, "weight_hh", Clamped())
+    init_unit_forget_bias(cell)
+    assert cell.bias[8:16].tolist() == [1.0] * 8
 
 
 def test_weights_stay_parameters_that_can_be_trained():

@@ -57,6 +57,12 @@ def test_parts_near_the_ends_stay_finite(p):
     assert dropout(torch.ones(1000), p).isfinite().all()
 
 
+def test_noise_lies_with_the_inputs_whatever_torchs_default_device_is():
+    inputs = torch.ones(8)
+    with torch.device("meta"):
+        assert dropout(inputs, 0.5).device.type == "cpu"
+
+
 def test_in_evaluation_and_without_a_part_nothing_is_done():
     inputs = torch.randn(3)
     assert dropout(inputs, 0.5, training=False) is inputs

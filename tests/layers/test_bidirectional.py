@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
 
 from rnn_blocks import GRU, LSTM, Bidirectional, GRUCell, LanguageModel, LSTMCell, Recurrent, Stack
@@ -145,3 +146,9 @@ def test_directions_that_do_not_fit_are_refused():
 def test_another_merge_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="merge must be one of 'concat', 'sum', 'mean', got 'max'"):
         Bidirectional(GRU(3, 4), merge="max")
+
+
+def test_the_way_back_of_a_parametrised_layer_has_weights_of_its_own():
+    ahead = Recurrent(weight_norm(GRUCell(3, 4), "weight_hh"))
+    layer = Bidirectional(ahead)
+    assert not torch.allclose(layer.backward_layer.cell.weight_hh, ahead.cell.weight_hh, atol=0.01)

@@ -248,9 +248,39 @@ def test_it_learns_a_text_that_repeats_itself() -> None:
         assert learnt["perplexity"] < 0.7 * plain
 
 
+@pytest.mark.parametrize("with_cache", [False, True])
+@pytest.mark.parametrize("method", ["sgd", "rms"])
+def test_it_learns_within_inference_mode_of_text_that_was_made_there(method: str, with_cache: bool) -> None:
+    model, dynamic = make_model(), DynamicEvaluation(method)
+    cache = NeuralCache(7) if with_cache else None
+
+    def losses() -> dict[str, Tensor]:
+        batches = make_stream(2, [7, 6])
+        squares = mean_squared_gradients(model, batches)
+        found = evaluate_adaptively(model, batches, dynamic=dynamic, mean_squares=squares, cache=cache)
+        return {name: loss.compute()["loss"] for name, loss in found.items()}
+
+    expected = losses()
+    with torch.inference_mode():
+        torch.testing.assert_close(losses(), expected)
+
+
+def test_where_all_weights_are_frozen_there_is_nothing_to_adapt() -> None:
+    model, batches = make_model().requires_grad_(False), make_stream(2, [5])
+    for run in (
+        lambda: evaluate_adaptively(model, batches, dynamic=DynamicEvaluation("sgd")),
+        lambda: mean_squared_gradients(model, batches),
+    ):
+        with pytest.raises(ValueError, match="all weights of this LanguageModel are frozen"):
+            run()
+
+
 def test_rms_without_its_statistics_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs the mean squares of all"):
-        evaluate_adaptively(make_model(), make_stream(2, [5]), dynamic=DynamicEvaluation("rms"))
+    batches, dynamic = make_stream(2, [5]), DynamicEvaluation("rms")
+    wider = mean_squared_gradients(LanguageModel(LSTM(7, 7), VOCABULARY), batches)
+    for squares in (None, wider):
+        with pytest.raises(ValueError, match="needs the mean squares of all"):
+            evaluate_adaptively(make_model(), batches, dynamic=dynamic, mean_squares=squares)
     with pytest.raises(ValueError, match="no training text"):
         mean_squared_gradients(make_model(), [])
 

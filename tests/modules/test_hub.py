@@ -1,5 +1,6 @@
 """Models in a folder, and back: by huggingface_hub's mixin, on the disk alone."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -21,6 +22,7 @@ from rnn_blocks import (
     LSTM,
     RHN,
     Bidirectional,
+    Cell,
     ClozeModel,
     Elman,
     GRUCell,
@@ -34,6 +36,7 @@ from rnn_blocks import (
     Stack,
     VariationalDropout,
     WeightDrop,
+    cells,
 )
 from rnn_blocks.modules.described import NotDescribableError, describe, rebuild
 from rnn_blocks.modules.hub import Pretrained
@@ -129,6 +132,57 @@ def test_a_layer_is_made_again_from_what_describes_it(name):
     with torch.no_grad():
         assert_close(again(inputs, state), layer(inputs, state), rtol=0, atol=0)
     assert repr(again) == repr(layer)
+
+
+REQUIRED = {
+    "input_size": 3,
+    "hidden_size": 4,
+    "periods": [1, 2],
+    "layers": 2,
+    "time_constant": 3.0,
+    "delay": 3,
+    "p": 0.3,
+}
+OTHERWISE = {
+    "activation": "relu",
+    "candidate": "positive",
+    "depth": 2,
+    "each_call": True,
+    "eps": 1e-3,
+    "forget_gate": "exponential",
+    "input_size": 5,
+    "learned": True,
+    "max_phase": 1.0,
+    "num_heads": 2,
+    "output_size": 6,
+    "r_max": 0.9,
+    "r_min": 0.2,
+    "rank": 2,
+    "reset_after": False,
+    "rounds": 3,
+    "shortcut": True,
+    "strength": 0.25,
+    "time_constant": [2.0, 9.0],
+    "transform_bias": -1.0,
+    "width": 5,
+}
+OPTIONS = [
+    (kind, parameter)
+    for kind in vars(cells).values()
+    if isinstance(kind, type) and issubclass(kind, Cell)
+    for parameter in inspect.signature(kind).parameters.values()
+    if parameter.default is not parameter.empty
+]
+
+
+@pytest.mark.parametrize(("kind", "option"), OPTIONS, ids=[f"{kind.__name__} {one.name}" for kind, one in OPTIONS])
+def test_every_option_of_a_cell_is_told_from_it(kind, option):
+    required = [one for one in inspect.signature(kind).parameters.values() if one.default is one.empty]
+    given = {one.name: GRUCell(3, 4) if one.name == "cell" else REQUIRED[one.name] for one in required}
+    nonlinearity = "tanh" if option.default == "relu" else "relu"
+    value = nonlinearity if option.name == "nonlinearity" else OTHERWISE[option.name]
+    assert value != option.default
+    assert describe(kind(**given, **{option.name: value}))["init_args"][option.name] == value
 
 
 def test_to_describe_a_layer_draws_no_random_number():

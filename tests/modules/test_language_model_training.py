@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import rnn_blocks
 from rnn_blocks import GRU, LSTM, LanguageModel, TextBatch, map_state
+from rnn_blocks.cells.slstm import EMPTY
 from rnn_blocks.engine import state_tensors
 
 # Lightning's advice on trainings without validation.
@@ -294,6 +295,33 @@ def test_a_loss_that_is_not_finite_does_not_hand_on_its_state():
         model.embedding.weight[batches[1].inputs[0, -1]] = math.nan
     model._loss(batches[1], "train")
     assert all((tensor == 0).all() for tensor in state_tensors(model._carried["train"]))
+
+
+def test_after_a_loss_that_is_not_finite_the_layer_starts_as_it_says():
+    """Zeros would be noise that drops every unit, and no learned state."""
+    cell = rnn_blocks.RecurrentDropout(rnn_blocks.LearnedState(rnn_blocks.SLSTMCell(6, 6)), p=0.5)
+    layer = rnn_blocks.Stack([rnn_blocks.VariationalDropout(6, 0.5), rnn_blocks.Recurrent(cell)])
+    model = make_model(layer=layer)
+    with torch.no_grad():
+        cell.cell.starts[0].fill_(0.5)
+        model.embedding.weight.fill_(math.nan)
+    (batch,) = make_stream(3, [4])
+    assert model._loss(batch, "train").isnan()
+    locked, (((h, _, m), noise)) = model._carried["train"]
+    assert not h.requires_grad
+    assert (h == 0.5).all()
+    assert torch.equal(m, torch.full_like(m, EMPTY))
+    assert all(len(drawn.unique()) == drawn.numel() for drawn in (locked, noise))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_clock_goes_on_in_whole_steps(precision):
+    """Past 256, where numbers of bfloat16 lie two apart."""
+    model = make_model(layer=rnn_blocks.Recurrent(rnn_blocks.Clockwork(rnn_blocks.GRUCell(6, 6), [1, 8])))
+    fit(model, make_stream(2, [150, 150, 7]), precision=precision)
+    _, count = model._carried["train"]
+    assert count.dtype == torch.int64
+    assert (count == 307).all()
 
 
 def test_a_batch_without_targets_hands_on_its_state():

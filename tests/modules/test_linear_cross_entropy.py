@@ -231,6 +231,25 @@ def test_autocast_takes_the_plain_way(count_tiled, monkeypatch):
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
+def test_whatever_torchs_default_dtype_is(with_bias, count_tiled):
+    found = problem(6, 5, 30, with_bias=with_bias)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert_as_in_float64(*found)
+        assert linear_cross_entropy(*found).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert count_tiled == [6, 6]
+
+
+def test_whatever_torchs_default_device_is():
+    found = problem(6, 5, 30)
+    with torch.device("meta"):
+        loss, gradients = differentiated(linear_cross_entropy, *found)
+    assert {tensor.device.type for tensor in (loss, *gradients)} == {"cpu"}
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
 def test_where_bfloat16_is_slow_autocast_multiplies_its_numbers_in_float32(with_bias, count_tiled, monkeypatch):
     monkeypatch.setitem(SETTINGS, "multiplies_slowly", lambda dtype, _: dtype == torch.bfloat16)
     hidden, weight, bias, targets = problem(6, 4, 7)

@@ -170,6 +170,20 @@ def test_samples_are_drawn_where_the_model_is(device):
         assert [one.attention.device.type for one in samples] == ["cpu"] * 3
 
 
+def test_a_search_lies_with_the_model_whatever_torchs_default_device_is():
+    model = RandomModel(300, seed=1)
+    state, memory, real = model.sources([3, 2])
+
+    def step(tokens, state, memory):
+        found = model(tokens, state, memory)
+        return found._replace(logits=found.logits.float())  # of which the normaliser is reckoned in blocks
+
+    with torch.device("meta"):
+        found = greedy_search(model, state, memory, **IDS, max_length=6, source_lengths=real)
+    expected = greedy_search(step, state, memory, **IDS, max_length=6, source_lengths=real)
+    assert [best.tokens for (best,) in found] == [best.tokens for (best,) in expected]
+
+
 @given(
     batch=st.integers(1, 3),
     groups=st.integers(1, 2),

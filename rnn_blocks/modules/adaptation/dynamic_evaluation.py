@@ -83,13 +83,15 @@ class DynamicEvaluation:
             mean_squares: of the gradients, by parameter names, for ``"rms"``.
 
         Raises:
-            ValueError: for ``"rms"`` without the mean squares, or with those of another model.
+            ValueError: for ``"rms"`` without the mean squares, or with those of another model, and for a model whose
+                weights are all frozen.
         """
-        named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        named = _learning(model)
         rates: list[Tensor] | float = self.rate
         decays: list[Tensor] | float = float(self.decay)
         if self.method == "rms":
-            if mean_squares is None or mean_squares.keys() != named.keys():
+            shapes = {name: weight.shape for name, weight in named.items()}
+            if mean_squares is None or {name: each.shape for name, each in mean_squares.items()} != shapes:
                 raise ValueError(
                     "method 'rms' needs the mean squares of all of the model's gradients on training text: "
                     "give what mean_squared_gradients(model, batches) returns"
@@ -158,7 +160,7 @@ def mean_squared_gradients(model: LanguageModel, batches: Iterable[TextBatch]) -
         By parameter name, in the parameter's shape; of those that need a gradient.
 
     Raises:
-        ValueError: where there is no batch.
+        ValueError: where there is no batch, or all of the model's weights are frozen.
 
     >>> import rnn_blocks
     >>> model = LanguageModel(rnn_blocks.LSTM(4, 4), vocab_size=9)
@@ -167,16 +169,16 @@ def mean_squared_gradients(model: LanguageModel, batches: Iterable[TextBatch]) -
     >>> squares["output.bias"].shape
     torch.Size([9])
     """
-    named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    sums = [torch.zeros_like(weight, requires_grad=False) for weight in named.values()]
+    named = _learning(model)
     state: State | None = None
     count = 0
     with differentiable_evaluation(model):
+        sums = [torch.zeros_like(weight, requires_grad=False) for weight in named.values()]
         for batch in batches:
             if not bool((batch.targets != IGNORED).any()):
                 continue
-            targets = batch.targets.to(model.device).t().flatten()
-            hidden, state = model.hidden(batch.inputs.to(model.device), None if batch.fresh else state)
+            inputs, targets = ids_for(model, batch.inputs), ids_for(model, batch.targets).t().flatten()
+            hidden, state = model.hidden(inputs, None if batch.fresh else state)
             state = detach_state(state)
             loss = model.next_token_loss(hidden.flatten(0, 1), targets)
             gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
@@ -186,6 +188,19 @@ def mean_squared_gradients(model: LanguageModel, batches: Iterable[TextBatch]) -
         raise ValueError("there is no training text to take gradients on: batches is empty")
     torch._foreach_div_(sums, count)
     return dict(zip(named, sums, strict=True))
+
+
+def ids_for(model: LanguageModel, ids: Tensor) -> Tensor:
+    """Ids where the model is; those made in inference mode as a copy, without which no gradient could be taken."""
+    ids = ids.to(model.device)
+    return ids.clone() if ids.is_inference() else ids
+
+
+def _learning(model: nn.Module) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not named:
+        raise ValueError(f"all weights of this {type(model).__name__} are frozen: there is none that could adapt")
+    return named
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rnn_blocks.modules.adaptation.dynamic_evaluation import (
     AdaptedWeights,
     DynamicEvaluation,
     differentiable_evaluation,
+    ids_for,
 )
 from rnn_blocks.modules.adaptation.neural_cache import CachedText
 from rnn_blocks.modules.adaptation.segments import IGNORED, segments
@@ -58,7 +59,7 @@ def evaluate_adaptively(
         ``cache`` given, that of the same mixed with the cache.
 
     Raises:
-        ValueError: for ``"rms"`` without its mean squares.
+        ValueError: for ``"rms"`` without its mean squares, and for ``dynamic`` where all weights are frozen.
         FloatingPointError: where dynamic evaluation diverges.
 
     >>> import rnn_blocks
@@ -70,7 +71,6 @@ def evaluate_adaptively(
     >>> {name: loss.compute()["perplexity"].item() < 20 for name, loss in learnt.items()}
     {'model': True, 'cache': True}
     """
-    losses = {name: TokenLoss().to(model.device) for name in ("model", *(["cache"] if cache else []))}
     state: State | None = None
     text: CachedText | None = None
     adapted: AdaptedWeights | None = None
@@ -82,10 +82,11 @@ def evaluate_adaptively(
         else:
             stack.enter_context(model.evaluating())
             stack.enter_context(torch.no_grad())
+        losses = {name: TokenLoss().to(model.device) for name in ("model", *(["cache"] if cache else []))}
         for number, batch in enumerate(batches, start=1):
             if batch.fresh:
                 state = text = None
-            inputs, targets = batch.inputs.to(model.device), batch.targets.to(model.device)
+            inputs, targets = ids_for(model, batch.inputs), ids_for(model, batch.targets)
             hidden, state = model.hidden(inputs, state)  # (time, lanes, features)
             state = detach_state(state)
             num_tokens = (batch.targets != IGNORED).sum()  # where the batch lies, mostly on the host

@@ -40,6 +40,9 @@ def tune_cache(
         dynamic: dynamic evaluation that the cache will go with.
         mean_squares: of the gradients, for its method ``"rms"``.
 
+    Raises:
+        ValueError: where there is no text.
+
     >>> import rnn_blocks
     >>> model = LanguageModel(rnn_blocks.LSTM(8, 8), vocab_size=20)
     >>> text = torch.arange(5).repeat(1, 9)
@@ -97,6 +100,9 @@ def tune_dynamic_evaluation(
         tune_lr: whether the learning rate is chosen.
         tune_decay: whether the decay is.
 
+    Raises:
+        ValueError: where there is no text.
+
     >>> import rnn_blocks
     >>> model = LanguageModel(rnn_blocks.LSTM(8, 8), vocab_size=20)
     >>> text = torch.arange(5).repeat(1, 9)
@@ -109,6 +115,8 @@ def tune_dynamic_evaluation(
             losses = evaluate_adaptively(model, batches(), dynamic=candidate, mean_squares=mean_squares)
         except FloatingPointError:
             return math.inf
+        if not losses["model"].tokens:
+            raise ValueError("there is no text to choose the numbers of dynamic evaluation on: batches is empty")
         return losses["model"].compute()["loss"].item()
 
     known: dict[DynamicEvaluation, float] = {}

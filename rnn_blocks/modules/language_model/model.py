@@ -236,7 +236,10 @@ class LanguageModel(Writing):
         loss = self.next_token_loss(hidden.flatten(0, 1), targets)
         num_tokens = (targets != -100).sum()
         sound = loss.isfinite() | (num_tokens == 0)  # else the state would spoil every batch to come
-        self._carried[stage] = map_state(lambda tensor: torch.where(sound, tensor, 0.0), detach_state(state))
+        fresh = self.layer.initial_state(len(batch.inputs), self.embedding.weight)
+        self._carried[stage] = detach_state(
+            map_state(lambda tensor, start: torch.where(sound, tensor, start.to(tensor.dtype)), state, fresh)
+        )
         self.statistics(stage).update(loss, num_tokens, batch.num_bytes)
         return loss + self._penalty(outputs, hidden) if stage == "train" else loss
 

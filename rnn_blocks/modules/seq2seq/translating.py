@@ -185,8 +185,8 @@ class Translating(TokenModule):
         if source.dim() != 2 or source.is_floating_point():
             raise ValueError(f"source must be ids, (batch, source), got {source.dtype} of shape {tuple(source.shape)}")
         if lengths is None:
-            lengths = torch.full((len(source),), source.shape[1])
-        lengths = torch.as_tensor(lengths)
+            lengths = torch.full((len(source),), source.shape[1], device="cpu")
+        lengths = lengths if isinstance(lengths, Tensor) else torch.tensor(lengths, device="cpu")
         if lengths.shape != (len(source),) or lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise ValueError(
                 f"source_lengths must be {len(source)} integers, one a source, got {lengths.dtype} of shape "

@@ -40,7 +40,7 @@ class History:
             scores: where it ends with this token, else minus infinity.
             attention: ``(batch, beam, source)``, if it is wanted at the end.
         """
-        owners = torch.tensor(self.sentences).repeat_interleave(rows.numel() // len(rows))
+        owners = torch.tensor(self.sentences, device="cpu").repeat_interleave(rows.numel() // len(rows))
         self._owners.append(owners)
         self._rows.append(rows.flatten())
         self._tokens.append(tokens.flatten())

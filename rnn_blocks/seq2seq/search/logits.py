@@ -64,8 +64,8 @@ class StepLogits:
         largest = self.maxima.amax(-1).flatten()  # (rows,)
         rows = self.logits.flatten(0, 1)  # (rows, vocab)
         chunk = max(1, min(len(rows), CHUNK // self.vocab_size))
-        powers = torch.empty(chunk, self.vocab_size)
-        total = torch.empty(len(rows))
+        powers = rows.new_empty(chunk, self.vocab_size)
+        total = rows.new_empty(len(rows))
         shift = (largest * -math.log2(math.e)).unsqueeze(-1)
         for part, by, sums in zip(rows.split(chunk), shift.split(chunk), total.split(chunk), strict=True):
             power = torch.add(by, part, alpha=math.log2(math.e), out=powers[: len(part)])
