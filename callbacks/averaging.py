@@ -17,6 +17,7 @@ from rnn_blocks.callbacks.trainer import (
     is_fitting,
     log_metrics,
     rank_zero_info,
+    rank_zero_warn,
     refuse_sharded_parameters,
 )
 
@@ -53,7 +54,12 @@ class NonMonotonicAveraging(Callback):
     are the averages: by each validation, in each checkpoint's ``"state_dict"`` (so that a `ModelCheckpoint` keeps those
     of the best validation, and whoever loads it needs nothing of this), and in the module when the fit has ended. The
     last weights lie in the checkpoint beside them, and a resumed training is the undisturbed one bit for bit (in
-    the middle of an epoch from Lightning 2.5 on: 2.4 itself begins there a batch early).
+    the middle of an epoch from Lightning 2.5 on: 2.4 itself begins there a batch early). A module's own
+    `on_validation_epoch_end` still sees the averages, its `on_validation_end`, which comes last, the last weights.
+
+    A further fit of the same Trainer goes on from the last weights. Where other weights have been put into the module
+    since, it goes on from those, and averages them alone. A parameter that is added later is averaged as if it had been
+    what it is from the beginning.
 
     Only parameters are averaged; buffers (running statistics of batch normalisation) are those of the last step.
     Weights of 16 bits are averaged in 32. Logged once, as it begins: ``averaging/started_at_step``, the optimizer step.
@@ -79,8 +85,8 @@ class NonMonotonicAveraging(Callback):
     """
 
     def __init__(self, monitor: str = "val/loss", n: int = 5, *, mode: Literal["min", "max"] = "min") -> None:
-        if n < 0:
-            raise ValueError(f"NonMonotonicAveraging: n is {n!r}; it must be at least 0")
+        if not isinstance(n, int) or n < 0:
+            raise ValueError(f"NonMonotonicAveraging: n is {n!r}; it must be a whole number, at least 0")
         if mode not in ("min", "max"):
             raise ValueError(f"NonMonotonicAveraging: mode is {mode!r}; it must be 'min' or 'max'")
         self.monitor = monitor
@@ -149,6 +155,15 @@ class NonMonotonicAveraging(Callback):
         # after the checkpoints of a validation, some of which (`save_weights_only`) hold what is in the module
         go_last(trainer, _GoOnFromLast(self))
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin afresh where somebody has put other weights in the place of the averages that an earlier fit left."""
+        if self._last is not None and not self._is_in(pl_module):
+            rank_zero_warn(
+                "NonMonotonicAveraging: the module no longer holds the averages that the last fit has left in it. This "
+                "one goes on from the weights that it holds, and averages them alone"
+            )
+            self._last, self._averages, self._count = None, {}, 0
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on from the last weights where an earlier fit has left the averages."""
         self.use_last(pl_module)
@@ -192,8 +207,7 @@ class NonMonotonicAveraging(Callback):
             self._started_at_step = self._updated_at_step = trainer.global_step
             self._count = 1
             self._averages = {
-                name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-                for name, parameter in _averaged_parameters(pl_module).items()
+                name: _first_average(parameter) for name, parameter in _averaged_parameters(pl_module).items()
             }
             rank_zero_info(
                 f"NonMonotonicAveraging: averages the weights from step {trainer.global_step} on: {self.monitor} is "
@@ -216,7 +230,7 @@ class NonMonotonicAveraging(Callback):
         names = {parameter: name for name, parameter in parameters.items()}
         averages = checkpoint["callbacks"][self.state_key]["averages"]  # the same tensors, which are written once
         for alias, parameter in pl_module.named_parameters(remove_duplicate=False):  # tied weights have several names
-            if parameter in names and alias in checkpoint["state_dict"]:
+            if names.get(parameter) in averages and alias in checkpoint["state_dict"]:
                 checkpoint["state_dict"][alias] = averages[names[parameter]].to(parameter.dtype)
 
     @torch.no_grad()
@@ -243,12 +257,22 @@ class NonMonotonicAveraging(Callback):
         if self._last is None:
             return
         for name, parameter in _averaged_parameters(module).items():
-            parameter.copy_(self._last[name])
+            if name in self._last:
+                parameter.copy_(self._last[name])
         self._last = None
+
+    def _is_in(self, module: LightningModule) -> bool:
+        """Whether a module holds the averages."""
+        parameters = _averaged_parameters(module)
+        averages = self._averages.items()
+        return all(name in parameters and _holds(parameters[name].detach(), average) for name, average in averages)
 
     def _put_on_devices(self, parameters: dict[str, nn.Parameter]) -> None:
         # a checkpoint is loaded before the module goes to its device
-        self._averages = {name: self._averages[name].to(parameter.device) for name, parameter in parameters.items()}
+        self._averages = {
+            name: self._averages[name].to(parameter.device) if name in self._averages else _first_average(parameter)
+            for name, parameter in parameters.items()
+        }
 
 
 class _GoOnFromLast(Callback):
@@ -260,6 +284,15 @@ class _GoOnFromLast(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fitting(trainer):
             self._averaging.use_last(pl_module)
+
+
+def _first_average(parameter: Tensor) -> Tensor:
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+
+
+def _holds(weight: Tensor, average: Tensor) -> bool:
+    own = average.to(weight)
+    return weight.shape == own.shape and bool(((weight == own) | (weight.isnan() & own.isnan())).all())
 
 
 def _averaged_parameters(module: LightningModule) -> dict[str, nn.Parameter]:

@@ -57,8 +57,8 @@ class GradientFlowMonitor(Callback):
       …, on any engine (but not where single steps are taken by ``layer.step``);
     - torch's `nn.LSTM`, `nn.GRU` and `nn.RNN`, as `<name>`, or, where there are several, `<name>.l0`,
       `<name>.l0_reverse`, `<name>.l1`, …: batch first or not, bidirectional, with dropout between layers, packed,
-      without a batch. Left out with a warning: projections (``proj_size``), and dropout between cuDNN's layers, whose
-      masks cannot be had;
+      without a batch. Left out with a warning: projections (``proj_size``), dropout between cuDNN's layers, whose masks
+      cannot be had, and subclasses that take or give something else;
     - any other module by a function in `states`.
 
     ======================================  ===========================================================================
@@ -69,7 +69,8 @@ class GradientFlowMonitor(Callback):
     *Distance* is counted from the end of each sequence, in the direction in which a layer goes through it: for a
     backward layer from the first step. At each distance the norm is that over the whole batch; where sequences have
     different lengths, over those that reach so far, scaled up to the whole batch. Several calls of a layer in one
-    training step count as one larger batch.
+    training step count as one larger batch, and several backward passes of one as that of the sum of their losses.
+    What else is differentiated in a step, such as a penalty's norm, does not count.
 
     *Loss at every step.* With one loss at the end the curve is that of the textbooks. With a loss at every step (a
     language model) each step's own gradient comes in on the way, and the curve stays level even if none of it reaches
@@ -85,7 +86,7 @@ class GradientFlowMonitor(Callback):
     *Cost.* Between measuring steps nothing. On a CPU a measuring step takes 1.2 times an ordinary one for a language
     model of 2 × 200 LSTM units and 10,000 words, 1.4 times for 2 × 650, and 2.0 to 2.4 times where the recurrence is
     all there is (`tests/benchmarks/gradient_flow_cost.py`): with one in 500, less than 0.3 %. For its duration it keeps
-    a copy of the recurrent layers' weights and their inputs; the norms are read in one transfer. A figure takes some
+    a copy of the recurrent layers' weights, inputs and outputs; the norms are read in one transfer. A figure takes some
     tenths of a second.
 
     *Under torch.compile* torch's own layers are measured as ever, since its compiler leaves them as they are. This
@@ -220,20 +221,26 @@ class GradientFlowMonitor(Callback):
         due = step % self.every_n_steps == 0 and step != self._measured_at
         if not due or not self._targets or not trainer.is_global_zero:
             return
+        self._stop_recording()
         self._went_back = False
         self._recorder = FlowRecorder(self._targets, self.states, self.source)
         self._recorder.attach()
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Forget what else was differentiated, such as a penalty's norm: it is not the loss that is trained."""
+        if self._recorder is not None:
+            self._recorder.forget_gradients()
+
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run again what gradients have come back through."""
+        """Run again what gradients have come back through; under manual optimisation more may come."""
         if self._recorder is not None:
             self._went_back = True
             scaler = gradient_scaler(trainer)
-            device = pl_module.device
-            scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=device))
+            scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=pl_module.device))
             if pl_module.automatic_optimization:  # where Lightning divides the loss
-                scale = scale / trainer.accumulate_grad_batches
-            self._recorder.collect(scale)
+                self._recorder.collect(scale / trainer.accumulate_grad_batches)
+            else:
+                self._recorder.keep_gradients(scale)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -242,7 +249,10 @@ class GradientFlowMonitor(Callback):
         recorder, self._recorder = self._recorder, None
         if recorder is None:
             return
-        recorder.collect(1.0)  # what was differentiated without the Trainer's knowing
+        if self._went_back:
+            recorder.forget_gradients()
+        recorder.collect(1.0)  # else what was differentiated without the Trainer's knowing
+        unreached = recorder.unreached()
         recorder.detach()
         step = logged_step(trainer)
         metrics: dict[str, float] = {}
@@ -250,6 +260,14 @@ class GradientFlowMonitor(Callback):
             self._warn_once(name, reason)
         self._explain_silence(recorder, pl_module, step)
         curves = recorder.read()
+        for name in sorted(unreached if self._went_back else ()):
+            if name not in self.states:
+                self._warn_once(name, f"was not measured in step {step}: no gradient came back to what it gave")
+        for name in sorted(recorder.again - recorder.reached):
+            self._warn_once(
+                name,
+                "was not measured: it runs again in the backward pass (checkpoint); with use_reentrant=False it is",
+            )
         for name in self.states:
             if name in recorder.called and name not in curves:
                 self._warn_once(
@@ -279,16 +297,26 @@ class GradientFlowMonitor(Callback):
         if rows >= 1.25 * self._drawn and rows > 1:
             self._draw(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the modules as they were, where the epoch ended before its batch did (on_train_batch_start gave -1)."""
+        self._stop_recording()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the whole training."""
         self._draw(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the modules as they were, and draw what there is: it may tell why."""
+        self._stop_recording()
+        try:
+            self._draw(trainer)
+        except Exception as failure:  # of a logger whose server is gone, say: it must not hide the cause
+            rank_zero_warn(f"GradientFlowMonitor could not draw the training that broke off: {failure}")
+
+    def _stop_recording(self) -> None:
         if self._recorder is not None:
             self._recorder.detach()
             self._recorder = None
-        self._draw(trainer)
 
     def _watch(self, name: str, history: FlowHistory, rate: float, span: int) -> None:
         reach = rate**span if rate < 1 else math.exp(min(span * math.log(rate), 700.0))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,23 @@ from rnn_blocks.callbacks.gradient_flow.compiled import (
     runs_eagerly,
     was_traced,
 )
+from rnn_blocks.callbacks.gradient_flow.patched_run import Run, begin_recording, end_recording
 from rnn_blocks.callbacks.gradient_flow.replay_layer import LayerCall
-from rnn_blocks.callbacks.gradient_flow.replay_torch import TorchCall
-from rnn_blocks.callbacks.gradient_flow.state_replay import Caught, Flow, Source, flow, squared_norms
+from rnn_blocks.callbacks.gradient_flow.replay_torch import TorchCall, torchs_arguments
+from rnn_blocks.callbacks.gradient_flow.state_replay import (
+    Caught,
+    Flow,
+    ReplayError,
+    Source,
+    flow,
+    squared_norms,
+)
 from rnn_blocks.callbacks.measuring.norms import widest
 
 if TYPE_CHECKING:
     from rnn_blocks.engine import State
     from rnn_blocks.layers import Recurrent
 
-Run = Callable[..., "tuple[Tensor, State]"]
 StatesOf = Callable[[nn.Module, tuple[Any, ...], Any], Sequence[Tensor]]
 MAX_CALLS = 16
 
@@ -41,7 +48,7 @@ class StatesCall:
 
     def replay(self, source: Source) -> dict[str, Flow]:
         """The flow through them, under an empty name."""
-        reached = [self.caught.gradients.get(index, torch.zeros_like(like)) for index, like in enumerate(self.like)]
+        reached = [self.caught.kept.get(index, torch.zeros_like(like)) for index, like in enumerate(self.like)]
         squares = squared_norms(reached)
         return {"": flow(squares, None, squares.new_zeros(()))}
 
@@ -57,6 +64,8 @@ class FlowRecorder:
     Attributes:
         problems: of layers that are not measured, or not as a whole, the reason.
         called: the layers that were called where hooks see it, measured or not.
+        reached: the layers that a gradient has come back to.
+        again: the layers that were called within a backward pass.
     """
 
     def __init__(self, targets: Mapping[str, nn.Module], states: Mapping[str, StatesOf], source: Source) -> None:
@@ -66,6 +75,8 @@ class FlowRecorder:
         self.flows: dict[str, list[Flow]] = {}
         self.problems: dict[str, str] = {}
         self.called: set[str] = set()
+        self.reached: set[str] = set()
+        self.again: set[str] = set()
         self._calls: list[tuple[str, LayerCall | TorchCall | StatesCall]] = []
         self._entered: dict[str, TorchCall] = {}
         self._handles: list[RemovableHandle] = []
@@ -86,9 +97,7 @@ class FlowRecorder:
                 self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, with_kwargs=True))
             else:
-                # Stacks call their layers' `run` and not the layers, so that there is nothing for a hook to hang on.
-                patch = vars(module).setdefault("run", partial(_recorded_run, module, []))
-                patch.args[1].append((name, self))
+                begin_recording(module, name, self)
                 self._patched.append(module)
         self._open = True
 
@@ -97,26 +106,44 @@ class FlowRecorder:
         for handle in self._handles:
             handle.remove()
         for module in self._patched:
-            recorders = vars(module)["run"].args[1]  # other monitors' too, in the order of the callbacks
-            recorders[:] = [(name, recorder) for name, recorder in recorders if recorder is not self]
-            if not recorders:
-                del vars(module)["run"]
+            end_recording(module, self)
         self._handles, self._patched, self._calls, self._entered = [], [], [], {}
         self._open = False
 
+    def forget_gradients(self) -> None:
+        """What gradients have reached since the last `keep_gradients` is no part of the training."""
+        for _, call in self._calls:
+            call.caught.gradients.clear()
+
+    def keep_gradients(self, scale: Tensor | float) -> None:
+        """What they have reached is; they are `scale` times the loss's."""
+        for _, call in self._calls:
+            call.caught.keep(scale)
+
     def collect(self, scale: Tensor | float) -> None:
-        """Run those calls again that gradients have reached; the gradients are `scale` times the loss's."""
-        ready = [(name, call) for name, call in self._calls if call.caught.gradients]
-        self._calls = [(name, call) for name, call in self._calls if not call.caught.gradients]
+        """Keep gradients, and run those calls again that any were kept of."""
+        self.keep_gradients(scale)
+        ready = [(name, call) for name, call in self._calls if call.caught.kept]
+        self.reached |= {name for name, _ in ready}
+        self._calls = [(name, call) for name, call in self._calls if not call.caught.kept]
         recording, self._open = self._open, False
         try:
             for name, call in ready:
-                for suffix, found in call.replay(self.source).items():
+                try:
+                    flows = call.replay(self.source)
+                except ReplayError as reason:
+                    self.problems[name] = str(reason)
+                    continue
+                for suffix, found in flows.items():
                     whole = f"{name}.{suffix}" if suffix else name
-                    unscaled = Flow(found.sums / scale / scale, found.counts, found.error)
-                    self.flows.setdefault(whole, []).append(unscaled)
+                    sums = found.sums / call.caught.scale / call.caught.scale
+                    self.flows.setdefault(whole, []).append(Flow(sums, found.counts, found.error))
         finally:
             self._open = recording
+
+    def unreached(self) -> set[str]:
+        """The layers of which no gradient has reached a recorded call, and which have not said why themselves."""
+        return {name for name, _ in self._calls} - self.reached - self.problems.keys()
 
     def read(self) -> dict[str, tuple[list[float], float]]:
         """The norm of the gradient at each distance and the replay's error, of each recurrence: in one transfer."""
@@ -144,7 +171,10 @@ class FlowRecorder:
             return False
         self.called.add(name)
         # Without gradients there is nothing to catch; within a backward pass it is a checkpointed part's second run.
-        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+        if not torch.is_grad_enabled():
+            return False
+        if torch._C._current_graph_task_id() != -1:
+            self.again.add(name)
             return False
         if sum(name == other for other, _ in self._calls) < MAX_CALLS:
             return True
@@ -154,10 +184,13 @@ class FlowRecorder:
         )
         return False
 
-    def _run(
+    def recorded_run(
         self, name: str, layer: "Recurrent", run: Run, inputs: Tensor, state: "State", lengths: Any, resets: Any
     ) -> "tuple[Tensor, State]":
+        """The call of a layer's `run`, recorded."""
         if not self._recording(name) or self._sharded(name, layer):
+            return run(inputs, state, lengths, resets)
+        if 0 in inputs.shape[:2]:  # nothing to measure
             return run(inputs, state, lengths, resets)
         call = LayerCall(layer, inputs, state, lengths, resets)
         self._calls.append((name, call))
@@ -166,15 +199,27 @@ class FlowRecorder:
     def _enter(self, name: str, module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._entered.pop(name, None)
         if self._recording(name) and not self._sharded(name, module):
-            given: dict[str, Any] = dict(zip(("input", "hx"), args, strict=False)) | kwargs
-            self._entered[name] = TorchCall(module, given["input"], given.get("hx"))
+            given = torchs_arguments(module, args, kwargs)
+            if given is None:
+                self._unlike(name, module)
+            else:
+                self._entered[name] = TorchCall(module, *given)
 
     def _leave(self, name: str, module: nn.RNNBase, args: Any, kwargs: Any, output: Any) -> Any:
         call = self._entered.pop(name, None)
-        if call is None:
+        if call is None or 0 in call.inputs.shape[:2]:
+            return output
+        if not call.gives(output):
+            self._unlike(name, module)
             return output
         self._calls.append((name, call))
         return call.gave(output)
+
+    def _unlike(self, name: str, module: nn.RNNBase) -> None:
+        self.problems[name] = (
+            f"was not measured: it takes or gives something else than torch's {module.mode.partition('_')[0]} does; "
+            "name a function under `states` that hands out its states, if it has them"
+        )
 
     def _keep_states(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._recording(name):
@@ -191,22 +236,6 @@ class FlowRecorder:
             self.problems[name] = "has sharded weights (DTensor), which one rank cannot run again by itself"
             return True
         return False
-
-
-def _recorded_run(
-    layer: nn.Module,
-    recorders: Sequence[tuple[str, FlowRecorder]],
-    inputs: Tensor,
-    state: "State",
-    lengths: Any,
-    resets: Any,
-) -> "tuple[Tensor, State]":
-    """In the place of a layer's `run`, for all that record it."""
-    own = cast("Recurrent", layer)
-    run: Run = partial(type(own).run, own)
-    for name, recorder in recorders:
-        run = partial(recorder._run, name, own, run)
-    return run(inputs, state, lengths, resets)
 
 
 def recurrences(root: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:

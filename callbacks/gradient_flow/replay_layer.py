@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import pad
 
+from rnn_blocks.callbacks.gradient_flow.patched_run import unrecorded
 from rnn_blocks.callbacks.gradient_flow.state_replay import (
     Caught,
     Flow,
+    ReplayError,
     Source,
     Surroundings,
     Tap,
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 class LayerCall:
     """A call of `Recurrent.run`: what it was given, and with which weights.
 
-    Weights are copied: by the time of the replay they may have been stepped, resharded, or dropped again by another
-    mask (`WeightDrop`).
+    All is copied: by the time of the replay weights may have been stepped, resharded, or dropped again by another mask
+    (`WeightDrop`), and inputs, states and outputs changed in place.
 
     Args:
         layer: whose call it is.
@@ -46,8 +48,8 @@ class LayerCall:
         from rnn_blocks.engine import map_state
 
         self.layer = layer
-        self.inputs = inputs.detach()
-        self.state = map_state(Tensor.detach, state)
+        self.inputs = inputs.detach().clone()
+        self.state = map_state(lambda tensor: tensor.detach().clone(), state)
         self.lengths, self.resets = lengths, resets
         self.surroundings = Surroundings(inputs.device)
         self.weights = {
@@ -60,7 +62,7 @@ class LayerCall:
         """Note what the call gave; returns what is to be used in its place."""
         from rnn_blocks.engine import like_state, state_tensors
 
-        self.outputs = outputs.detach()
+        self.outputs = outputs.detach().clone()
         after = [self.caught.alias(index, tensor) for index, tensor in enumerate(state_tensors(state), start=1)]
         return self.caught.alias(0, outputs), like_state(state, after)
 
@@ -74,18 +76,22 @@ class LayerCall:
         engine = layer.engine
         # For the time of the replay the layer runs by the loop, and the loop by the tap: whatever else its class does
         # in `run`, such as running phases side by side, is done here too.
+        theirs = {name: value for name, value in vars(cell).items() if name == "step"}  # that somebody has put on it
         layer.engine, vars(cell)["step"] = "loop", tap
-        recorded = vars(layer).pop("run", None)  # another monitor would take this for a call of the training
         try:
-            with self.surroundings.again():
+            # another monitor would take this for a call of the training
+            with unrecorded(layer), self.surroundings.again():
                 given = (_leaf(self.inputs), map_state(_leaf, self.state), self.lengths, self.resets)
                 outputs, after = functional_call(MethodCall(layer, "run"), self.weights, given)
         finally:
             layer.engine = engine
-            if recorded is not None:
-                vars(layer)["run"] = recorded
             del vars(cell)["step"]
-        reached = self.caught.gradients
+            vars(cell).update(theirs)
+        if len(tap.hidden) != len(tap.known):
+            raise ReplayError(
+                f"was not measured: in {len(tap.known)} steps of time it took {len(tap.hidden)} of its cell's"
+            )
+        reached = self.caught.kept
         own = reached.get(0) if source == "all" else last_steps_only(reached.get(0), self.lengths)
         finals = [(tensor, reached.get(index)) for index, tensor in enumerate(state_tensors(after), start=1)]
         squares = squared_norms(gradients_of([(outputs, own), *finals], tap.hidden))

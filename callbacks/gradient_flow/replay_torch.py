@@ -1,7 +1,7 @@
 """One call of torch's `nn.LSTM`, `nn.GRU` or `nn.RNN`, recorded and run again by the plain loop."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +26,49 @@ from rnn_blocks.callbacks.gradient_flow.state_replay import (
 Step = Callable[[Any, Any], tuple[Tensor, Any]]
 
 
+def torchs_arguments(
+    module: nn.RNNBase, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Tensor | PackedSequence, Any] | None:
+    """The input and the initial state of a call, if it is one that torch's own class takes: a subclass may take others.
+
+    >>> torchs_arguments(nn.GRU(3, 4), [torch.ones(2, 3)], {})[1] is None
+    True
+    >>> torchs_arguments(nn.GRU(3, 4), [torch.ones(2, 3), [2]], {}) is None  # the lengths, perhaps
+    True
+    """
+    given: dict[str, Any] = {**dict(zip(("input", "hx"), args, strict=False)), **kwargs}
+    inputs: Any = given.get("input")
+    hx = given.get("hx")
+    data = inputs.data if isinstance(inputs, PackedSequence) else inputs
+    if len(args) > 2 or given.keys() - {"input", "hx"} or not isinstance(data, Tensor):
+        return None
+    if data.dim() not in ((2, 3) if data is inputs else (2,)) or data.shape[-1] != module.input_size:
+        return None
+    if hx is not None and not _are_states(module, hx, _state_shape(module, inputs)):
+        return None
+    return inputs, hx
+
+
+def _state_shape(module: nn.RNNBase, inputs: Tensor | PackedSequence) -> tuple[int, ...]:
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    if isinstance(inputs, PackedSequence):
+        return rows, int(inputs.batch_sizes[0]), module.hidden_size
+    if inputs.dim() == 2:
+        return rows, module.hidden_size
+    return rows, inputs.shape[0 if module.batch_first else 1], module.hidden_size
+
+
+def _are_states(module: nn.RNNBase, states: Any, shape: tuple[int, ...]) -> bool:
+    """Whether it is what torch's own class takes and gives for a state."""
+    if (module.mode == "LSTM") != isinstance(states, tuple | list):
+        return False
+    tensors = states if module.mode == "LSTM" else [states]
+    expected = [shape] * (2 if module.mode == "LSTM" else 1)
+    return [getattr(tensor, "shape", None) for tensor in tensors] == expected
+
+
 class TorchCall:
-    """A call of a module of torch's: what it was given, and with which weights.
+    """A call of a module of torch's: what it was given, and with which weights; all is copied.
 
     Its arguments are kept as ``(time, batch, features)``, sequences in the order of their lengths where they are
     packed.
@@ -41,7 +82,7 @@ class TorchCall:
     def __init__(self, module: nn.RNNBase, given: Tensor | PackedSequence, hx: Any = None) -> None:
         self.module = module
         self.training = module.training
-        self.weights = [None if weight is None else weight.detach().clone() for weight in module._flat_weights]
+        self.state_shape = _state_shape(module, given)
         self.batch_sizes: Tensor | None = None
         self.order: Tensor | None = None
         self.unbatched = False
@@ -53,20 +94,41 @@ class TorchCall:
             self.lengths = lengths.to(self.inputs.device, non_blocking=True)
         else:
             self.unbatched = given.dim() == 2
-            self.inputs = self._time_first(given.detach())
+            self.inputs = self._time_first(given.detach().clone())
         self.surroundings = Surroundings(self.inputs.device)
-        states = () if hx is None else (hx if isinstance(hx, tuple) else (hx,))
-        self.states = [self._rows_first(state.detach()) for state in states]
+        states = () if hx is None else (hx if isinstance(hx, tuple | list) else (hx,))
+        self.states = [self._rows_first(state.detach().clone()) for state in states]
         self.caught = Caught()
 
+    def gives(self, output: Any) -> bool:
+        """Whether an output is one that torch's own class gives: a subclass, or a hook, may make another of it."""
+        if type(output) is not tuple or len(output) != 2:
+            return False
+        sequence, final = output
+        features = self.module.hidden_size * (2 if self.module.bidirectional else 1)
+        if self.batch_sizes is None:
+            like = self.inputs[:, 0] if self.unbatched else self._time_first(self.inputs)
+            alike = isinstance(sequence, Tensor) and sequence.shape == (*like.shape[:-1], features)
+        else:
+            steps = int(self.batch_sizes.sum())
+            alike = isinstance(sequence, PackedSequence) and sequence.data.shape == (steps, features)
+        a_tuple = type(final) is tuple
+        return alike and a_tuple == (self.module.mode == "LSTM") and _are_states(self.module, final, self.state_shape)
+
     def gave(self, output: Any) -> Any:
-        """Note what the call gave; returns what is to be used in its place."""
+        """Note what the call gave, and with which weights: those that are computed are so by then.
+
+        Returns:
+            What is to be used in its place.
+        """
+        flat = self.module._flat_weights
+        self.weights = [None if weight is None else weight.detach().clone() for weight in flat]
         sequence, final = output
         if isinstance(sequence, PackedSequence):
             self.outputs = self._padded(sequence.data.detach())
             sequence = sequence._replace(data=self.caught.alias(0, sequence.data))
         else:
-            self.outputs = self._time_first(sequence.detach())
+            self.outputs = self._time_first(sequence.detach().clone())
             sequence = self.caught.alias(0, sequence)
         if isinstance(final, tuple):
             return sequence, tuple(self.caught.alias(index, tensor) for index, tensor in enumerate(final, start=1))
@@ -81,10 +143,10 @@ class TorchCall:
                 level = _Level(self, number, below)
                 levels.append(level)
                 below = level.outputs
-        reached = self.caught.gradients.get(0)
+        reached = self.caught.kept.get(0)
         if reached is not None:
             reached = self._time_first(reached) if self.batch_sizes is None else self._padded(reached)
-        finals = [self.caught.gradients.get(index) for index in (1, 2)]
+        finals = [self.caught.kept.get(index) for index in (1, 2)]
         final_rows = [None if gradient is None else self._rows_first(gradient) for gradient in finals]
         flows: dict[str, Flow] = {}
         for level in reversed(levels):

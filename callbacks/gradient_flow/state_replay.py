@@ -20,6 +20,10 @@ from rnn_blocks.callbacks.measuring.norms import widest
 Source = Literal["all", "last"]
 
 
+class ReplayError(Exception):
+    """A call that cannot be run again by the plain loop; its message is the reason, to be told of the layer."""
+
+
 class Surroundings:
     """Random numbers and autocasting, as they are where this is made, to be had again later."""
 
@@ -58,10 +62,27 @@ def _which(device: torch.device) -> list[torch.device]:
 
 
 class Caught:
-    """The gradients that reach what a call gave, by an index for each tensor."""
+    """The gradients that reach what a call gave, by an index for each tensor.
+
+    Attributes:
+        gradients: those that have come since `keep`.
+        kept: those of the training.
+        scale: by which these are scaled.
+    """
 
     def __init__(self) -> None:
         self.gradients: dict[int, Tensor] = {}
+        self.kept: dict[int, Tensor] = {}
+        self.scale: Tensor | float = 1.0
+
+    def keep(self, scale: Tensor | float) -> None:
+        """Count what has come for the training; its backward passes add up."""
+        if not self.gradients:
+            return
+        for index, gradient in self.gradients.items():
+            _add(self.kept, index, gradient)
+        self.gradients.clear()
+        self.scale = scale
 
     def alias(self, index: int, tensor: Tensor) -> Tensor:
         """`tensor`, to be used in its place: the gradient of the alias is that of its uses after the call alone.
@@ -69,9 +90,12 @@ class Caught:
         The tensor itself may have uses within the call: the last state is a part of the output, or the other way round.
         They come last in the backward pass, so that sums are added up in the same order with the alias as without.
         """
+        from rnn_blocks.engine import is_transformed
+
         if not tensor.requires_grad:
             return tensor
-        alias = tensor.view_as(tensor)
+        # A view would lose its node to operations in place; transforms of torch.func know views, and no such function.
+        alias: Tensor = tensor.view_as(tensor) if is_transformed() else _Alias.apply(tensor)  # type: ignore[no-untyped-call]
         # On the node and not on the tensor: hooks that others put on the tensor come before, and may change what comes.
         assert alias.grad_fn is not None
         alias.grad_fn.register_prehook(lambda gradients: self._catch(index, gradients[0]))
@@ -83,11 +107,24 @@ class Caught:
             tensor.register_hook(partial(self._catch, index))
 
     def _catch(self, index: int, gradient: Tensor | None) -> None:
-        if gradient is None:
-            return
-        gradient = gradient.detach()
-        before = self.gradients.get(index)
-        self.gradients[index] = gradient if before is None else before + gradient
+        if gradient is not None:
+            _add(self.gradients, index, gradient.detach())
+
+
+def _add(sums: dict[int, Tensor], index: int, gradient: Tensor) -> None:
+    sums[index] = sums[index] + gradient if index in sums else gradient
+
+
+class _Alias(torch.autograd.Function):
+    """A tensor as it is, in the same memory, and no view of it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 class Tap:
@@ -112,6 +149,8 @@ class Tap:
         from rnn_blocks.engine import hidden_of
 
         output, after = self.step(projected, state)
+        if len(self.hidden) == len(self.known):
+            raise ReplayError(f"was not measured: in {len(self.known)} steps of time it took more of its cell's")
         hidden, known = hidden_of(after), self.known[len(self.hidden)]
         self.differences.append(output.detach() - known)
         if output is hidden:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from rnn_blocks.callbacks.measuring.norms import row_norms
 
@@ -40,7 +41,8 @@ def recurrent_modules(model: nn.Module) -> list[RecurrentModule]:
 
     A parameter whose name begins with ``weight_ih`` is an input weight. Recurrent are those beginning with
     ``weight_hh``, and what the module names in `recurrent_names`, as this library's cells do. Gates are the module's
-    `gate_names`, or torch's: i, f, g, o of an LSTM; r, z, n of a GRU.
+    `gate_names`, or torch's: i, f, g, o of an LSTM; r, z, n of a GRU. A computed weight (pruned, or by
+    `torch.nn.utils.parametrize`) counts as what it is computed of: the parameters that are trained.
 
     >>> [module] = recurrent_modules(nn.Sequential(nn.Linear(2, 3), nn.GRU(3, 4)))
     >>> module.name, module.gates, [tuple(weight.shape) for weight in module.recurrent]
@@ -48,13 +50,13 @@ def recurrent_modules(model: nn.Module) -> list[RecurrentModule]:
     """
     found = []
     for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
+        own = _named_weights(module)
         also = getattr(module, "recurrent_names", ())
-        inputs = [own[key] for key in own if key.startswith("weight_ih")]
-        recurrent = [own[key] for key in own if key.startswith("weight_hh") or key in also]
+        inputs = [weight for key, weight in own if key.startswith("weight_ih")]
+        recurrent = [weight for key, weight in own if key.startswith("weight_hh") or key in also]
         gates, hidden_size = _gates(module), getattr(module, "hidden_size", 0)
         rows = len(gates) * hidden_size
-        stacked = [own[key] for key in own if gates and own[key].dim() and len(own[key]) >= rows]
+        stacked = [weight for _, weight in own if gates and weight.dim() and len(weight) >= rows]
         if recurrent or (inputs and stacked):
             name = f"{name}.".replace("_orig_mod.", "")[:-1] or type(module).__name__
             found.append(RecurrentModule(name, inputs, recurrent, gates, hidden_size, stacked))
@@ -100,6 +102,16 @@ def joint_norm(norms: Sequence[float]) -> float:
     (5.0, nan)
     """
     return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
+
+
+def _named_weights(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """A module's own parameters, each by the name of the weight that it is, or is a part of."""
+    own: list[tuple[str, Tensor]] = [
+        (name.removesuffix("_orig"), parameter) for name, parameter in module.named_parameters(recurse=False)
+    ]
+    computed = module.parametrizations if is_parametrized(module) else nn.ModuleDict()
+    assert isinstance(computed, nn.ModuleDict)
+    return own + [(name, parameter) for name, parts in computed.items() for parameter in parts.parameters()]
 
 
 def _gates(module: nn.Module) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Gradient norms in the log: of all parameters, of each module, of recurrent weights, gates and single parameters."""
 
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -254,8 +253,10 @@ class GradientNormMonitor(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is of the histograms: a training that broke off is where they are looked for."""
         self.teardown(trainer, pl_module, "fit")
-        with suppress(RuntimeError):  # of a device that cannot be read any more
+        try:
             self._draw_histograms(trainer)
+        except Exception as failure:  # of a device that cannot be read any more, say: it must not hide the cause
+            rank_zero_warn(f"GradientNormMonitor could not draw the training that broke off: {failure}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizers as they were."""

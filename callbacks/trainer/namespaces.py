@@ -8,11 +8,29 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from logging import getLogger
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 from lightning_utilities.core import rank_zero
 
 PACKAGES = ("lightning", "pytorch_lightning", "lightning_fabric")
+
+
+def _is_here(package: str, part: str) -> bool:
+    """Whether there is such a package with such a part in it: it may be one of the user's by the same name.
+
+    Nothing is imported to find that out.
+
+    >>> _is_here("lightning", "pytorch"), _is_here("lightning", "tensorflow"), _is_here("ball_lightning", "pytorch")
+    (True, False, False)
+    """
+    try:
+        spec = find_spec(package)
+    except ValueError:  # something without one has been put in its place
+        return False
+    places = spec.submodule_search_locations if spec else None
+    return any(found.name == part for found in iter_modules(places or []))
+
 
 if TYPE_CHECKING:
     import lightning.fabric.utilities.exceptions as fabric_exceptions
@@ -33,7 +51,7 @@ if TYPE_CHECKING:
 
 else:
     HALVES = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
-    HERE = [name for name in HALVES if find_spec(name.partition(".")[0])] or list(HALVES)[:1]
+    HERE = [name for name in HALVES if _is_here(*f"{name}.callbacks".split(".")[:2])] or list(HALVES)[:1]
     # each lets `rank_zero_info` speak through its own logger as it is imported: the user's stays, or else the first's
     import_module(next((name for name in HERE if name in sys.modules), HERE[0]))
     _said_through = {name: vars(rank_zero)[name] for name in ("log", "rank_zero_deprecation_category")}

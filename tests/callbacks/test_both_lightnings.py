@@ -8,6 +8,7 @@ import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import lightnings
 import nine_lines
@@ -16,7 +17,7 @@ import torch
 from lightnings import Lightning
 
 from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor, NonMonotonicAveraging
-from rnn_blocks.callbacks.trainer import log_figure
+from rnn_blocks.callbacks.trainer import log_figure, namespaces
 
 HERE = Path(__file__).parent
 
@@ -190,6 +191,29 @@ def test_either_is_enough(package, hidden, tmp_path):
     result = run(program)
     assert result.stdout.splitlines()[-1] == "set()", result.stderr[-4000:]
     assert f"ModuleNotFoundError: No module named {hidden[0]!r}" in result.stderr  # it was hidden indeed
+
+
+@pytest.mark.parametrize("module", ["lightning/__init__.py", "lightning/pytorch/notes.txt", "lightning.py", ""])
+def test_what_a_user_calls_lightning_is_not_taken_for_it(module, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "lightning")
+    if module:
+        (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / module).write_text("raise SystemExit")
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    else:
+        monkeypatch.setitem(sys.modules, "lightning", ModuleType("lightning"))
+    assert not namespaces._is_here("lightning", "pytorch")
+    monkeypatch.undo()
+    assert namespaces._is_here("lightning", "pytorch")
+
+
+@pytest.mark.processes
+def test_a_package_of_the_users_by_the_name_of_one_does_not_hide_the_other(tmp_path):
+    (tmp_path / "lightning").mkdir()
+    (tmp_path / "lightning" / "__init__.py").write_text("")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from rnn_blocks.callbacks.trainer import namespaces"
+    result = run(f"{program}; print(*namespaces.HERE)")
+    assert result.stdout.splitlines() == ["pytorch_lightning"], result.stderr[-4000:]
 
 
 def test_every_other_test_of_this_folder_takes_lightning_from_one_place():

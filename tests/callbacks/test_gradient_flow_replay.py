@@ -193,6 +193,23 @@ def test_dropout_between_torchs_layers_is_that_of_the_training(kind, form):
     assert_flows(found, by_hand(module, sequences, lambda outputs, _: outputs[-1].sin().sum(), masks=masks))
 
 
+def test_a_parametrised_layer_of_torchs_is_run_again_with_the_weights_of_the_step():
+    module, inputs = nn.GRU(3, 5, batch_first=True).double(), torch.randn(3, 6, 3, dtype=torch.float64)
+    nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    module(inputs)  # which computes weights, as the step before did
+    with torch.no_grad():
+        module.parametrizations["weight_hh_l0"].original0.mul_(3.0)
+    found = flows(nn.ModuleDict({"net": module}), lambda model: model["net"](inputs)[0][:, -1].sin().sum())
+    assert_flows(found, by_hand(module, inputs, lambda outputs, _: outputs[-1].sin().sum()))
+
+
+def test_a_state_may_be_a_list_as_torch_takes_it():
+    module, inputs = nn.LSTM(3, 5, batch_first=True).double(), torch.randn(3, 6, 3, dtype=torch.float64)
+    hx = [*torch.randn(2, 1, 3, 5, dtype=torch.float64)]
+    found = flows(nn.ModuleDict({"net": module}), lambda model: model["net"](inputs, hx)[0][:, -1].sin().sum())
+    assert_flows(found, by_hand(module, inputs, lambda outputs, _: outputs[-1].sin().sum(), hx))
+
+
 def test_other_masks_than_the_trainings_show_as_an_error():
     model = nn.ModuleDict({"net": nn.LSTM(3, 5, num_layers=2, dropout=0.4)})
     recorder = FlowRecorder(recurrences(model)[0], {}, "all")

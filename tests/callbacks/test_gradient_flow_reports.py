@@ -7,11 +7,11 @@ import pytest
 import torch
 from flow_trainings import LastStep, batches, monitor_of, torch_lstm
 from lightnings import CSVLogger
-from small_trainings import fit_module
+from small_trainings import Remember, fit_module
 from torch import nn
 from torch.testing import assert_close
 
-from rnn_blocks.callbacks import GradientFlowMonitor
+from rnn_blocks.callbacks import GradientFlowMonitor, GradientNormMonitor
 from rnn_blocks.callbacks.gradient_flow import callback, state_replay
 from rnn_blocks.callbacks.gradient_flow.history import MAX_DISTANCES, MAX_ROWS, FlowHistory, decay_rate
 from rnn_blocks.callbacks.gradient_flow.plot import flow_figure
@@ -136,6 +136,27 @@ def test_a_figure_for_each_layer_lies_in_the_log_folder(tmp_path):
     fit_module(LastStep(net), batches(1), monitor, logger=CSVLogger(tmp_path, name="run"))
     figures = tmp_path / "run" / "version_0" / "plots" / "gradient_flow"
     assert {path.name for path in figures.iterdir()} == {"net.l0.png", "net.l0_reverse.png"}
+
+
+class ServerIsGone(Remember):
+    def log_image(self, key, images, step=None):
+        raise ConnectionError("the tracking server is gone")
+
+
+@pytest.mark.parametrize(
+    "monitor", [GradientFlowMonitor(every_n_steps=1), GradientNormMonitor(histogram_every_n_steps=1)]
+)
+def test_a_logger_that_fails_does_not_hide_why_a_training_broke_off(monitor, tmp_path):
+    class Breaks(LastStep):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 1:
+                raise ValueError("the cause")
+            return super().training_step(batch, batch_idx)
+
+    told = rf"{type(monitor).__name__} could not draw the training that broke off: the tracking server is gone"
+    options = {"logger": ServerIsGone(), "default_root_dir": tmp_path}
+    with pytest.warns(UserWarning, match=told), pytest.raises(ValueError, match="the cause"):
+        fit_module(Breaks(torch_lstm()), batches(2), monitor, **options)
 
 
 def test_a_figure_takes_zeros_infinities_curves_of_any_length_and_a_single_one():

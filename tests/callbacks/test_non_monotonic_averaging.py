@@ -312,6 +312,59 @@ def test_a_second_fit_of_the_same_trainer_goes_on_from_the_last_weights():
     assert_close(module.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("sanity", [0, 1])
+def test_weights_that_somebody_puts_into_the_module_between_two_fits_are_gone_on_from_and_averaged_alone(sanity):
+    module, averaging, seen = Noisy(momentum=0.0), NonMonotonicAveraging(n=0), Weights()
+    trainer = fit(module, averaging, max_epochs=EPOCHS - 1)
+    assert averaging.started_at_step is not None
+    module.load_state_dict(Noisy().state_dict())
+    start = trainer.global_step
+    seen.steps = [{}] * start
+    alone = Noisy(momentum=0.0)
+    trainer.fit_loop.max_epochs, trainer.num_sanity_val_steps = EPOCHS, sanity
+    trainer.callbacks.append(seen)
+    with pytest.warns(UserWarning, match="no longer holds the averages that the last fit has left in it"):
+        trainer.fit(module, loader(batches(8)), loader(batches(1, seed=2)))
+    fit(alone, max_epochs=1)
+    averages = averaging.state_dict()["averages"]
+    assert_close(parameters_of(module), averages, rtol=0, atol=0)
+    averaging.use_last(module)
+    assert_close(parameters_of(module), parameters_of(alone), rtol=0, atol=0)
+    since = [*seen.steps[start:], parameters_of(module)]
+    expected = {name: torch.stack([own[name] for own in since]).mean(0) for name in averages}
+    assert_close(averages, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_parameter_that_is_added_later_is_averaged_from_there_on_and_saved(tmp_path):
+    class Grows(Noisy):
+        def on_train_epoch_start(self):
+            if self.current_epoch == EPOCHS - 2:
+                self.extra = nn.Linear(2, 2)
+
+    saving, module, averaging = SaveAt(tmp_path, (8 * (EPOCHS - 2) + 1,)), Grows(), NonMonotonicAveraging(n=0)
+    fit(module, saving, averaging)
+    assert averaging.started_at_step < 8 * (EPOCHS - 2)
+    assert torch.equal(averaging.state_dict()["averages"]["extra.weight"], module.extra.weight)
+    for name in ("33.ckpt", "end.ckpt"):
+        saved = torch.load(tmp_path / name, weights_only=True)["state_dict"]
+        assert torch.equal(saved["extra.weight"], module.extra.weight)
+
+
+def test_a_modules_own_hooks_see_the_averages_at_the_end_of_a_validation_epoch_and_the_last_weights_after_it():
+    class Looks(Noisy):
+        def on_validation_epoch_end(self):
+            self.at_epoch_end = parameters_of(self)
+
+        def on_validation_end(self):
+            self.at_end = parameters_of(self)
+
+    module, averaging = Looks(), NonMonotonicAveraging(n=0)
+    fit(module, averaging)
+    assert_close(module.at_epoch_end, averaging.state_dict()["averages"], rtol=0, atol=0)
+    averaging.use_last(module)
+    assert_close(module.at_end, parameters_of(module), rtol=0, atol=0)
+
+
 def test_weights_of_16_bits_are_averaged_in_32():
     module, averaging, seen = Noisy(dtype=torch.bfloat16), NonMonotonicAveraging(n=0), Weights()
     fit(module, averaging, seen, dtype=torch.bfloat16)
@@ -370,8 +423,9 @@ for name, weight in steps[0][2].items():
 
 
 def test_bad_settings_and_what_averaging_cannot_work_with_are_refused():
-    with pytest.raises(ValueError, match="n is -1; it must be at least 0"):
-        NonMonotonicAveraging(n=-1)
+    for n in (-1, 1.5, "5"):
+        with pytest.raises(ValueError, match=f"n is {n!r}; it must be a whole number, at least 0"):
+            NonMonotonicAveraging(n=n)
     with pytest.raises(ValueError, match="mode is 'low'; it must be 'min' or 'max'"):
         NonMonotonicAveraging(mode="low")
     with pytest.raises(

@@ -149,6 +149,41 @@ def test_gate_norms_of_sparse_half_and_huge_gradients_are_right():
     assert_close(gate_norms(module, set(half.parameters())), torch.full((4,), 60_000 * 21**0.5).double())
 
 
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh"])
+@pytest.mark.parametrize("make", [lambda: nn.GRU(3, 4), lambda: rnn_blocks.GRU(3, 4)], ids=["torch", "ours"])
+def test_parametrised_weights_are_measured_at_what_is_trained(make, name):
+    net = make()
+    [cell] = [part for part in net.modules() if any(key.startswith(name) for key in part._parameters)]
+    weight = next(key for key in cell._parameters if key.startswith(name))
+    nn.utils.parametrize.register_parametrization(cell, weight, Doubled())
+    net(torch.randn(2, 5, 3))[0].sum().backward()
+    [module] = recurrent_modules(net)
+    gradients = {key: parameter.grad.double() for key, parameter in net.named_parameters()}
+    assert len(gradients) == 4
+    for part, found in (("weight_ih", module.inputs), ("weight_hh", module.recurrent)):
+        expected = [gradient for key, gradient in gradients.items() if part in key]
+        assert_close([parameter.grad.double() for parameter in found], expected, rtol=0, atol=0)
+    rows = [gradient.reshape(len(gradient) // 4, -1) for gradient in gradients.values()]
+    expected = torch.stack([torch.cat([own[k] for own in rows if len(own) == 3]).norm() for k in range(3)])
+    assert_close(gate_norms(module, set(net.parameters())), expected)
+
+
+def test_both_parts_of_a_normed_weight_and_the_one_of_a_pruned_are_recurrent_weights():
+    net = nn.GRU(3, 4)
+    nn.utils.parametrizations.weight_norm(net, "weight_hh_l0")
+    shapes = [tuple(weight.shape) for weight in recurrent_modules(net)[0].recurrent]
+    assert shapes == [(12, 1), (12, 4)]
+    cell = rnn_blocks.RGLRUCell(3, 4)
+    [name] = cell.recurrent_names
+    nn.utils.prune.random_unstructured(cell, name, amount=0.5)
+    assert recurrent_modules(cell)[0].recurrent == [getattr(cell, f"{name}_orig")]
+
+
 def test_a_compiled_layer_goes_by_its_own_name():
     net = Last(nn.GRU(3, 4))
     net.layer = torch.compile(net.layer, backend="eager")
