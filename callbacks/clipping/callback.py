@@ -286,7 +286,7 @@ class AdaptiveGradientClipping(Callback):
         if loss is not None and self._num_ranks > 1 and self._clippers[index].needs_loss:
             loss = trainer.strategy.reduce(loss, reduce_op="mean")
         try:
-            if self._clippers[index].optimizer is not optimizer:  # it has been replaced since
+            if self._clippers[index].given is not optimizer:  # it has been replaced since
                 self._make_clipper(trainer, pl_module, index, self._clippers[index].state_dict())
             clipped = self._clippers[index].clip(loss)
         except OtherParametersError as error:

@@ -17,6 +17,7 @@ from rnn_blocks.callbacks.clipping.units import ByGroup, ByParameter, Units, Who
 from rnn_blocks.callbacks.clipping.update_bound import UpdateBound
 from rnn_blocks.callbacks.measuring.parameters import Chosen
 from rnn_blocks.callbacks.measuring.step import ChosenGradients, StepGradients, forget_steps, shared_step
+from rnn_blocks.callbacks.measuring.wrappers import behind_handle, innermost
 
 UNITS: dict[Scope, type[Units]] = {"global": Whole, "group": ByGroup, "parameter": ByParameter, "unit": ByRow}
 
@@ -43,7 +44,10 @@ class GradientClipper:
 
     See there for scopes, non-finite gradients, metrics and cost. Where gradients accumulate, `clip` is called once
     before the step, as `optimizer.step` is. Under DDP and FSDP2 (`fully_shard`) every rank has its own, and all of them
-    act alike. An optimizer that Lightning Fabric or Accelerate has wrapped is taken as what it wraps.
+    act alike.
+
+    The optimizer is the one that you step, be it as Lightning Fabric or Accelerate return it, or a wrapper such as
+    Lookahead, whose kind and learning rates are those of what it wraps.
 
     Args:
         optimizer: whose gradients to clip. Every optimizer has a clipper of its own.
@@ -91,7 +95,9 @@ class GradientClipper:
         scaler: torch.amp.GradScaler | None = None,
         name: str = "grad_clip",
     ) -> None:
-        self.optimizer = unwrapped(self.called, optimizer)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{self.called} needs an optimizer of torch, got {type(optimizer).__name__}")
+        self.given, self.optimizer = optimizer, innermost(optimizer)
         self.policy, self.scope = checked_settings(self.called, policy, scope, name)
         self.name = name
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -132,7 +138,7 @@ class GradientClipper:
         """
         if loss is not None and loss.numel() != 1:
             raise ValueError(f"{self.called}.clip: loss has shape {tuple(loss.shape)}; it must have one element")
-        whole = shared_step(self.optimizer, self, self._scaler)
+        whole = shared_step(self.given, self, self._scaler)
         step, self._steps = self._steps, self._steps + 1
         gradients = whole if self._chosen.all else ChosenGradients(whole, self._chosen)
         if not whole.parameters:
@@ -292,7 +298,9 @@ class GradientClipper:
         # an update on zero gradients is not a skipped update, for momentum and weight decay act in it.
         if record.flags.device.type == "cpu":
             return True
-        return self._nonfinite.choice != "zero" and self._scaler is None and not leaves_out_updates(self.optimizer)
+        if self._nonfinite.choice == "zero" or self._scaler is not None:
+            return False
+        return not leaves_out_updates(behind_handle(self.given))  # a wrapper looks at what its inner one skips
 
     def _told(self, report: Report) -> dict[str, float]:
         scaled = self._scaler is not None
@@ -358,23 +366,3 @@ def listed(names: str | Sequence[str] | None) -> list[str] | None:
     (['head'], ['head', 'body'], None)
     """
     return [names] if isinstance(names, str) else None if names is None else list(names)
-
-
-def unwrapped(owner: str, optimizer: Optimizer) -> Optimizer:
-    """What a wrapper of Lightning, Fabric or Accelerate holds, which makes the steps.
-
-    Raises:
-        TypeError: it is no optimizer.
-    """
-    given: object = optimizer
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
-        if _parameters(inner) != _parameters(optimizer):  # a part of one that has others beside it
-            break
-        optimizer = inner
-    if not isinstance(given, Optimizer):
-        raise TypeError(f"{owner} needs an optimizer of torch, got {type(given).__name__}")
-    return optimizer
-
-
-def _parameters(optimizer: Optimizer) -> list[int]:
-    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
