@@ -73,7 +73,7 @@ class UpdateBound:
         self._ratio: float | None = None  # r, as it counts now
         self._measured: Tensor | None = None  # r, as it will count from the next measuring step on
         self._arrived: torch.cuda.Event | None = None
-        self._trained: list[bool] = []
+        self._trained: list[int | None] = []  # the weights by their identity, None where one is frozen
         self._sample: Sample | None = None
         self._before: Tensor | None = None
         self._hooks: list[RemovableHandle] = []
@@ -135,8 +135,9 @@ class UpdateBound:
             ratio = self._receive()
             if 0 < ratio < math.inf:  # else nothing was updated, or weights are not finite
                 self._ratio = ratio
-        trained = [weight.requires_grad for group in self.optimizer.param_groups for weight in group["params"]]
-        if trained != self._trained:  # before a weight that joins has moved
+        every = (weight for group in self.optimizer.param_groups for weight in group["params"])
+        trained = [id(weight) if weight.requires_grad else None for weight in every]
+        if trained != self._trained:  # before a weight that joins, or takes another's place, has moved
             self._trained, self._sample = trained, self._current_sample()
         if self._sample is None:
             self.coefficient = 1.0  # nothing to measure an update against

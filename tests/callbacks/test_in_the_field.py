@@ -29,6 +29,7 @@ from rnn_blocks.callbacks.clipping.record import ClippingRecord
 from rnn_blocks.callbacks.measuring.before_update import before_update
 
 BOUNDED = Auto(longest_update=0.05)
+DUPLICATES = [copy.deepcopy, lambda all_of_it: pickle.loads(pickle.dumps(all_of_it))]
 
 
 def two_parts(**options):
@@ -291,6 +292,31 @@ class TestWhatIsNotChosen:
                 AdaptiveGradientClipping(optimizers=optimizers)
         assert AdaptiveGradientClipping(optimizers=[1, 0, 1]).optimizers == [0, 1]
 
+    @pytest.mark.parametrize("duplicate", DUPLICATES)
+    def test_is_the_same_to_a_copy(self, duplicate):
+        model, optimizer = two_parts()
+        clipper = GradientClipper(optimizer, Fixed(0.01), model=model, include="0")
+        for _ in range(2):
+            backward(model, 100.0)
+            kept = model[1].weight.grad.clone()
+            assert clipper.clip() > 1
+            assert_close(nn.utils.get_total_norm([p.grad for p in model[0].parameters()]), torch.tensor(0.01))
+            assert torch.equal(model[1].weight.grad, kept)
+            model, optimizer, clipper = duplicate((model, optimizer, clipper))
+
+    def test_is_told_anew_of_a_parameter_that_takes_anothers_place(self):
+        model, optimizer = two_parts()
+        clipper = GradientClipper(optimizer, Fixed(0.01), model=model, include="0", scope="parameter")
+        for part in (model[0], model[0], model[1], model[0]):
+            backward(model, 100.0)
+            kept = model[1].weight.grad.clone()
+            assert clipper.clip() > 1
+            assert_close(model[0].weight.grad.norm(), torch.tensor(0.01))
+            assert torch.equal(model[1].weight.grad, kept)
+            optimizer.step()
+            part.weight = nn.Parameter(part.weight.detach().clone())
+            optimizer.param_groups[0]["params"][2 * (part is model[1])] = part.weight
+
 
 class TestStates:
     def test_of_a_clipper_are_loaded_whole_at_any_moment(self):
@@ -328,7 +354,7 @@ class TestStates:
         small[1].step()
         assert clippers[1].metrics()["grad_clip/update_coefficient"] > 0.1  # and not a hundredth of that
 
-    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda all_of_it: pickle.loads(pickle.dumps(all_of_it))])
+    @pytest.mark.parametrize("duplicate", DUPLICATES)
     def test_a_copied_clipper_bounds_the_copied_optimizer(self, duplicate):
         model, optimizer = two_parts(lr=5.0)
         clipper = GradientClipper(optimizer, BOUNDED, model=model)
