@@ -82,10 +82,25 @@ def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     values = list(gradients)
     if set(map(type, values)) != {Tensor} or True in [gradient.is_sparse for gradient in values]:  # else they are plain
         values = [stored_values(gradient) for gradient in gradients]
-    devices = {tensor.device for tensor in values}
-    for device in devices:
-        there = values if len(devices) == 1 else [tensor for tensor in values if tensor.device == device]
-        torch._foreach_mul_(there, coefficient.to(device, torch.float32, non_blocking=True))
+    for (device, dtype), there in by_factor(values).items():
+        own = values if len(there) == len(values) else [values[place] for place in there]
+        torch._foreach_mul_(own, coefficient.to(device, dtype, non_blocking=True))
+
+
+def by_factor(values: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], Sequence[int]]:
+    """Places of the values by the device and the dtype of the numbers that they are to be multiplied by.
+
+    In float32 a coefficient of 1e-50 is 0, as it takes to bring a gradient in float64 down from 1e50.
+    """
+    wide = (torch.float64, torch.complex128)
+    devices, dtypes = {value.device for value in values}, {value.dtype for value in values}
+    if len(devices) == len(dtypes) == 1:
+        return {(devices.pop(), torch.float64 if dtypes.pop() in wide else torch.float32): range(len(values))}
+    found: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, value in enumerate(values):
+        kind = value.device, torch.float64 if value.dtype in wide else torch.float32
+        found.setdefault(kind, []).append(place)
+    return {**found}
 
 
 def stored_values(gradient: Tensor) -> Tensor:
