@@ -85,6 +85,35 @@ def test_a_batch_without_a_loss_is_none_of_the_accumulated():
     assert_close(torch.stack(policy.losses), noted.sum(1) / 3, rtol=1e-6, atol=0)
 
 
+class StepsAtSome(Notes):
+    """As Lightning's own example has it: `optimizer_step` calls the closure by itself where it makes no step."""
+
+    every = 2
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+        if (batch_idx + 1) % self.every == 0:
+            optimizer.step(closure=closure)
+        else:
+            closure()
+
+
+class AccumulatesByItself(StepsAtSome):
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        if batch_idx % self.every == 0:
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("every", [2, 4])
+@pytest.mark.parametrize("kind", [StepsAtSome, AccumulatesByItself])
+def test_of_batches_whose_gradients_are_cleared_unused_it_is_forgotten(kind, every):
+    module, policy = kind(), Hears()
+    module.every = every
+    fit_module(module, regression_batches(8), AdaptiveGradientClipping(policy))
+    noted = torch.tensor(module.noted, dtype=torch.float64).view(-1, every)
+    expected = noted.sum(1) if kind is AccumulatesByItself else noted[:, -1]
+    assert_close(torch.stack(policy.losses), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(("module", "policy"), [(ByHand(), Hears()), (Notes(), Deaf())])
 def test_there_is_none_by_manual_optimisation_nor_for_a_policy_that_does_not_use_it(module, policy):
     fit_module(module, regression_batches(4), AdaptiveGradientClipping(policy))
