@@ -221,7 +221,7 @@ class GradientClipper:
             "policy": repr(self.policy),
             "scope": self.scope,
             "steps": self._steps,
-            "record": None if self._record is None else self._record.state_dict(),
+            "record": None if self._record is None else self._record_state(self._record),
             "updates": None if self._bound is None else self._bound.state_dict(),
         }
 
@@ -235,6 +235,7 @@ class GradientClipper:
         record = None if state_dict["record"] is None else ClippingRecord.from_state_dict(state_dict["record"])
         if record is not None:
             self._refuse_other_units(record, self._current_units())
+            self._refuse_other_counts(state_dict["record"].get("parameters", []))  # older ones do not have it
         self._steps, self._record, self._stepped = state_dict["steps"], record, False
         if state_dict["updates"] is not None and self._bound is not None:
             self._bound.load_state_dict(state_dict["updates"])
@@ -292,6 +293,25 @@ class GradientClipper:
                 f"{record.sizes} units, but here they have {units.sizes}. Use a new instance for a new model, or the "
                 "checkpoint of this one; give parameters that are added later a group of their own."
             )
+
+    def _record_state(self, record: ClippingRecord) -> dict[str, Any]:
+        return record.state_dict() | {"parameters": self._counts()[: len(record.sizes)]}
+
+    def _refuse_other_counts(self, counts: list[list[int]]) -> None:
+        here = self._counts()[: len(counts)]
+        if counts != here:  # though there may be as many units: in the scope "global" there is one
+            then, now = (
+                ", ".join(f"{number:,} parameters of {elements:,} elements" for number, elements in own)
+                for own in (counts, here)
+            )
+            raise OtherParametersError(
+                f"{self.called}(scope={self.scope!r}) has the history of an optimizer whose parameter groups have "
+                f"{then}, but here they have {now}. Use a new instance for a new model, or the checkpoint of this one."
+            )
+
+    def _counts(self) -> list[list[int]]:
+        """Of each parameter group, how many parameters are clipped, and how many elements they have."""
+        return [[len(group), sum(parameter.numel() for parameter in group)] for group in self._chosen.groups()]
 
     def _reads_flags(self, record: ClippingRecord) -> bool:
         # Reading is free on a CPU. Elsewhere it makes the host wait, and is done only where nothing else can be right:
