@@ -57,7 +57,8 @@ class GradientNormMonitor(Callback):
     Under manual optimisation, where an optimizer may step when nothing is logged and not when something is, every step
     is measured, and each log shows the last one of each optimizer that has made any since the log before.
     The order in which callbacks are listed does not matter: the monitor goes first by itself. Every logger of the
-    trainer gets the metrics, and `trainer.callback_metrics` has the latest.
+    trainer gets the metrics, and `trainer.callback_metrics` has the latest. A module that is called `total`, `clipped`,
+    `applied` or `histogram` is `grad_norm/module/total`, … there.
 
     *Recurrent modules* are torch's `nn.LSTM`, `nn.GRU`, `nn.RNN` and their cells, this library's cells, and modules
     that name their parameters likewise (`weight_ih…`, `weight_hh…`). Gates are i, f, g, o of an LSTM, r, z, n of a GRU,
