@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+TINY = 1e-15
+"""Norms below it may have squares in them that float32 does not hold, or only a few digits of."""
+
 
 @torch.no_grad()
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of each tensor, over all ranks where it is sharded.
 
-    Squares are summed in float32 or wider whatever the tensors' dtype, and finite values give a finite norm: a gradient
-    of 1e20, whose square is past float32, is measured in float64.
+    Squares are summed in float32 or wider whatever the tensors' dtype. Gradients of 1e20 or of 1e-25, whose squares are
+    past float32, are measured in float64, where the device has it: finite values give a finite norm, and zeros alone
+    one of 0.
 
     Args:
         tensors: one or more, of any shape, floating dtype and device; sparse and `DTensor` too, mixed as they come.
@@ -37,13 +41,18 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
         return _norms(tensors, widest(tensors[0].device))
     # float64 takes three times as long on a CPU, where looking at the result is free: so only where it is needed.
     norms = _norms(tensors, torch.float32)
-    [usual] = norms.sum(0, keepdim=True).tolist()
-    return norms if 0 < usual < math.inf else _norms(tensors, torch.float64)
+    values = norms.tolist()
+    if not sum(values) < math.inf:  # NaN too
+        return _norms(tensors, torch.float64)
+    if min(values) < TINY:
+        places = [place for place, norm in enumerate(values) if norm < TINY]
+        norms[places] = _norms([tensors[place] for place in places], torch.float64).to(norms)
+    return norms
 
 
 @torch.no_grad()
 def row_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Euclidean norm of each tensor's rows, measured as `tensor_norms` does.
+    """Euclidean norm of each tensor's rows, measured as `tensor_norms` does, but for rows of 1e-23: on a CPU, 0.
 
     Args:
         tensors: as for `tensor_norms`; a sparse one is to have one sparse dimension, as gradients of embeddings have.
