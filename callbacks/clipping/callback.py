@@ -142,8 +142,8 @@ class AdaptiveGradientClipping(Callback):
         self.max_nonfinite = max_nonfinite
         NonFiniteGradients(CALLED, nonfinite, max_nonfinite)
         self.optimizers = None if optimizers is None else _indices(optimizers)
-        self.include = listed(include)
-        self.exclude = listed(exclude) or []
+        self.include = listed(CALLED, "include", include)
+        self.exclude = listed(CALLED, "exclude", exclude) or []
         self.name = name
         self._num_ranks = 1
         self._saved_num_ranks: int | None = None

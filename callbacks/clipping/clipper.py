@@ -1,7 +1,7 @@
 """Clipping one optimizer's gradients by a threshold that follows them, in any training loop: torch alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -102,8 +102,9 @@ class GradientClipper:
         self.name = name
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._nonfinite = NonFiniteGradients(self.called, nonfinite, max_nonfinite)
+        named, left_out = listed(self.called, "include", include), listed(self.called, "exclude", exclude)
         try:
-            self._chosen = Chosen(self.optimizer, model, include=listed(include), exclude=listed(exclude) or ())
+            self._chosen = Chosen(self.optimizer, model, include=named, exclude=left_out or ())
         except ValueError as error:
             raise ValueError(f"{self.called}: {error}") from None
         if isinstance(self.optimizer, LBFGS):
@@ -134,8 +135,10 @@ class GradientClipper:
 
         Raises:
             NonFiniteGradientError: see `nonfinite` and `max_nonfinite`.
-            ValueError: the history is of other parameters, or the loss has several elements.
+            ValueError: the history is of other parameters, or the loss is no tensor, or one of several elements.
         """
+        if loss is not None and not isinstance(loss, Tensor):
+            raise ValueError(f"{self.called}.clip: loss is {loss!r}; it must be the tensor that backward was called of")
         if loss is not None and loss.numel() != 1:
             raise ValueError(f"{self.called}.clip: loss has shape {tuple(loss.shape)}; it must have one element")
         whole = shared_step(self.given, self, self._scaler)
@@ -379,10 +382,18 @@ def refuse_other_settings(owner: str, state: dict[str, Any], policy: ClippingPol
             )
 
 
-def listed(names: str | Sequence[str] | None) -> list[str] | None:
+def listed(owner: str, argument: str, names: str | Sequence[str] | None) -> list[str] | None:
     """One name or several as a list.
 
-    >>> listed("head"), listed(["head", "body"]), listed(None)
+    Raises:
+        ValueError: it is neither.
+
+    >>> listed("", "include", "head"), listed("", "include", ["head", "body"]), listed("", "include", None)
     (['head'], ['head', 'body'], None)
     """
-    return [names] if isinstance(names, str) else None if names is None else list(names)
+    if names is None:
+        return None
+    given = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+    if not all(isinstance(name, str) and name for name in given):
+        raise ValueError(f"{owner}: {argument} is {names!r}; it must be a name, or a list of names")
+    return given

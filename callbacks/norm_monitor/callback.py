@@ -12,6 +12,7 @@ from rnn_blocks.callbacks.measuring.transfer import read_together
 from rnn_blocks.callbacks.norm_monitor.applied import AppliedGradients
 from rnn_blocks.callbacks.norm_monitor.histogram import NormHistogram
 from rnn_blocks.callbacks.norm_monitor.monitored_step import MonitoredStep
+from rnn_blocks.callbacks.settings import whole_number
 from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
@@ -123,8 +124,10 @@ class GradientNormMonitor(Callback):
             ("histogram_every_n_steps", every, 1),
         )
         for name, value, least in settings:
-            if value < least:
-                raise ValueError(f"GradientNormMonitor: {name} is {value!r}; it must be at least {least}")
+            if not whole_number(value) >= least:
+                raise ValueError(
+                    f"GradientNormMonitor: {name} is {value!r}; it must be at least {least}, a whole number"
+                )
         self.depth = depth
         self.top_k = top_k
         self.max_modules = max_modules

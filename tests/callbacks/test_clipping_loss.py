@@ -141,6 +141,25 @@ def test_a_clipper_refuses_a_loss_of_several_elements(shape):
         clipper.clip(torch.ones(shape))
 
 
+def test_a_clipper_refuses_a_loss_that_is_no_tensor():
+    module = GradientIsBatch()
+    clipper = GradientClipper(module.configure_optimizers())
+    with pytest.raises(ValueError, match=r"GradientClipper\.clip: loss is 0\.5; it must be the tensor that backward"):
+        clipper.clip(0.5)
+
+
+def test_a_momentum_of_1_promises_nothing():
+    """Its update has no length: it grows for as long as the gradient lasts."""
+    module = GradientIsBatch(make_optimizer=lambda p: torch.optim.SGD(p, lr=1.0, momentum=1.0))
+    clipper = GradientClipper(module.configure_optimizers())
+    for batch in norms_as_batches([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 100.0]):
+        module.zero_grad()
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        clipper.clip(loss)
+    assert clipper.summary() == "1 of 7 steps clipped (1 outlier)"
+
+
 class Losses(GradientIsBatch):
     """Norms and loss of each batch are the batch's own: (norm, loss)."""
 

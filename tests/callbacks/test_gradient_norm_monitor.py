@@ -198,6 +198,8 @@ def test_lbfgs_is_refused_and_so_are_settings_out_of_range():
     module = GradientIsBatch(make_optimizer=lambda p: torch.optim.LBFGS(p))
     with pytest.raises(MisconfigurationException, match="GradientNormMonitor cannot be used with LBFGS"):
         fit_module(module, [torch.ones(4)], GradientNormMonitor())
+    with pytest.raises(ValueError, match=r"depth is 1\.5; it must be at least 1, a whole number"):
+        GradientNormMonitor(depth=1.5)
     with pytest.raises(ValueError, match="depth is 0; it must be at least 1"):
         GradientNormMonitor(depth=0)
     with pytest.raises(ValueError, match="top_k is -1; it must be at least 0"):
