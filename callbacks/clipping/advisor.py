@@ -10,6 +10,7 @@ from rnn_blocks.callbacks.figures import can_draw, told_without
 from rnn_blocks.callbacks.measuring.norm_buffer import NormBuffer
 from rnn_blocks.callbacks.measuring.step import forget_steps, shared_step
 from rnn_blocks.callbacks.measuring.transfer import read_together
+from rnn_blocks.callbacks.settings import whole_number
 from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
@@ -63,7 +64,7 @@ class ClippingAdvisor(Callback):
         stop: whether to end the training after them.
 
     Raises:
-        ValueError: `steps` is below 1.
+        ValueError: `steps` is below 1, or no whole number.
         MisconfigurationException: at the start of a fit, if gradients cannot be read there (DeepSpeed, FSDP1, LBFGS).
 
     >>> from lightning.pytorch import Trainer
@@ -74,8 +75,8 @@ class ClippingAdvisor(Callback):
     """
 
     def __init__(self, steps: int = 500, *, stop: bool = False) -> None:
-        if steps < 1:
-            raise ValueError(f"ClippingAdvisor: steps is {steps!r}; it must be at least 1")
+        if not whole_number(steps) >= 1:
+            raise ValueError(f"ClippingAdvisor: steps is {steps!r}; it must be at least 1, a whole number")
         self.steps = steps
         self.stop = stop
         self.recommendations: dict[int, ClippingAdvice] = {}

@@ -142,8 +142,8 @@ class AdaptiveGradientClipping(Callback):
         self.max_nonfinite = max_nonfinite
         NonFiniteGradients(CALLED, nonfinite, max_nonfinite)
         self.optimizers = None if optimizers is None else _indices(optimizers)
-        self.include = listed(include)
-        self.exclude = listed(exclude) or []
+        self.include = listed(CALLED, "include", include)
+        self.exclude = listed(CALLED, "exclude", exclude) or []
         self.name = name
         self._num_ranks = 1
         self._saved_num_ranks: int | None = None
@@ -270,12 +270,14 @@ class AdaptiveGradientClipping(Callback):
                 raise MisconfigurationException(f"{error} (optimizer {index})") from None
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep the loss, added up over accumulated batches, where it is all that is minimised."""
+        """Keep the loss, added up over the batches whose gradients are, where it is all that is minimised."""
         if not (self.policy.uses_loss and pl_module.automatic_optimization):
             return
         scaler = gradient_scaler(trainer)
         loss = loss.detach().clone() if scaler is None or scaler._scale is None else loss.detach() / scaler._scale
-        self._loss = loss if self._loss is None else self._loss + loss
+        if self._loss is not None and any(map(_has_gradients, trainer.optimizers)):  # else they were cleared unused
+            loss = self._loss + loss
+        self._loss = loss
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the threshold, put the norm into the history, and clip."""
@@ -286,7 +288,7 @@ class AdaptiveGradientClipping(Callback):
         if loss is not None and self._num_ranks > 1 and self._clippers[index].needs_loss:
             loss = trainer.strategy.reduce(loss, reduce_op="mean")
         try:
-            if self._clippers[index].optimizer is not optimizer:  # it has been replaced since
+            if self._clippers[index].given is not optimizer:  # it has been replaced since
                 self._make_clipper(trainer, pl_module, index, self._clippers[index].state_dict())
             clipped = self._clippers[index].clip(loss)
         except OtherParametersError as error:
@@ -354,6 +356,10 @@ def _indices(optimizers: int | Sequence[int]) -> list[int]:
     if not given or any(isinstance(index, bool) or not isinstance(index, int) for index in given):
         raise ValueError(f"{CALLED}: optimizers is {optimizers!r}; it must be an index, indices, or None for all")
     return sorted(set(given))
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
 
 
 class _OptimizersClipper(GradientClipper):

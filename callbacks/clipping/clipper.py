@@ -1,7 +1,7 @@
 """Clipping one optimizer's gradients by a threshold that follows them, in any training loop: torch alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,6 +17,7 @@ from rnn_blocks.callbacks.clipping.units import ByGroup, ByParameter, Units, Who
 from rnn_blocks.callbacks.clipping.update_bound import UpdateBound
 from rnn_blocks.callbacks.measuring.parameters import Chosen
 from rnn_blocks.callbacks.measuring.step import ChosenGradients, StepGradients, forget_steps, shared_step
+from rnn_blocks.callbacks.measuring.wrappers import behind_handle, innermost
 
 UNITS: dict[Scope, type[Units]] = {"global": Whole, "group": ByGroup, "parameter": ByParameter, "unit": ByRow}
 
@@ -43,7 +44,10 @@ class GradientClipper:
 
     See there for scopes, non-finite gradients, metrics and cost. Where gradients accumulate, `clip` is called once
     before the step, as `optimizer.step` is. Under DDP and FSDP2 (`fully_shard`) every rank has its own, and all of them
-    act alike. An optimizer that Lightning Fabric or Accelerate has wrapped is taken as what it wraps.
+    act alike.
+
+    The optimizer is the one that you step, be it as Lightning Fabric or Accelerate return it, or a wrapper such as
+    Lookahead, whose kind and learning rates are those of what it wraps.
 
     Args:
         optimizer: whose gradients to clip. Every optimizer has a clipper of its own.
@@ -91,13 +95,16 @@ class GradientClipper:
         scaler: torch.amp.GradScaler | None = None,
         name: str = "grad_clip",
     ) -> None:
-        self.optimizer = unwrapped(self.called, optimizer)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{self.called} needs an optimizer of torch, got {type(optimizer).__name__}")
+        self.given, self.optimizer = optimizer, innermost(optimizer)
         self.policy, self.scope = checked_settings(self.called, policy, scope, name)
         self.name = name
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._nonfinite = NonFiniteGradients(self.called, nonfinite, max_nonfinite)
+        named, left_out = listed(self.called, "include", include), listed(self.called, "exclude", exclude)
         try:
-            self._chosen = Chosen(self.optimizer, model, include=listed(include), exclude=listed(exclude) or ())
+            self._chosen = Chosen(self.optimizer, model, include=named, exclude=left_out or ())
         except ValueError as error:
             raise ValueError(f"{self.called}: {error}") from None
         if isinstance(self.optimizer, LBFGS):
@@ -128,11 +135,13 @@ class GradientClipper:
 
         Raises:
             NonFiniteGradientError: see `nonfinite` and `max_nonfinite`.
-            ValueError: the history is of other parameters, or the loss has several elements.
+            ValueError: the history is of other parameters, or the loss is no tensor, or one of several elements.
         """
+        if loss is not None and not isinstance(loss, Tensor):
+            raise ValueError(f"{self.called}.clip: loss is {loss!r}; it must be the tensor that backward was called of")
         if loss is not None and loss.numel() != 1:
             raise ValueError(f"{self.called}.clip: loss has shape {tuple(loss.shape)}; it must have one element")
-        whole = shared_step(self.optimizer, self, self._scaler)
+        whole = shared_step(self.given, self, self._scaler)
         step, self._steps = self._steps, self._steps + 1
         gradients = whole if self._chosen.all else ChosenGradients(whole, self._chosen)
         if not whole.parameters:
@@ -215,7 +224,7 @@ class GradientClipper:
             "policy": repr(self.policy),
             "scope": self.scope,
             "steps": self._steps,
-            "record": None if self._record is None else self._record.state_dict(),
+            "record": None if self._record is None else self._record_state(self._record),
             "updates": None if self._bound is None else self._bound.state_dict(),
         }
 
@@ -229,6 +238,7 @@ class GradientClipper:
         record = None if state_dict["record"] is None else ClippingRecord.from_state_dict(state_dict["record"])
         if record is not None:
             self._refuse_other_units(record, self._current_units())
+            self._refuse_other_counts(state_dict["record"].get("parameters", []))  # older ones do not have it
         self._steps, self._record, self._stepped = state_dict["steps"], record, False
         if state_dict["updates"] is not None and self._bound is not None:
             self._bound.load_state_dict(state_dict["updates"])
@@ -287,12 +297,33 @@ class GradientClipper:
                 "checkpoint of this one; give parameters that are added later a group of their own."
             )
 
+    def _record_state(self, record: ClippingRecord) -> dict[str, Any]:
+        return record.state_dict() | {"parameters": self._counts()[: len(record.sizes)]}
+
+    def _refuse_other_counts(self, counts: list[list[int]]) -> None:
+        here = self._counts()[: len(counts)]
+        if counts != here:  # though there may be as many units: in the scope "global" there is one
+            then, now = (
+                ", ".join(f"{number:,} parameters of {elements:,} elements" for number, elements in own)
+                for own in (counts, here)
+            )
+            raise OtherParametersError(
+                f"{self.called}(scope={self.scope!r}) has the history of an optimizer whose parameter groups have "
+                f"{then}, but here they have {now}. Use a new instance for a new model, or the checkpoint of this one."
+            )
+
+    def _counts(self) -> list[list[int]]:
+        """Of each parameter group, how many parameters are clipped, and how many elements they have."""
+        return [[len(group), sum(parameter.numel() for parameter in group)] for group in self._chosen.groups()]
+
     def _reads_flags(self, record: ClippingRecord) -> bool:
         # Reading is free on a CPU. Elsewhere it makes the host wait, and is done only where nothing else can be right:
         # an update on zero gradients is not a skipped update, for momentum and weight decay act in it.
         if record.flags.device.type == "cpu":
             return True
-        return self._nonfinite.choice != "zero" and self._scaler is None and not leaves_out_updates(self.optimizer)
+        if self._nonfinite.choice == "zero" or self._scaler is not None:
+            return False
+        return not leaves_out_updates(behind_handle(self.given))  # a wrapper looks at what its inner one skips
 
     def _told(self, report: Report) -> dict[str, float]:
         scaled = self._scaler is not None
@@ -351,30 +382,18 @@ def refuse_other_settings(owner: str, state: dict[str, Any], policy: ClippingPol
             )
 
 
-def listed(names: str | Sequence[str] | None) -> list[str] | None:
+def listed(owner: str, argument: str, names: str | Sequence[str] | None) -> list[str] | None:
     """One name or several as a list.
 
-    >>> listed("head"), listed(["head", "body"]), listed(None)
+    Raises:
+        ValueError: it is neither.
+
+    >>> listed("", "include", "head"), listed("", "include", ["head", "body"]), listed("", "include", None)
     (['head'], ['head', 'body'], None)
     """
-    return [names] if isinstance(names, str) else None if names is None else list(names)
-
-
-def unwrapped(owner: str, optimizer: Optimizer) -> Optimizer:
-    """What a wrapper of Lightning, Fabric or Accelerate holds, which makes the steps.
-
-    Raises:
-        TypeError: it is no optimizer.
-    """
-    given: object = optimizer
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
-        if _parameters(inner) != _parameters(optimizer):  # a part of one that has others beside it
-            break
-        optimizer = inner
-    if not isinstance(given, Optimizer):
-        raise TypeError(f"{owner} needs an optimizer of torch, got {type(given).__name__}")
-    return optimizer
-
-
-def _parameters(optimizer: Optimizer) -> list[int]:
-    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    if names is None:
+        return None
+    given = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+    if not all(isinstance(name, str) and name for name in given):
+        raise ValueError(f"{owner}: {argument} is {names!r}; it must be a name, or a list of names")
+    return given

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from rnn_blocks.callbacks.clipping.record import Report
 from rnn_blocks.callbacks.measuring.norms import stored_values
 from rnn_blocks.callbacks.measuring.step import StepGradients
+from rnn_blocks.callbacks.settings import whole_number
 
 CHOICES = ("skip", "zero", "raise")
 
@@ -35,8 +36,8 @@ class NonFiniteGradients:
     def __init__(self, owner: str, choice: Literal["skip", "zero", "raise"], most: int) -> None:
         if choice not in CHOICES:
             raise ValueError(f"{owner}: nonfinite is {choice!r}; choose one of {', '.join(map(repr, CHOICES))}")
-        if most < 1:
-            raise ValueError(f"{owner}: max_nonfinite is {most!r}; it must be at least 1")
+        if not whole_number(most) >= 1:
+            raise ValueError(f"{owner}: max_nonfinite is {most!r}; it must be at least 1, a whole number")
         self.owner = owner
         self.choice = choice
         self.most = most

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.clipping.update_length import effective_learning_rate, group_learning_rates, weight_norms
-from rnn_blocks.callbacks.measuring.norms import scale_, stored_values, tensor_norms, total_norm
+from rnn_blocks.callbacks.measuring.norms import by_factor, scale_, stored_values, tensor_norms, total_norm
 from rnn_blocks.callbacks.measuring.step import StepGradients
 
 Groups = Sequence[Sequence[Tensor]]
@@ -204,8 +204,8 @@ class ByGroup(ByParameter):
 def multiply_each_(values: Sequence[Tensor], coefficients: Tensor, read: bool) -> None:
     """Multiply each of `values` in place by its own of `coefficients` ``(values,)``; see `Units.multiply_`."""
     factors = coefficients.tolist() if read else None
-    for device in {value.device for value in values}:
-        there = coefficients.to(device, torch.float32, non_blocking=True).unbind()
-        own = [i for i in range(len(values)) if values[i].device == device and (factors is None or factors[i] != 1)]
+    for (device, dtype), places in by_factor(values).items():
+        there = coefficients.to(device, dtype, non_blocking=True).unbind()
+        own = [place for place in places if factors is None or factors[place] != 1]
         if own:
-            torch._foreach_mul_([values[i] for i in own], [there[i] for i in own])
+            torch._foreach_mul_([values[place] for place in own], [there[place] for place in own])

@@ -73,7 +73,7 @@ class UpdateBound:
         self._ratio: float | None = None  # r, as it counts now
         self._measured: Tensor | None = None  # r, as it will count from the next measuring step on
         self._arrived: torch.cuda.Event | None = None
-        self._trained: list[bool] = []
+        self._trained: list[int | None] = []  # the weights by their identity, None where one is frozen
         self._sample: Sample | None = None
         self._before: Tensor | None = None
         self._hooks: list[RemovableHandle] = []
@@ -135,8 +135,9 @@ class UpdateBound:
             ratio = self._receive()
             if 0 < ratio < math.inf:  # else nothing was updated, or weights are not finite
                 self._ratio = ratio
-        trained = [weight.requires_grad for group in self.optimizer.param_groups for weight in group["params"]]
-        if trained != self._trained:  # before a weight that joins has moved
+        every = (weight for group in self.optimizer.param_groups for weight in group["params"])
+        trained = [id(weight) if weight.requires_grad else None for weight in every]
+        if trained != self._trained:  # before a weight that joins, or takes another's place, has moved
             self._trained, self._sample = trained, self._current_sample()
         if self._sample is None:
             self.coefficient = 1.0  # nothing to measure an update against
@@ -201,7 +202,7 @@ class UpdateBound:
 
 
 class Sample:
-    """Up to `SAMPLE` evenly spaced elements of the values that this process holds of each weight.
+    """Up to `SAMPLE` evenly spaced elements, real numbers, of what this process holds of each weight.
 
     Args:
         weights: one or more.
@@ -211,7 +212,7 @@ class Sample:
     def __init__(self, weights: list[Tensor], norms: list[float]) -> None:
         self.weights = weights
         self._norms = norms
-        sizes = [stored_values(weight).numel() for weight in weights]
+        sizes = [_elements(weight).numel() for weight in weights]
         # Odd strides, so that they do not stay in one column of a matrix whose width is a power of two.
         self._strides = [-(-size // SAMPLE) | 1 if size > SAMPLE else 1 for size in sizes]
         self._counts = [-(-size // stride) for size, stride in zip(sizes, self._strides, strict=True)]
@@ -224,14 +225,14 @@ class Sample:
 
     def first_ratio(self, size: float) -> float:
         """What `ratio` is of an update of which each element is ±`size`."""
-        lengths = [size * math.sqrt(weight.numel()) for weight in self.weights]
+        lengths = [size * math.sqrt(weight.numel() * (1 + weight.is_complex())) for weight in self.weights]
         return sorted(length / norm for length, norm in zip(lengths, self._norms, strict=True))[len(lengths) // 2]
 
     @torch.no_grad()
     def take(self) -> Tensor:
         """The elements as they are now, in one float32 vector on the first weight's device."""
         values = [
-            stored_values(weight).reshape(-1)[::stride] if stride > 1 else stored_values(weight).reshape(-1)
+            _elements(weight).reshape(-1)[::stride] if stride > 1 else _elements(weight).reshape(-1)
             for weight, stride in zip(self.weights, self._strides, strict=True)
         ]
         device = values[0].device
@@ -254,6 +255,12 @@ class Sample:
             dist.all_reduce(parts)
             squares = torch.where(is_sharded, parts, squares)
         return (squares.sqrt() / norms).sort().values[len(self._norms) // 2]
+
+
+def _elements(weight: Tensor) -> Tensor:
+    """The real numbers that this process holds of a weight: two of a complex one, each of which has an update."""
+    values = stored_values(weight)
+    return torch.view_as_real(values) if values.is_complex() else values
 
 
 def _copies(weight: Tensor) -> int:

@@ -1,5 +1,6 @@
 """How long the update is that a gradient makes, where it scales with the gradient."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,8 +14,8 @@ from rnn_blocks.callbacks.measuring.step import StepGradients
 def effective_learning_rate(optimizer: Optimizer, step: StepGradients) -> float | Tensor | None:
     """Length of the update that a lasting gradient makes, over the gradient's norm.
 
-    lr·(1−dampening)/(1−momentum) of each parameter group; where groups differ, the mean square of theirs weighted by
-    their squared gradient norms, so that rate × norm is the length of the whole update.
+    lr·(1−dampening)/(1−momentum) of each parameter group, infinite with a momentum of 1; where groups differ, the mean
+    square of theirs weighted by their squared gradient norms, so that rate × norm is the length of the whole update.
 
     Returns:
         A number, or ``()`` where it depends on the gradients or is kept in a tensor; None for an optimizer whose update
@@ -63,6 +64,8 @@ def weight_norms(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 def _group_rate(group: dict[str, float | Tensor]) -> float | Tensor:
     rate, momentum, dampening = group["lr"], group.get("momentum", 0.0), group.get("dampening", 0.0)
+    if momentum >= 1:  # such an update grows for as long as the gradient lasts
+        return math.inf
     if momentum:
         rate = rate * (1 - dampening) / (1 - momentum)
     return rate if isinstance(rate, Tensor) else float(rate)

@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+TINY = 1e-15
+"""Norms below it may have squares in them that float32 does not hold, or only a few digits of."""
+
 
 @torch.no_grad()
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of each tensor, over all ranks where it is sharded.
 
-    Squares are summed in float32 or wider whatever the tensors' dtype, and finite values give a finite norm: a gradient
-    of 1e20, whose square is past float32, is measured in float64.
+    Squares are summed in float32 or wider whatever the tensors' dtype. Gradients of 1e20 or of 1e-25, whose squares are
+    past float32, are measured in float64, where the device has it: finite values give a finite norm, and zeros alone
+    one of 0.
 
     Args:
         tensors: one or more, of any shape, floating dtype and device; sparse and `DTensor` too, mixed as they come.
@@ -37,13 +41,18 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
         return _norms(tensors, widest(tensors[0].device))
     # float64 takes three times as long on a CPU, where looking at the result is free: so only where it is needed.
     norms = _norms(tensors, torch.float32)
-    [usual] = norms.sum(0, keepdim=True).tolist()
-    return norms if 0 < usual < math.inf else _norms(tensors, torch.float64)
+    values = norms.tolist()
+    if not sum(values) < math.inf:  # NaN too
+        return _norms(tensors, torch.float64)
+    if min(values) < TINY:
+        places = [place for place, norm in enumerate(values) if norm < TINY]
+        norms[places] = _norms([tensors[place] for place in places], torch.float64).to(norms)
+    return norms
 
 
 @torch.no_grad()
 def row_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Euclidean norm of each tensor's rows, measured as `tensor_norms` does.
+    """Euclidean norm of each tensor's rows, measured as `tensor_norms` does, but for rows of 1e-23: on a CPU, 0.
 
     Args:
         tensors: as for `tensor_norms`; a sparse one is to have one sparse dimension, as gradients of embeddings have.
@@ -82,10 +91,25 @@ def scale_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     values = list(gradients)
     if set(map(type, values)) != {Tensor} or True in [gradient.is_sparse for gradient in values]:  # else they are plain
         values = [stored_values(gradient) for gradient in gradients]
-    devices = {tensor.device for tensor in values}
-    for device in devices:
-        there = values if len(devices) == 1 else [tensor for tensor in values if tensor.device == device]
-        torch._foreach_mul_(there, coefficient.to(device, torch.float32, non_blocking=True))
+    for (device, dtype), there in by_factor(values).items():
+        own = values if len(there) == len(values) else [values[place] for place in there]
+        torch._foreach_mul_(own, coefficient.to(device, dtype, non_blocking=True))
+
+
+def by_factor(values: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], Sequence[int]]:
+    """Places of the values by the device and the dtype of the numbers that they are to be multiplied by.
+
+    In float32 a coefficient of 1e-50 is 0, as it takes to bring a gradient in float64 down from 1e50.
+    """
+    wide = (torch.float64, torch.complex128)
+    devices, dtypes = {value.device for value in values}, {value.dtype for value in values}
+    if len(devices) == len(dtypes) == 1:
+        return {(devices.pop(), torch.float64 if dtypes.pop() in wide else torch.float32): range(len(values))}
+    found: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, value in enumerate(values):
+        kind = value.device, torch.float64 if value.dtype in wide else torch.float32
+        found.setdefault(kind, []).append(place)
+    return {**found}
 
 
 def stored_values(gradient: Tensor) -> Tensor:

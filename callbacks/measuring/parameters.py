@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import cast
 
 from torch import Tensor, nn
@@ -70,9 +71,7 @@ class Chosen:
         self._include = include
         self._exclude = exclude
         self.all = include is None and not exclude
-        self._numbers: list[int] = []
-        self._groups: list[list[Tensor]] = []
-        self._ids: frozenset[int] = frozenset()
+        self._known: dict[Tensor, bool] = {}  # of the optimizer's parameters, whether they are chosen
         if include is not None and not include:
             raise ValueError("include is empty: name what is to be chosen, or leave it at None for all")
         if not self.all:
@@ -95,24 +94,17 @@ class Chosen:
 
     def groups(self) -> list[list[Tensor]]:
         """The chosen parameters, by parameter group."""
-        if self.all:
-            return [group["params"] for group in self._optimizer.param_groups]
-        numbers = [len(group["params"]) for group in self._optimizer.param_groups]
-        if numbers != self._numbers:
-            names = self._names()
-            self._groups = [
-                [parameter for parameter in group["params"] if self._matches(names.get(parameter, []))]
-                for group in self._optimizer.param_groups
-            ]
-            self._numbers = numbers
-            self._ids = frozenset(id(parameter) for group in self._groups for parameter in group)
-        return self._groups
+        groups: list[list[Tensor]] = [group["params"] for group in self._optimizer.param_groups]
+        return groups if self.all else [[parameter for parameter in group if parameter in self] for group in groups]
 
     def __contains__(self, parameter: object) -> bool:
         if self.all:
             return True
-        self.groups()  # they may have grown
-        return id(parameter) in self._ids
+        if parameter not in self._known:  # it has been put into a group, or into another one's place
+            names = self._names()
+            every = chain.from_iterable(group["params"] for group in self._optimizer.param_groups)
+            self._known = {own: self._matches(names.get(own, [])) for own in every}
+        return self._known.get(cast(Tensor, parameter), False)
 
     def _matches(self, names: list[str]) -> bool:
         included = self._include is None or _any_matches(names, self._include)

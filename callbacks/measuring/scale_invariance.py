@@ -112,9 +112,11 @@ class ScaleInvariance:
 
 
 def _product(weight: Tensor, gradient: Tensor, norms: Tensor) -> Tensor:
-    """⟨w, ∇w⟩, over all ranks where they are sharded, ``()``."""
-    product: Tensor = (weight.detach() * gradient).sum(dtype=torch.promote_types(weight.dtype, torch.float32))
-    return (product.full_tensor() if isinstance(product, DTensor) else product).to(norms)
+    """⟨w, ∇w⟩, of complex ones the real part of Σ w·∇w̄, over all ranks where they are sharded, ``()``."""
+    products = weight.detach() * (gradient.conj() if gradient.is_complex() else gradient)
+    product: Tensor = products.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
+    product = product.full_tensor() if isinstance(product, DTensor) else product
+    return (product.real if product.is_complex() else product).to(norms)
 
 
 def _there(numbers: list[int], norms: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
+from rnn_blocks.callbacks.measuring.wrappers import behind_handle, innermost
 
 
 class StepGradients:
@@ -31,7 +32,7 @@ class StepGradients:
         self.clipped_norms: Tensor | None = None
         self._readers: set[int] = set()
         if scaler is not None and self.parameters:
-            _unscale(scaler, optimizer)
+            _unscale(scaler, behind_handle(optimizer))
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -115,22 +116,23 @@ def shared_step(optimizer: Optimizer, reader: object, scaler: torch.amp.GradScal
     A step that is not made, as one that a gradient scaler leaves out, ends when one of its readers asks again.
 
     Args:
-        optimizer: whose gradients are there.
+        optimizer: whose gradients are there; a wrapper and what it wraps make one and the same step.
         reader: who asks, known by its identity.
         scaler: what the gradients may still be scaled by.
     """
-    step = _steps.get(optimizer)
+    inner = innermost(optimizer)
+    step = _steps.get(inner)
     if step is None or id(reader) in step._readers:
-        step = _steps[optimizer] = StepGradients(optimizer, scaler)
-        if optimizer not in _ends:
-            _ends[optimizer] = optimizer.register_step_post_hook(_end_step)
+        step = _steps[inner] = StepGradients(optimizer, scaler)
+        if inner not in _ends:
+            _ends[inner] = inner.register_step_post_hook(_end_step)
     step._readers.add(id(reader))
     return step
 
 
 def forget_steps(optimizers: Sequence[Optimizer]) -> None:
     """Begin afresh, or leave optimizers as they were."""
-    for optimizer in optimizers:
+    for optimizer in map(innermost, optimizers):
         _steps.pop(optimizer, None)
         if (hook := _ends.pop(optimizer, None)) is not None:
             hook.remove()

@@ -11,6 +11,7 @@ from rnn_blocks.callbacks.measuring.transfer import read_together
 from rnn_blocks.callbacks.norm_monitor.applied import AppliedGradients
 from rnn_blocks.callbacks.norm_monitor.histogram import NormHistogram
 from rnn_blocks.callbacks.norm_monitor.monitored_step import MonitoredStep
+from rnn_blocks.callbacks.settings import whole_number
 from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
@@ -56,7 +57,8 @@ class GradientNormMonitor(Callback):
     Under manual optimisation, where an optimizer may step when nothing is logged and not when something is, every step
     is measured, and each log shows the last one of each optimizer that has made any since the log before.
     The order in which callbacks are listed does not matter: the monitor goes first by itself. Every logger of the
-    trainer gets the metrics, and `trainer.callback_metrics` has the latest.
+    trainer gets the metrics, and `trainer.callback_metrics` has the latest. A module that is called `total`, `clipped`,
+    `applied` or `histogram` is `grad_norm/module/total`, … there.
 
     *Recurrent modules* are torch's `nn.LSTM`, `nn.GRU`, `nn.RNN` and their cells, this library's cells, and modules
     that name their parameters likewise (`weight_ih…`, `weight_hh…`). Gates are i, f, g, o of an LSTM, r, z, n of a GRU,
@@ -121,8 +123,10 @@ class GradientNormMonitor(Callback):
             ("histogram_every_n_steps", every, 1),
         )
         for name, value, least in settings:
-            if value < least:
-                raise ValueError(f"GradientNormMonitor: {name} is {value!r}; it must be at least {least}")
+            if not whole_number(value) >= least:
+                raise ValueError(
+                    f"GradientNormMonitor: {name} is {value!r}; it must be at least {least}, a whole number"
+                )
         self.depth = depth
         self.top_k = top_k
         self.max_modules = max_modules

@@ -20,6 +20,9 @@ from rnn_blocks.callbacks.measuring.weight_updates import WeightsBefore
 from rnn_blocks.callbacks.norm_monitor.applied import AppliedGradients, Norms
 from rnn_blocks.callbacks.trainer import LightningModule
 
+RESERVED = ("total", "clipped", "applied", "histogram")
+"""What is logged beside the modules; a module of such a name is logged below `module/`."""
+
 
 class MonitoredStep:
     """Norms of one optimizer's step, on the device until they are read.
@@ -129,7 +132,8 @@ class MonitoredStep:
 
 def _module_of(parameter: str, depth: int) -> str:
     parts = parameter.split(".")
-    return ".".join(parts[: min(depth, len(parts) - 1)]) or parameter
+    module = ".".join(parts[: min(depth, len(parts) - 1)]) or parameter
+    return f"module/{module}" if module in RESERVED else module
 
 
 def _joined(labelled: Iterable[tuple[str, float]], most: int) -> dict[str, float]:

@@ -39,7 +39,7 @@ def log_metrics(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """Hand metrics to every logger under the training metrics' step number, and to `trainer.callback_metrics`."""
     if not metrics:
         return
-    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    trainer.callback_metrics.update({name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()})
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=logged_step(trainer))
 

@@ -88,9 +88,9 @@ def levels_of(edges: Edges) -> list[list[str]]:
 
 
 def num_lines(room: str) -> int:
-    """Lines of a room's modules, to a hundred: of a picture that need not be drawn again each time."""
+    """Lines of a room's modules, to a hundred and at least one: of a picture that need not be drawn again each time."""
     lines = sum(len(path.read_text().splitlines()) for module, path in MODULES.items() if outer_room_of(module) == room)
-    return round(lines, -2)
+    return max(round(lines, -2), 100)
 
 
 def draw_floor(picture: Picture, floor: str, bottom: float, edges: Edges, below: list[str]) -> float:

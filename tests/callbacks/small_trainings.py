@@ -33,6 +33,18 @@ class Remember(Logger):
         return {step: row[name] for step, row in self.rows if name in row}
 
 
+class Around(torch.optim.Optimizer):
+    """A wrapper as Lookahead is one: an optimizer with the groups of another, which makes its updates."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer.param_groups, {})
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+    def step(self, closure: Callable | None = None) -> object:
+        return self.optimizer.step(closure)
+
+
 class GradientIsBatch(LightningModule):
     """The gradient of its weight is the batch: norms are fed through a real Trainer as they are wanted."""
 

@@ -367,6 +367,9 @@ class TestRefusals:
             ({"policy": 5.0}, "policy is 5.0; it must be"),
             ({"nonfinite": "ignore"}, "nonfinite is 'ignore'; choose one of 'skip', 'zero', 'raise'"),
             ({"max_nonfinite": 0}, "max_nonfinite is 0; it must be at least 1"),
+            ({"max_nonfinite": "25"}, "max_nonfinite is '25'; it must be at least 1, a whole number"),
+            ({"include": 5}, "AdaptiveGradientClipping: include is 5; it must be a name, or a list of names"),
+            ({"exclude": ["head", ""]}, r"exclude is \['head', ''\]; it must be a name, or a list of names"),
         ],
     )
     def test_of_settings_name_value_and_choices(self, options, message):

@@ -294,5 +294,7 @@ def test_lbfgs_is_refused_and_so_is_a_number_of_steps_below_one():
     module = GradientIsBatch(make_optimizer=lambda p: torch.optim.LBFGS(p))
     with pytest.raises(MisconfigurationException, match="ClippingAdvisor cannot be used with LBFGS"):
         fit_module(module, [torch.ones(4)], ClippingAdvisor())
+    with pytest.raises(ValueError, match=r"steps is 1\.5; it must be at least 1, a whole number"):
+        ClippingAdvisor(steps=1.5)
     with pytest.raises(ValueError, match="steps is 0; it must be at least 1"):
         ClippingAdvisor(steps=0)

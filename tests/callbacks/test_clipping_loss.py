@@ -85,6 +85,35 @@ def test_a_batch_without_a_loss_is_none_of_the_accumulated():
     assert_close(torch.stack(policy.losses), noted.sum(1) / 3, rtol=1e-6, atol=0)
 
 
+class StepsAtSome(Notes):
+    """As Lightning's own example has it: `optimizer_step` calls the closure by itself where it makes no step."""
+
+    every = 2
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+        if (batch_idx + 1) % self.every == 0:
+            optimizer.step(closure=closure)
+        else:
+            closure()
+
+
+class AccumulatesByItself(StepsAtSome):
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        if batch_idx % self.every == 0:
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("every", [2, 4])
+@pytest.mark.parametrize("kind", [StepsAtSome, AccumulatesByItself])
+def test_of_batches_whose_gradients_are_cleared_unused_it_is_forgotten(kind, every):
+    module, policy = kind(), Hears()
+    module.every = every
+    fit_module(module, regression_batches(8), AdaptiveGradientClipping(policy))
+    noted = torch.tensor(module.noted, dtype=torch.float64).view(-1, every)
+    expected = noted.sum(1) if kind is AccumulatesByItself else noted[:, -1]
+    assert_close(torch.stack(policy.losses), expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(("module", "policy"), [(ByHand(), Hears()), (Notes(), Deaf())])
 def test_there_is_none_by_manual_optimisation_nor_for_a_policy_that_does_not_use_it(module, policy):
     fit_module(module, regression_batches(4), AdaptiveGradientClipping(policy))
@@ -110,6 +139,25 @@ def test_a_clipper_refuses_a_loss_of_several_elements(shape):
         ValueError, match=rf"GradientClipper\.clip: loss has shape \({shape[0]},.*must have one element"
     ):
         clipper.clip(torch.ones(shape))
+
+
+def test_a_clipper_refuses_a_loss_that_is_no_tensor():
+    module = GradientIsBatch()
+    clipper = GradientClipper(module.configure_optimizers())
+    with pytest.raises(ValueError, match=r"GradientClipper\.clip: loss is 0\.5; it must be the tensor that backward"):
+        clipper.clip(0.5)
+
+
+def test_a_momentum_of_1_promises_nothing():
+    """Its update has no length: it grows for as long as the gradient lasts."""
+    module = GradientIsBatch(make_optimizer=lambda p: torch.optim.SGD(p, lr=1.0, momentum=1.0))
+    clipper = GradientClipper(module.configure_optimizers())
+    for batch in norms_as_batches([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 100.0]):
+        module.zero_grad()
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        clipper.clip(loss)
+    assert clipper.summary() == "1 of 7 steps clipped (1 outlier)"
 
 
 class Losses(GradientIsBatch):

@@ -102,6 +102,16 @@ def test_a_history_of_another_policy_scope_or_model_is_refused_and_both_are_name
     with pytest.raises(ValueError, match="of the scope parameter, and this instance has unit"):
         AdaptiveGradientClipping(Fixed(1.0), scope="unit").load_state_dict(state)
 
+    clipping = AdaptiveGradientClipping()
+    fit_module(Regression(adam), regression_batches(3), clipping)
+    other = AdaptiveGradientClipping()
+    trainer = fit_module(Regression(adam, nn.Linear(3, 1)), regression_batches(3), other)
+    other.load_state_dict(clipping.state_dict())
+    with pytest.raises(
+        MisconfigurationException, match=r"4 parameters of 41 elements, but here they have 2 .* of 4 el"
+    ):
+        other.on_train_start(trainer, trainer.lightning_module)
+
     smaller = AdaptiveGradientClipping(Fixed(1.0), scope="parameter")
     trainer = fit_module(Regression(adam, nn.Linear(3, 1)), regression_batches(3), smaller)
     smaller.load_state_dict(state)

@@ -28,6 +28,8 @@ from rnn_blocks.callbacks import (
     Unitwise,
     ZScore,
 )
+from rnn_blocks.callbacks.clipping.units import multiply_each_
+from rnn_blocks.callbacks.measuring.norms import scale_
 
 SCOPES = ("global", "group", "parameter", "unit")
 
@@ -193,6 +195,26 @@ def test_finite_gradients_of_1e20_are_clipped_and_not_zeroed_in_any_scope(scope)
     module = GradientIsBatch(make_optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
     fit_module(module, [torch.full((4,), 1e20)], AdaptiveGradientClipping(Fixed(1.0), scope=scope))
     assert_close(module.weight.detach(), torch.full((4,), 0.5), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scope", ["global", "group", "parameter", "unit"])
+def test_gradients_in_float64_of_any_size_are_brought_down_to_the_threshold(scope):
+    module = GradientIsBatch(make_optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    callbacks = AdaptiveGradientClipping(Fixed(1.0), scope=scope), GradientNormMonitor(check_applied=True)
+    trainer = fit_module(module, [torch.full((4,), 1e60, dtype=torch.float64)], *callbacks, precision="64-true")
+    assert_close(module.weight.detach(), torch.full((4,), 0.5, dtype=torch.float64), rtol=1e-12, atol=0)
+    for metric, value in (("grad_norm/total", 2e60), ("grad_norm/applied", 1.0), ("grad_clip/coefficient", 5e-61)):
+        assert trainer.callback_metrics[metric].item() == pytest.approx(value, rel=1e-12)
+
+
+def test_gradients_of_several_dtypes_are_each_multiplied_by_what_they_can_hold():
+    large = [torch.full((3,), 1e60, dtype=dtype) for dtype in (torch.float64, torch.complex128)]
+    small = [torch.full((3,), 8.0, dtype=dtype) for dtype in (torch.float32, torch.bfloat16, torch.complex64)]
+    values = [small[0], large[0], *small[1:], large[1]]
+    multiply_each_(values, torch.tensor([0.5, 1e-60, 0.5, 0.5, 1e-60], dtype=torch.float64), read=True)
+    scale_(values, torch.tensor(0.25, dtype=torch.float64))
+    for value, number in zip(values, [1.0, 0.25, 1.0, 1.0, 0.25], strict=True):
+        assert_close(value, torch.full((3,), number, dtype=value.dtype), rtol=1e-12, atol=0)
 
 
 def test_two_instances_clip_one_after_the_other_each_in_its_scope():

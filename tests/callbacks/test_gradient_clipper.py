@@ -269,6 +269,27 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"parameter groups have \[4\] units, but here they have \[1\]"):
             GradientClipper(other, Fixed(1.0), scope="parameter").load_state_dict(state)
 
+    @pytest.mark.parametrize("scope", ["global", "group"])
+    def test_of_the_history_of_other_parameters_where_units_are_as_many(self, scope):
+        module = Regression(None)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        clipper = GradientClipper(optimizer, Fixed(1.0), scope=scope)
+        module.loss(regression_batches(1)[0]).backward()
+        clipper.clip()
+        state = clipper.state_dict()
+        other = GradientClipper(torch.optim.SGD(nn.LSTM(3, 50).parameters(), lr=0.1), Fixed(1.0), scope=scope)
+        message = "have 4 parameters of 41 elements, but here they have 4 parameters of 11,000 elements"
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(state)
+        with pytest.raises(ValueError, match="but here they have 3 parameters of 33 elements"):
+            GradientClipper(optimizer, Fixed(1.0), scope=scope, model=module, exclude="net.0.bias").load_state_dict(
+                state
+            )
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})  # one that has no history yet
+        GradientClipper(optimizer, Fixed(1.0), scope=scope).load_state_dict(state)
+        del state["record"]["parameters"]  # a state of before they were counted
+        other.load_state_dict(state)
+
 
 @pytest.mark.processes
 def test_it_needs_torch_alone():

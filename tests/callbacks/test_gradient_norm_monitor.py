@@ -51,6 +51,24 @@ def test_norms_of_all_of_modules_and_of_the_largest_parameters_are_those_of_the_
     assert_close(float(trainer.callback_metrics["grad_norm/total"]), expected["grad_norm/total"], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("name", ["total", "clipped", "applied", "histogram"])
+def test_a_module_of_a_metrics_name_takes_no_ones_place(name):
+    module, logger = Regression(sgd), Remember()
+    module.add_module(name, module.net[0])
+    module.net[0] = nn.Identity()  # its parameters go by the reserved name alone
+    module.loss = lambda batch: (module.net(getattr(module, name)(batch[0])) - batch[1]).square().mean()
+    monitor = GradientNormMonitor(updates=True, check_applied=True)
+    fit_module(module, regression_batches(1), monitor, AdaptiveGradientClipping(Fixed(1e-3)), logger=logger)
+    rows = {metric: value for _, row in logger.rows for metric, value in row.items()}
+    for kind in ("grad_norm", "weight_norm", "update_norm"):
+        parts = rows[f"{kind}/module/{name}"], rows[f"{kind}/net"]
+        assert min(parts) > 0
+        assert_close(rows[f"{kind}/total"], math.hypot(*parts), rtol=1e-5, atol=0)
+    assert_close([rows["grad_norm/clipped"], rows["grad_norm/applied"]], [1e-3, 1e-3], rtol=1e-5, atol=0)
+    assert "grad_norm/histogram" not in rows
+    assert_close(rows["update_ratio/total"], rows["update_norm/total"] / rows["weight_norm/total"])
+
+
 def test_norms_that_are_not_finite_are_named_first_and_make_their_modules_norm_what_torch_makes_of_it():
     gradients = {"encoder.first.weight": math.nan, "encoder.first.bias": 7.0, "encoder.second.bias": math.inf}
 
@@ -180,6 +198,8 @@ def test_lbfgs_is_refused_and_so_are_settings_out_of_range():
     module = GradientIsBatch(make_optimizer=lambda p: torch.optim.LBFGS(p))
     with pytest.raises(MisconfigurationException, match="GradientNormMonitor cannot be used with LBFGS"):
         fit_module(module, [torch.ones(4)], GradientNormMonitor())
+    with pytest.raises(ValueError, match=r"depth is 1\.5; it must be at least 1, a whole number"):
+        GradientNormMonitor(depth=1.5)
     with pytest.raises(ValueError, match="depth is 0; it must be at least 1"):
         GradientNormMonitor(depth=0)
     with pytest.raises(ValueError, match="top_k is -1; it must be at least 0"):

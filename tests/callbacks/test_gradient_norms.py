@@ -31,6 +31,16 @@ def test_finite_gradients_whose_squares_leave_float32_have_a_finite_norm(value):
     assert_close(tensor_norms([torch.full((4,), value), torch.zeros(2)]).tolist(), [2 * value, 0.0], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("value", [3e-22, 1e-25, 1e-40])
+def test_a_small_gradient_among_large_ones_has_the_norm_that_it_has(value):
+    """In float32 it would be 0, which is what units have that are dead."""
+    tiny = torch.full((4,), value)
+    expected = [math.sqrt(2), 2 * tiny[0].item(), 0.0, 3.0]
+    assert_close(
+        tensor_norms([torch.ones(2), tiny, torch.zeros(3), torch.ones(9)]).tolist(), expected, rtol=1e-6, atol=0
+    )
+
+
 def test_half_precision_gradients_whose_squares_leave_half_precision_have_a_finite_norm():
     """Trap 6: norms of half precision overflow."""
     assert tensor_norms([torch.full((4,), 60000.0).half()]).tolist() == [2 * torch.tensor(60000.0).half().item()]

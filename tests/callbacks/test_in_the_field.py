@@ -7,11 +7,12 @@ import pickle
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 
 import pytest
 import torch
-from lightnings import LightningModule
-from small_trainings import GradientIsBatch, Regression, Remember, fit_module, regression_batches
+from lightnings import PACKAGES, Fabric, LightningModule, MixedPrecision, chosen
+from small_trainings import Around, GradientIsBatch, Regression, Remember, fit_module, regression_batches
 from torch import nn
 from torch.testing import assert_close
 
@@ -24,9 +25,11 @@ from rnn_blocks.callbacks import (
     NonFiniteGradientError,
     Unitwise,
 )
+from rnn_blocks.callbacks.clipping.record import ClippingRecord
 from rnn_blocks.callbacks.measuring.before_update import before_update
 
 BOUNDED = Auto(longest_update=0.05)
+DUPLICATES = [copy.deepcopy, lambda all_of_it: pickle.loads(pickle.dumps(all_of_it))]
 
 
 def two_parts(**options):
@@ -146,6 +149,76 @@ def test_an_optimizer_that_is_replaced_in_a_fit_is_clipped_and_guarded_on(make_o
     assert logger.column("grad_clip/skipped_steps")[5] == 2
 
 
+class TestAWrapperAroundAnOptimizer:
+    """It trains as what it wraps: nothing is seen twice, and nothing overlooked."""
+
+    @staticmethod
+    def fit(wrap, make_optimizer, *callbacks, **options):
+        module, logger, clipping = Regression(lambda p: wrap(make_optimizer(p))), Remember(), []
+
+        class Looks(AdaptiveGradientClipping):
+            def on_train_batch_end(self, *arguments):
+                clipping.append(self._clippers[0])
+                super().on_train_batch_end(*arguments)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*check_applied")
+            monitor = GradientNormMonitor(check_applied=True)
+            fit_module(module, regression_batches(8), monitor, Looks(Fixed(0.5)), logger=logger, **options)
+        assert len(clipping) == 8
+        assert len(set(clipping)) == 1
+        return module, logger
+
+    @pytest.mark.parametrize("scaled", [False, True])
+    @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+    def test_in_a_trainer(self, kind, scaled):
+        found = []
+        for wrap in (Around, lambda optimizer: optimizer):
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+            options = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]} if scaled else {}
+            module, logger = self.fit(wrap, lambda p: kind(p, lr=0.01), **options)
+            found.append((dict(module.named_parameters()), logger.rows))
+        assert_close(found[0], found[1], rtol=0, atol=0)
+        assert max(row["grad_norm/total"] for _, row in found[0][1] if "grad_norm/total" in row) > 1
+        assert max(row["grad_norm/clipped"] for _, row in found[0][1] if "grad_norm/clipped" in row) < 0.501
+
+    @pytest.mark.parametrize("unscaled_before", [False, True])
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_in_a_loop_with_a_scaler_that_knows_the_wrapper(self, unscaled_before, fused):
+        model, inner = two_parts(fused=fused)
+        optimizer, scaler = Around(inner), torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        clipper = GradientClipper(optimizer, Fixed(1e9), scaler=scaler)
+        backward(model)
+        expected = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+        backward(model, scaler.scale(torch.ones(())))
+        if unscaled_before:
+            scaler.unscale_(optimizer)
+        assert_close(clipper.clip().float(), expected)
+        scaler.step(optimizer)
+        assert_close(torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()]), expected)
+
+    @pytest.mark.parametrize("wrap", [Around, lambda optimizer: optimizer])
+    def test_under_fabric_whose_scaler_knows_what_fabric_was_given(self, wrap):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        plugins = import_module(f"{PACKAGES[chosen.package]}.plugins")
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=[plugins.MixedPrecision("16-mixed", "cpu", scaler)])
+        model, optimizer = two_parts()
+        model, optimizer = fabric.setup(model, wrap(optimizer))
+        clipper = GradientClipper(optimizer, Fixed(1e9), model=model, scaler=scaler)
+        fabric.backward(model(torch.ones(2, 3)).sum())
+        norm = clipper.clip()
+        optimizer.step()
+        assert norm < 20
+        assert_close(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]), norm.float())
+
+    def test_has_its_bad_gradients_taken_away_and_not_only_its_optimizers_update(self):
+        _, inner = two_parts(fused=True)
+        record = ClippingRecord()
+        record.flags = torch.empty(2, device="meta")  # no CPU's
+        assert not GradientClipper(inner)._reads_flags(record)
+        assert GradientClipper(Around(inner))._reads_flags(record)
+
+
 class TestWhatIsNotChosen:
     @pytest.mark.parametrize("frozen", [True, False])
     def test_is_guarded_where_nothing_that_is_chosen_has_a_gradient(self, frozen):
@@ -219,6 +292,31 @@ class TestWhatIsNotChosen:
                 AdaptiveGradientClipping(optimizers=optimizers)
         assert AdaptiveGradientClipping(optimizers=[1, 0, 1]).optimizers == [0, 1]
 
+    @pytest.mark.parametrize("duplicate", DUPLICATES)
+    def test_is_the_same_to_a_copy(self, duplicate):
+        model, optimizer = two_parts()
+        clipper = GradientClipper(optimizer, Fixed(0.01), model=model, include="0")
+        for _ in range(2):
+            backward(model, 100.0)
+            kept = model[1].weight.grad.clone()
+            assert clipper.clip() > 1
+            assert_close(nn.utils.get_total_norm([p.grad for p in model[0].parameters()]), torch.tensor(0.01))
+            assert torch.equal(model[1].weight.grad, kept)
+            model, optimizer, clipper = duplicate((model, optimizer, clipper))
+
+    def test_is_told_anew_of_a_parameter_that_takes_anothers_place(self):
+        model, optimizer = two_parts()
+        clipper = GradientClipper(optimizer, Fixed(0.01), model=model, include="0", scope="parameter")
+        for part in (model[0], model[0], model[1], model[0]):
+            backward(model, 100.0)
+            kept = model[1].weight.grad.clone()
+            assert clipper.clip() > 1
+            assert_close(model[0].weight.grad.norm(), torch.tensor(0.01))
+            assert torch.equal(model[1].weight.grad, kept)
+            optimizer.step()
+            part.weight = nn.Parameter(part.weight.detach().clone())
+            optimizer.param_groups[0]["params"][2 * (part is model[1])] = part.weight
+
 
 class TestStates:
     def test_of_a_clipper_are_loaded_whole_at_any_moment(self):
@@ -256,7 +354,7 @@ class TestStates:
         small[1].step()
         assert clippers[1].metrics()["grad_clip/update_coefficient"] > 0.1  # and not a hundredth of that
 
-    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda all_of_it: pickle.loads(pickle.dumps(all_of_it))])
+    @pytest.mark.parametrize("duplicate", DUPLICATES)
     def test_a_copied_clipper_bounds_the_copied_optimizer(self, duplicate):
         model, optimizer = two_parts(lr=5.0)
         clipper = GradientClipper(optimizer, BOUNDED, model=model)

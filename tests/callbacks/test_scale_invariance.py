@@ -42,7 +42,7 @@ def backward(model, optimizer, size=64):
 
 def norm_without(model, names):
     kept = [weight.grad for name, weight in model.named_parameters() if name not in names and weight.grad is not None]
-    return math.sqrt(sum(gradient.double().square().sum().item() for gradient in kept))
+    return math.sqrt(sum(gradient.abs().double().square().sum().item() for gradient in kept))
 
 
 def groups_of(optimizer):
@@ -94,6 +94,19 @@ def test_one_that_comes_to_depend_on_its_scale_counts_again():
         sensitive = scale.sensitive_norm(StepGradients(optimizer), groups_of(optimizer)).item()
         model.norm.eval()  # from the second step on it is a mere factor
     assert sensitive == pytest.approx(norm_without(model, set()), rel=1e-5)
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_complex_weights_are_told_by_the_part_of_the_gradient_that_changes_their_length(invariant):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.full((4, 4), 1 + 1j) + 0.1 * torch.randn(4, 4))
+    optimizer, scale, wanted = torch.optim.SGD([weight], lr=0.01), ScaleInvariance(), torch.randn(4, 4) + 1j
+    for _ in range(5):
+        optimizer.zero_grad()
+        used = weight / weight.abs().square().sum().sqrt() if invariant else weight
+        (used * wanted).abs().square().sum().backward()
+        sensitive = scale.sensitive_norm(StepGradients(optimizer), [[weight]]).item()
+    assert sensitive == pytest.approx(0.0 if invariant else norm_without(nn.ParameterList([weight]), ()), rel=1e-5)
 
 
 def test_groups_may_come_later_and_a_loaded_one_goes_on_as_if_nothing_had_been():

@@ -210,6 +210,34 @@ def test_parameters_that_join_later_are_measured_against_what_they_were_then():
     assert bound.coefficient == pytest.approx(0.01 * 2, rel=1e-3)  # the one of 20 is now the middle one
 
 
+def test_a_parameter_that_takes_anothers_place_is_measured_in_its_stead():
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(10, 10))], lr=1.0)
+    bound = UpdateBound(optimizer, longest=0.01)
+    bound.attach()
+    for step in range(40):
+        if step == 3:
+            optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.ones(10, 10))
+        [weight] = optimizer.param_groups[0]["params"]
+        weight.grad = torch.full((10, 10), 1.0 if step < 12 else 0.0)  # updates are shorter from then on
+        optimizer.step()
+    assert bound.coefficient > 0.011
+
+
+def test_an_update_of_complex_weights_is_as_long_as_that_of_their_two_parts():
+    coefficients = []
+    parts = torch.tensor([3.0, 4.0]).repeat(10, 10, 1)
+    for weight in (nn.Parameter(torch.view_as_complex(parts)), nn.Parameter(parts.clone())):
+        optimizer = torch.optim.Adam([weight], lr=1.0)
+        bound = UpdateBound(optimizer, longest=0.01)
+        bound.attach()
+        for step in range(34):  # what is measured at the 16th counts from the 32nd on
+            weight.grad = torch.full_like(weight, 0 if step > 12 else 1 + 1j if weight.is_complex() else 1)
+            optimizer.step()
+            coefficients.append(bound.coefficient)
+    assert coefficients[0] < coefficients[33]
+    assert coefficients[:34] == pytest.approx(coefficients[34:], rel=1e-5)
+
+
 def test_a_frozen_parameter_neither_counts_nor_is_needed():
     weight, frozen = nn.Parameter(torch.ones(100)), nn.Parameter(torch.full((100,), 1e3), requires_grad=False)
     optimizer = torch.optim.Adam([weight, frozen], lr=1.0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from rnn_blocks.callbacks.clipping.policies.outliers import outlier_clip
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring
 from rnn_blocks.callbacks.clipping.policies.predicted_decrease import PredictedDecrease
+from rnn_blocks.callbacks.settings import number, whole_number
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Auto(ClippingPolicy):
         threshold = √(c·L/lr₊),  target = min(threshold, f·threshold²/‖g‖)
 
     Hand-set thresholds of well-known recipes, squared, times their learning rates and over their losses, are 0.15 to
-    0.6; c begins at `largest_decrease` = 0.2, and opens by 3 % with every new low of the loss, for a training that keeps
-    its promises may make larger ones, and closes by 0.3 % a step without one, down to where it began. For lows the loss
-    is smoothed by a moving average over one in 16 of the steps so far, at least over two, as single batches vary and
-    progress slows down. f is 4, and 1 until 16 norms are known, while nothing is known of what the training bears and a momentum's
-    velocity builds up.
+    0.6; c begins at `largest_decrease` = 0.2, and opens by 3 % with every new low of the loss, to 200 times that at most,
+    for a training that keeps its promises may make larger ones, and closes by 0.3 % a step without one, down to where it
+    began. For lows the loss is smoothed by a moving average over one in 16 of the steps so far, at least over two, as
+    single batches vary and progress slows down. f is 4, and 1 until 16 norms are known, while nothing is known of what
+    the training bears and a momentum's velocity builds up.
     L is the loss as it was, followed by at most 1 % down and 5 % up a step, and up to ten times the first one, so that
     one batch changes little and no blow-up raises its own threshold for long. Where the loss is above 2·L the target is
     the threshold: the velocity carries the weights away, and a gradient cut to nothing could not turn it.
@@ -95,10 +96,10 @@ class Auto(ClippingPolicy):
     def __post_init__(self) -> None:
         for name in ("largest_decrease", "longest_update", "deviations"):
             value = getattr(self, name)
-            if (value is None and name == "deviations") or (value is not None and not 0 < value < math.inf):
+            if (value is not None or name == "deviations") and not 0 < number(value) < math.inf:
                 raise ValueError(f"Auto: {name} is {value!r}; it must be a positive number")
-        if self.window < 2:
-            raise ValueError(f"Auto: window is {self.window!r}; it must be at least 2 norms")
+        if not whole_number(self.window) >= 2:
+            raise ValueError(f"Auto: window is {self.window!r}; it must be at least 2 norms, a whole number")
 
     def needs_loss(self, scales: bool) -> bool:
         """Only where steps can promise anything."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Scope, Step, usable
+from rnn_blocks.callbacks.settings import number, whole_number
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class EmaRatio(ClippingPolicy):
     warmup_cap: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < math.inf:
+        if not 0 < number(self.ratio) < math.inf:
             raise ValueError(f"EmaRatio: ratio is {self.ratio!r}; it must be a positive number")
-        if not 0 <= self.decay < 1:
+        if not 0 <= number(self.decay) < 1:
             raise ValueError(f"EmaRatio: decay is {self.decay!r}; it must be at least 0 and below 1")
-        if self.warmup < 1:
-            raise ValueError(f"EmaRatio: warmup is {self.warmup!r}; it must be at least 1 norm")
-        if self.warmup_cap is not None and not 0 < self.warmup_cap < math.inf:
+        if not whole_number(self.warmup) >= 1:
+            raise ValueError(f"EmaRatio: warmup is {self.warmup!r}; it must be at least 1 norm, a whole number")
+        if self.warmup_cap is not None and not 0 < number(self.warmup_cap) < math.inf:
             raise ValueError(f"EmaRatio: warmup_cap is {self.warmup_cap!r}; it must be a positive number, or None")
 
     def initial_history(self, norm: Tensor) -> History:

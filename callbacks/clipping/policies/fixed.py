@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step
+from rnn_blocks.callbacks.settings import number
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Fixed(ClippingPolicy):
     threshold: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < math.inf:
+        if not 0 < number(self.threshold) < math.inf:
             raise ValueError(f"Fixed: threshold is {self.threshold!r}; it must be a positive number")
 
     def clip(self, history: History, step: Step) -> Clip:

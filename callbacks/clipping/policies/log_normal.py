@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, usable
+from rnn_blocks.callbacks.settings import number, whole_number
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class LogNormal(ClippingPolicy):
     warmup: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 < self.deviations < math.inf:
+        if not 0 < number(self.deviations) < math.inf:
             raise ValueError(f"LogNormal: deviations is {self.deviations!r}; it must be a positive number")
-        if not 0 < self.decay < 1:
+        if not 0 < number(self.decay) < 1:
             raise ValueError(f"LogNormal: decay is {self.decay!r}; it must be above 0 and below 1")
-        if self.warmup < 1:
-            raise ValueError(f"LogNormal: warmup is {self.warmup!r}; it must be at least 1 norm")
+        if not whole_number(self.warmup) >= 1:
+            raise ValueError(f"LogNormal: warmup is {self.warmup!r}; it must be at least 1 norm, a whole number")
 
     def initial_history(self, norm: Tensor) -> History:
         """No norm seen."""

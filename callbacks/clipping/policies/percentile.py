@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring, usable
+from rnn_blocks.callbacks.settings import number, whole_number
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Percentile(ClippingPolicy):
     window: int = 1000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.percent <= 100:
+        if not 0 <= number(self.percent) <= 100:
             raise ValueError(f"Percentile: percent is {self.percent!r}; it must be a number from 0 to 100")
-        if self.window < 2:
-            raise ValueError(f"Percentile: window is {self.window!r}; it must be at least 2 norms")
+        if not whole_number(self.window) >= 2:
+            raise ValueError(f"Percentile: window is {self.window!r}; it must be at least 2 norms, a whole number")
 
     def initial_history(self, norm: torch.Tensor) -> History:
         """An empty ring of norms, unfilled places at infinity."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring
+from rnn_blocks.callbacks.settings import number, whole_number
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class SkipOutliers(ClippingPolicy):
     window: int = 128
 
     def __post_init__(self) -> None:
-        if not 0 < self.deviations < math.inf:
+        if not 0 < number(self.deviations) < math.inf:
             raise ValueError(f"SkipOutliers: deviations is {self.deviations!r}; it must be a positive number")
-        if self.window < 2:
-            raise ValueError(f"SkipOutliers: window is {self.window!r}; it must be at least 2")
+        if not whole_number(self.window) >= 2:
+            raise ValueError(f"SkipOutliers: window is {self.window!r}; it must be at least 2, a whole number")
 
     def initial_history(self, norm: Tensor) -> History:
         """Two empty rings."""

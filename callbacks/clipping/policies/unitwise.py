@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Scope, Step
+from rnn_blocks.callbacks.settings import number
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Unitwise(ClippingPolicy):
 
     def __post_init__(self) -> None:
         for name, value in (("ratio", self.ratio), ("floor", self.floor)):
-            if not 0 < value < math.inf:
+            if not 0 < number(value) < math.inf:
                 raise ValueError(f"Unitwise: {name} is {value!r}; it must be a positive number")
 
     def clip(self, history: History, step: Step) -> Clip:

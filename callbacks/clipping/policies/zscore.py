@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, usable
+from rnn_blocks.callbacks.settings import number, whole_number
 
 EPSILON = 1e-6
 
@@ -52,13 +53,13 @@ class ZScore(ClippingPolicy):
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.deviations < math.inf:
+        if not 0 < number(self.deviations) < math.inf:
             raise ValueError(f"ZScore: deviations is {self.deviations!r}; it must be a positive number")
-        if not 0 <= self.decay < 1:
+        if not 0 <= number(self.decay) < 1:
             raise ValueError(f"ZScore: decay is {self.decay!r}; it must be at least 0 and below 1")
-        if self.warmup < 2:
-            raise ValueError(f"ZScore: warmup is {self.warmup!r}; it must be at least 2 norms")
-        if self.max_norm is not None and not 0 < self.max_norm < math.inf:
+        if not whole_number(self.warmup) >= 2:
+            raise ValueError(f"ZScore: warmup is {self.warmup!r}; it must be at least 2 norms, a whole number")
+        if self.max_norm is not None and not 0 < number(self.max_norm) < math.inf:
             raise ValueError(f"ZScore: max_norm is {self.max_norm!r}; it must be a positive number, or None")
 
     def initial_history(self, norm: Tensor) -> History:

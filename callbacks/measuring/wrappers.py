@@ -1,0 +1,35 @@
+"""Optimizers around optimizers: which one makes the update, and which one is stepped."""
+
+from torch.optim import Optimizer
+
+HANDLES = ("LightningOptimizer", "_FabricOptimizer", "AcceleratedOptimizer")
+"""Classes of Lightning, Fabric and Accelerate, which step, and unscale the gradients of, what they are made for."""
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """What makes the update of the weights: the optimizer that a wrapper, such as Lookahead, has in it.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    >>> innermost(optimizer) is optimizer
+    True
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
+        if inner.param_groups is not optimizer.param_groups and _parameters(inner) != _parameters(optimizer):
+            break  # a part of one that has others beside it
+        optimizer = inner
+    return optimizer
+
+
+def behind_handle(optimizer: Optimizer) -> Optimizer:
+    """What is stepped: a wrapper is, as a whole, but for the handles of Lightning, Fabric and Accelerate."""
+    while any(owner.__name__ in HANDLES for owner in type(optimizer).__mro__):
+        inner: object = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, Optimizer) or inner is optimizer:
+            break
+        optimizer = inner
+    return optimizer
+
+
+def _parameters(optimizer: Optimizer) -> list[int]:
+    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
