@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -78,15 +79,32 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure", *, folder: Path | 
         folder: for the file, in place of the log folder's ``plots``.
 
     Returns:
-        The file, ``<log folder>/plots/<name>.png``, always replaced as a whole; None on other ranks, or if it could not
-        be written.
+        The file, ``<log folder>/plots/<name>.png``, always replaced as a whole; None on other ranks, under
+        ``fast_dev_run`` where no folder is given, if it could not be written, or if the log folder is a URL.
     """
-    if not trainer.is_global_zero:
+    if not trainer.is_global_zero or (folder is None and getattr(trainer, "fast_dev_run", False)):
         return None
+    place = str(folder) if folder else f"{_log_folder(trainer)}/{FOLDER}"
+    if "://" not in place:
+        return _hand_out(trainer, name, figure, Path(place) / f"{name}.png")
+    from fsspec.core import url_to_fs  # which Lightning brings
+
+    with TemporaryDirectory() as passing:
+        path = _hand_out(trainer, name, figure, Path(passing) / f"{name}.png")
+        try:
+            files, root = url_to_fs(f"{place}/{name}.png")
+            files.makedirs(files._parent(root), exist_ok=True)
+            files.put_file(str(path), root)
+        except OSError as error:
+            rank_zero_warn(f"The figure {name!r} could not be written to {place}: {error}")
+    return None
+
+
+def _hand_out(trainer: Trainer, name: str, figure: "Figure", file: Path) -> Path | None:
     step = logged_step(trainer)
-    path: Path | None = (folder or _log_folder(trainer) / FOLDER) / f"{name}.png"
+    path: Path | None = file
     try:
-        _write(figure, cast(Path, path))
+        _write(figure, file)
     except OSError as error:
         rank_zero_warn(f"The figure {name!r} could not be written to {path}: {error}")
         path = None
@@ -98,13 +116,13 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure", *, folder: Path | 
     return path
 
 
-def _log_folder(trainer: Trainer) -> Path:
+def _log_folder(trainer: Trainer) -> str:
     # As `trainer.log_dir`, which is a broadcast: it would wait for ranks that have nothing to draw, or have failed.
     folder: str | None = None
     if trainer.loggers:
         logger = trainer.loggers[0]
         folder = logger.log_dir if is_lightnings(logger, "TensorBoardLogger", "CSVLogger") else logger.save_dir
-    return Path(folder or trainer.default_root_dir)
+    return str(folder or trainer.default_root_dir)
 
 
 def _write(figure: "Figure", path: Path) -> None:

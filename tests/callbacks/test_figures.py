@@ -1,3 +1,4 @@
+import fsspec
 import pytest
 from lightnings import CSVLogger, TensorBoardLogger
 from small_trainings import Remember, make_trainer
@@ -73,6 +74,22 @@ def test_a_figure_that_cannot_be_written_does_not_end_the_training(tmp_path):
     (tmp_path / "plots").write_text("in the way")
     with pytest.warns(UserWarning, match="'flow' could not be written"):
         assert log_figure(make_trainer(default_root_dir=tmp_path), "flow", a_figure()) is None
+
+
+def test_a_log_folder_elsewhere_gets_the_figure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    takes_images = TakesImages()
+    trainer = make_trainer(logger=[CSVLogger("memory://bucket/logs", name="run", version=3), takes_images])
+    assert log_figure(trainer, "grad_norm/histogram", a_figure()) is None
+    files = fsspec.filesystem("memory")
+    assert files.cat("/bucket/logs/run/version_3/plots/grad_norm/histogram.png").startswith(PNG)
+    assert len(takes_images.images) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fast_dev_run_writes_no_figures(tmp_path):
+    assert log_figure(make_trainer(default_root_dir=tmp_path, fast_dev_run=True), "flow", a_figure()) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_rank_alone_writes(tmp_path):
