@@ -35,6 +35,8 @@ class CellWrapper(Cell):
     torch.Size([2, 7, 4])
     """
 
+    fusable = True
+
     keeps_state: ClassVar[bool] = False
     """Whether the state is ``(the inner cell's, and the wrapper's own, …)``; else it is the inner cell's."""
 
@@ -47,7 +49,7 @@ class CellWrapper(Cell):
             )
         super().__init__(cell.input_size, cell.hidden_size)
         self.cell = cell
-        self.fusable = cell.fusable
+        self.fusable = type(self).fusable and cell.fusable
         self.output_is_hidden = cell.output_is_hidden
 
     def project(self, inputs: Tensor) -> State:
