@@ -203,7 +203,18 @@ def _settings(cell: nn.Module) -> list[Any]:
 def _comparable(value: Any) -> Any:
     if isinstance(value, Tensor):
         return Identity(id(value)), value._version
-    return value if isinstance(value, int | float | str | bool | None) else (repr(value), Identity(id(value)))
+    return value if isinstance(value, int | float | str | bool | None) else (_text(value), Identity(id(value)))
+
+
+def _text(value: Any) -> str:
+    """``repr`` with sets in order: theirs is another one in every process."""
+    if isinstance(value, set | frozenset):
+        return repr(sorted(map(_text, value)))
+    if isinstance(value, list | tuple):
+        return repr([_text(part) for part in value])
+    if isinstance(value, dict):
+        return repr({_text(name): _text(part) for name, part in value.items()})
+    return repr(value)
 
 
 def _recorded_precision(like: Tensor) -> torch.autocast:

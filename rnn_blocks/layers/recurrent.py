@@ -127,8 +127,8 @@ class Recurrent(Layer):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
-        if STEPS in local_metadata:
-            count_from(self.cell, local_metadata[STEPS])
+        if "version" in local_metadata:  # torch's: else a plain dict, which knows of no steps
+            count_from(self.cell, local_metadata.get(STEPS, {}))
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time, straight through the cell: what generation and decoding use."""

@@ -1,5 +1,6 @@
 """`auto` on CPU: recorded steps give way to compiled ones at a step that no clock has a say in."""
 
+import copy
 import io
 import os
 import shutil
@@ -252,6 +253,53 @@ def test_a_training_begins_anew_with_weights_that_know_of_no_steps(ran: list[boo
     train(layer_of(), 4)
     assert ran == [False] * 8
     assert background.counted(layer.cell) == background.counted(train(layer_of(), 4).cell)
+
+
+def test_the_weights_of_a_layer_that_has_not_run_take_a_training_back_to_its_start(
+    ran: list[bool], compiler: Compiler
+) -> None:
+    layer = layer_of()
+    start = copy.deepcopy(layer.state_dict())
+    train(layer, 4)
+    layer.load_state_dict(start)
+    assert not background.counted(layer.cell)
+    train(layer, 9)
+    assert ran[4:] == [False] * 6 + [True] * 3
+
+
+def test_what_was_compiled_is_at_hand_when_weights_are_loaded(
+    ran: list[bool], compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_step, calls = background.compile_step, []
+    monkeypatch.setattr(background, "compile_step", lambda *args, **kw: (calls.append(1), compile_step(*args, **kw))[1])
+    layer = train(layer_of(), 4)
+    early = copy.deepcopy(layer.state_dict())
+    train(layer, 5)
+    for _ in range(2):
+        layer.load_state_dict(layer.state_dict())
+        train(layer, 1)
+    layer.load_state_dict(early)
+    train(layer, 5)
+    assert ran == [False] * 6 + [True] * 5 + [False] * 2 + [True] * 3
+    assert len(calls) == len(compiler.asked) == 1
+
+
+def test_the_steps_of_a_cell_with_a_set_of_words_are_known_in_every_process(
+    ran: list[bool], compiler: Compiler
+) -> None:
+    class Turned(str):
+        """Stands elsewhere in a set, as every word does in another process."""
+
+        def __hash__(self) -> int:
+            return ~super().__hash__()
+
+    counted = []
+    for kind in (str, Turned):
+        layer = layer_of()
+        layer.cell.names = {"of": [(frozenset(kind(f"word {k}") for k in range(20)), 1)]}
+        counted.append((repr(layer.cell.names), background.counted(train(layer, 1).cell)))
+    assert counted[0][0] != counted[1][0]
+    assert counted[0][1] == counted[1][1]
 
 
 def test_shapes_beyond_the_few_stay_so_in_a_resumed_training(ran: list[bool], compiler: Compiler) -> None:
