@@ -109,6 +109,16 @@ def test_autocast_runs_forward_and_backward_near_float32(name, engine, device):
 
 
 @pytest.mark.parametrize("name", oracles.CELLS)
+@pytest.mark.parametrize("engine", ["native", "fused", "loop"])
+def test_autocast_leaves_double_precision_as_it_is(name, engine):
+    layer = Recurrent(oracles.CELLS[name](5, 6), engine=engine).double()
+    inputs = torch.randn(4, 7, 5, dtype=torch.float64)
+    expected = layer(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(layer(inputs), expected, **EXACT)
+
+
+@pytest.mark.parametrize("name", oracles.CELLS)
 def test_native_kernels_run_without_gradients_in_eval_mode(name, device):
     layer = Recurrent(oracles.CELLS[name](5, 6), engine="native").to(device)
     inputs = torch.randn(4, 7, 5, device=device)
