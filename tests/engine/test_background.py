@@ -321,6 +321,7 @@ def test_shapes_beyond_the_few_stay_so_in_a_resumed_training(ran: list[bool], co
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: list[bool]) -> Iterator[CompileProcess]:
     """A compiling process of the test's own, which has nothing on disk yet."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compile_process, "NICENESS", 0)  # other tests would hold it up
     process = CompileProcess()
     monkeypatch.setattr(background, "_process", process)
     yield process
@@ -468,6 +469,38 @@ def test_a_process_that_does_not_come_up_is_told_of(disk: CompileProcess, monkey
     disk.ask(_source())
     with pytest.raises(CompilerError, match="has ended with code 1"):
         disk.wait(_source())
+
+
+SERVE = """
+import os, sys, time
+niceness = int(sys.argv[2])
+os.nice(niceness)
+if niceness:
+    open(sys.argv[1] + "/begun", "w").close()
+    time.sleep(60)
+os.makedirs({folder!r})
+open({mark!r}, "w").write(str(os.nice(0)))
+"""
+
+
+def test_a_process_that_is_waited_for_in_vain_is_started_again_at_the_priority_of_the_training(
+    disk: CompileProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_process, "NICENESS", 10)
+    monkeypatch.setenv("CXX", sys.executable)
+    source = _source()
+    mark = compile_process._mark(source.digest())
+    monkeypatch.setattr(compile_process, "_SERVE", SERVE.format(folder=str(mark.parent), mark=str(mark)))
+    disk.ask(source)
+    first = disk._process
+    assert first is not None
+    assert disk._folder is not None
+    assert within(20, (disk._folder / "begun").exists)
+    monkeypatch.setattr(compile_process, "PATIENCE", 0.1)
+    with pytest.warns(UserWarning, match="waits until its steps are compiled"):
+        disk.wait(source)
+    assert first.poll() == -signal.SIGTERM
+    assert within(20, lambda: mark.read_text() == str(os.nice(0)))
 
 
 def _source():
