@@ -1,8 +1,13 @@
 """The cell face: one step of time."""
 
+from itertools import takewhile
+
 from torch import Tensor, nn
 
 from rnn_blocks.engine import State, map_state, with_hidden
+
+STEP_METHODS = ("project", "project_step", "step", "advance", "coefficients", "output")
+"""What a step is made of; the last two in cells whose recurrence is linear."""
 
 
 class Cell(nn.Module):
@@ -32,7 +37,10 @@ class Cell(nn.Module):
     """
 
     fusable: bool = False
-    """Whether ``engine="auto"`` may take the fused engine: the step is a pure function of tensors."""
+    """Whether ``engine="auto"`` may take the fused engine: the step is a pure function of tensors.
+
+    It is said by the class that says what a step is: a subclass of yours that changes a step says it anew.
+    """
 
     native_on: frozenset[str] = frozenset()
     """The types of device on which :meth:`native` is the fastest way to train."""
@@ -48,6 +56,12 @@ class Cell(nn.Module):
 
     recurrent_names: tuple[str, ...] = ("weight_hh",)
     """Those of the cell's own parameters that a state reaches the next through."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for kind in takewhile(lambda kind: "fusable" not in vars(kind), cls.__mro__):
+            if not kind.__module__.startswith("rnn_blocks.") and not vars(kind).keys().isdisjoint(STEP_METHODS):
+                cls.fusable = False
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import is_parametrized
 
-from rnn_blocks.cells.cell import Cell
+from rnn_blocks.cells.cell import STEP_METHODS, Cell
 from rnn_blocks.engine import State
 
 AnyCell = TypeVar("AnyCell", bound=Cell)
@@ -184,8 +184,22 @@ def is_watched(cell: Cell) -> bool:
     Or whether somebody has put a method of a step on a part itself: it may read the part's own weights, and no others.
     """
     own, parts = _wrapped(cell), list(cell.modules())
-    replaced = any(callable(vars(part).get(name)) for part in parts for name in ("forward", "step", "advance"))
-    return replaced or any(part not in own and has_hooks(part) for part in parts)
+    return any(has_own_step(part) or (part not in own and has_hooks(part)) for part in parts)
+
+
+def has_own_step(module: nn.Module) -> bool:
+    """Whether somebody has put a method that a step calls on this module alone, in place of its class's.
+
+    >>> from rnn_blocks.cells import GRUCell
+    >>> cell = GRUCell(2, 3)
+    >>> has_own_step(cell)
+    False
+    >>> cell.advance = lambda projected, state, hidden: (hidden, hidden)
+    >>> has_own_step(cell)
+    True
+    """
+    names = vars(module)
+    return any(callable(names.get(name)) and hasattr(type(module), name) for name in ("forward", *STEP_METHODS))
 
 
 def _wrapped(module: nn.Module) -> list[Cell]:

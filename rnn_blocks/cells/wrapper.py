@@ -15,6 +15,7 @@ class CellWrapper(Cell):
 
     A wrapper takes any cell, wrapped ones and a user's own among them, and is a cell, so wrappers compose in any order.
     It says in :meth:`advance` what a step is; :meth:`step` follows from that. What it does not say is the inner cell's.
+    One of yours says ``fusable = True`` where that is a pure function of tensors, which ``"auto"`` then records.
 
     Wrappers change what is remembered or what is read. Where the inner cell's output is its ``h`` itself (the same
     tensor, as in the Elman network, the LSTM and the GRU; or ``output_is_hidden``) the output is the ``h`` that the
@@ -35,6 +36,8 @@ class CellWrapper(Cell):
     torch.Size([2, 7, 4])
     """
 
+    fusable = True
+
     keeps_state: ClassVar[bool] = False
     """Whether the state is ``(the inner cell's, and the wrapper's own, …)``; else it is the inner cell's."""
 
@@ -47,7 +50,7 @@ class CellWrapper(Cell):
             )
         super().__init__(cell.input_size, cell.hidden_size)
         self.cell = cell
-        self.fusable = cell.fusable
+        self.fusable = type(self).fusable and cell.fusable
         self.output_is_hidden = cell.output_is_hidden
 
     def project(self, inputs: Tensor) -> State:

@@ -58,11 +58,15 @@ class _Asked:
 
 @dataclass
 class _Uses:
-    """How many steps a cell's programs have run, and what was made of those that ran many; ``None``: nothing."""
+    """How many steps a cell's programs have run, and what was made of those that ran many; ``None``: nothing.
+
+    ``made`` is what was made before the counts were set to others: at hand when it is asked for again.
+    """
 
     steps: dict[Key, int] = field(default_factory=dict)
     faster: dict[Key, _Asked | tuple[Program, Key] | None] = field(default_factory=dict)
     resumed: dict[str, int] = field(default_factory=dict)
+    made: dict[Key, tuple[Program, Key]] = field(default_factory=dict)
 
 
 _uses: WeakKeyDictionary[nn.Module, _Uses] = WeakKeyDictionary()
@@ -89,7 +93,7 @@ def faster(owner: nn.Module, key: Key, time: int, constants: list[Tensor], recor
         return None
     with _lock:
         if key not in uses.faster:
-            uses.faster[key] = _ask(uses, constants, record)
+            uses.faster[key] = _ask(uses, key, constants, record)
         if before < SWITCH:
             return None
         found = uses.faster[key]
@@ -105,12 +109,14 @@ def _allowed() -> bool:
     return os.environ.get(SETTING) != "0" and os.name == "posix" and not torch.are_deterministic_algorithms_enabled()
 
 
-def _ask(uses: _Uses, constants: list[Tensor], record: Record) -> _Asked | None:
+def _ask(uses: _Uses, key: Key, constants: list[Tensor], record: Record) -> _Asked | tuple[Program, Key] | None:
     taken = sum(found is not None for found in uses.faster.values())
     if taken + sum(steps >= START for steps in uses.resumed.values()) >= MOST_COMPILED:
         return None
     if torch.cuda.is_available():  # torch's compiler would begin to use the GPU, after which no process can be forked
         return None
+    if key in uses.made and uses.made[key][1] == _layout(constants):
+        return uses.made[key]
     asked: list[_Asked] = []
 
     def hold(source: StepSource, put: Put) -> Program:
@@ -174,7 +180,9 @@ def counted(owner: nn.Module) -> dict[str, int]:
 
 def count_from(owner: nn.Module, steps: dict[str, int]) -> None:
     """Go on with the counts of another process, or of this one at an earlier time."""
-    _uses[owner] = _Uses(resumed=dict(steps))
+    before = _uses.get(owner, _Uses())
+    made = before.made | {key: found for key, found in before.faster.items() if isinstance(found, tuple)}
+    _uses[owner] = _Uses(resumed=dict(steps), made=made)
 
 
 def _signature(key: Key) -> str:

@@ -1,8 +1,8 @@
 """Compiling in a process beside this one, which leaves what it made in the compiler's cache on disk.
 
 Not in a thread: torch's compiler keeps much of its state for the whole process, and recording a graph replaces methods
-of every module while it lasts. There is one such process at a time, on one thread, at a low priority, and only while
-there is work; it ends with the one that started it.
+of every module while it lasts. There is one such process at a time, on one thread, at a low priority while nobody waits
+for it, and only while there is work; it ends with the one that started it.
 """
 
 import os
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -20,12 +21,14 @@ import torch
 from rnn_blocks.engine.compile import CompilerError, StepSource, compile_step, unpacked
 
 LONGEST = 600.0  # seconds for which anybody waits for it
+PATIENCE = 10.0  # for which one waits on a low priority, at which it may never have its turn
+NICENESS = 10
 
 _SERVE = """
 import sys
-sys.path[:] = sys.argv[2:]
+sys.path[:] = sys.argv[3:]
 from rnn_blocks.engine.compile_process import serve
-serve(sys.argv[1])
+serve(sys.argv[1], int(sys.argv[2]))
 """
 
 
@@ -40,6 +43,7 @@ class CompileProcess:
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
+        self._niceness = 0
 
     @property
     def is_running(self) -> bool:
@@ -67,7 +71,7 @@ class CompileProcess:
             unfinished.write_bytes(source.packed())
             unfinished.replace(job)
         if _first_rank_here():  # which is asked for the same, and one process is enough
-            self._start()
+            self._start(NICENESS)
 
     def wait(self, source: StepSource) -> None:
         """Until programs that were asked for are on disk.
@@ -87,17 +91,22 @@ class CompileProcess:
                     code = None if self._process is None else self._process.returncode
                     raise CompilerError(f"the process that compiles a step has ended with code {code}")
                 starts += 1
-                self._start()
+                self._start(0)
+            elif self._niceness and time.monotonic() - begin > PATIENCE:  # few may raise the priority of what runs
+                warnings.warn("the training waits until its steps are compiled, on a busy machine", stacklevel=2)
+                self._end()
+                self._start(0)
             if time.monotonic() - begin > LONGEST:
                 raise CompilerError(f"compiling a step takes longer than {LONGEST:.0f} s")
             time.sleep(0.02)
 
-    def _start(self) -> None:
+    def _start(self, niceness: int) -> None:
         if self.is_running:  # it looks for work until there is none
             return
+        self._niceness = niceness
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(self._folder), *sys.path],
+                [sys.executable, "-c", _SERVE, str(self._folder), str(niceness), *sys.path],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -111,11 +120,19 @@ class CompileProcess:
         """End it, whatever it is doing, and what it was asked."""
         if os.getpid() != self._owner:  # in a fork
             return
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._end()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        os.killpg(self._process.pid, signal.SIGTERM)  # at which a C++ compiler takes away what it has half written
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
 def _first_rank_here() -> bool:
@@ -144,9 +161,9 @@ def _mark(name: str) -> Path:
         raise CompilerError(f"torch's compiler has no place on disk: {error}") from error
 
 
-def serve(folder: str) -> None:
+def serve(folder: str, niceness: int) -> None:
     """The process itself: compile what lies in a folder until it is empty."""
-    os.nice(10)
+    os.nice(niceness)
     torch.set_num_threads(1)
     while jobs := sorted(Path(folder).glob("*.job")):
         for job in jobs:

@@ -4,6 +4,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from rnn_blocks.engine.program import Program
 from rnn_blocks.engine.split import Compiler, Put
 from rnn_blocks.engine.state import State, like_state, state_tensors
 from rnn_blocks.engine.trace import steady_dtypes, trace_step
+from rnn_blocks.engine.unchanged import Unchanged
 
 MOST_PROGRAMS = 512  # kept for one cell: a program is for one set of shapes, and batches by length have hundreds
 MOST_COMPILED = 4  # of one cell where nobody asked for it: each takes seconds
@@ -201,7 +203,18 @@ def _settings(cell: nn.Module) -> list[Any]:
 def _comparable(value: Any) -> Any:
     if isinstance(value, Tensor):
         return Identity(id(value)), value._version
-    return value if isinstance(value, int | float | str | bool | None) else (repr(value), Identity(id(value)))
+    return value if isinstance(value, int | float | str | bool | None) else (_text(value), Identity(id(value)))
+
+
+def _text(value: Any) -> str:
+    """``repr`` with sets in order: theirs is another one in every process."""
+    if isinstance(value, set | frozenset):
+        return repr(sorted(map(_text, value)))
+    if isinstance(value, list | tuple):
+        return repr([_text(part) for part in value])
+    if isinstance(value, dict):
+        return repr({_text(name): _text(part) for name, part in value.items()})
+    return repr(value)
 
 
 def _recorded_precision(like: Tensor) -> torch.autocast:
@@ -246,6 +259,10 @@ class _Unrolled(torch.autograd.Function):
             ctx.chunks, ctx.stacks = parts_of_time, stacks
             first = [] if program.carried is None else [before[program.carried], outputs]
             ctx.save_for_backward(*first, *constants)
+            # what is handed from one part of the state to another has come to where it is saved after as many steps
+            saved = islice(chain.from_iterable(chunk.saved for chunk in parts_of_time), len(before) + 1)
+            held = [*kept, *(tensor for step in saved for tensor in step[len(program.stacked) :])]
+            ctx.unchanged = Unchanged([*projected, *masks, *before, outputs], held)
         # cloned, since somebody may change what is handed out
         return outputs, *(tensor.clone() for tensor in after)
 
@@ -260,6 +277,7 @@ class _Unrolled(torch.autograd.Function):
         else:
             first, outputs, *constants = ctx.saved_tensors
             now = outputs.unbind(0)
+        ctx.unchanged.check()
         before = [first, *now[:-1]]
         free = ctx.stacks if len(ctx.chunks) > 1 and not keeps_graph() else []
         whole, lent = whole_slots(program, free, time, device)
@@ -301,7 +319,7 @@ class _Unrolled(torch.autograd.Function):
                 if not keeps_graph():
                     chunk.let_go()
         if not keeps_graph():
-            ctx.stacks = []
+            ctx.stacks, ctx.unchanged = [], None
         to_projected = [None if number is None else whole[number] for number in program.projected_slots]
         return None, None, *to_projected, *[None] * ctx.sizes[1], *tangents, *weights
 

@@ -39,7 +39,8 @@ def run_native(
     >>> outputs.shape, state.tolist()
     (torch.Size([4, 1, 3]), [[0.0, 0.0, 0.0]])
     """
-    if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    double = inputs.dtype == weights[0].dtype == torch.float64  # which autocast leaves as it is
+    if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not double:
         # Under CPU autocast torch.lstm asks oneDNN for a kernel that CPUs without AVX-512 lack, and raises; given
         # tensors of the lower precision it looks first.
         dtype = torch.get_autocast_dtype("cpu")

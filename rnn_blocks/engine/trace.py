@@ -100,19 +100,23 @@ def trace_step(
                 if any(changes_tensors(node) for node in module.graph.nodes):  # noise is drawn in place, for one
                     module = make_fx(functionalize(module))(*inputs, *tangents)
         except (RuntimeError, TypeError) as error:
-            raise NotTraceableError(f"this step cannot be recorded: {error}") from error
+            raise _refusal(str(error)) from error
     for node in module.graph.nodes:
         kept = getattr(module, node.target) if node.op == "get_attr" else None
         if isinstance(kept, Tensor) and any(_is_one_memory(kept, tensor) for tensor in constants):
-            raise NotTraceableError("this step cannot be recorded: it reads weights elsewhere than in its module")
+            raise _refusal("it reads weights elsewhere than in its module")
         if changes_tensors(node):
-            raise NotTraceableError(f"this step cannot be recorded: it changes an input in place ({node.target})")
+            raise _refusal(f"it changes an input in place ({node.target})")
     tidy(module.graph)
     splitter = Splitter(module, groups, len(tangents), needs)
     program = splitter.program()
     if compiler is None or any(is_random(node) for node in module.graph.nodes):
         return program
     return splitter.compiled(program, [*projected, *masks], state, constants, compiler)
+
+
+def _refusal(reason: str) -> NotTraceableError:
+    return NotTraceableError(f"this step cannot be recorded: {reason}; engine='loop' runs every step")
 
 
 def _is_one_memory(left: Tensor, right: Tensor) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.cells import Cell, LinearCell
+from rnn_blocks.cells.kernel import has_kernel
 from rnn_blocks.cells.settled import is_watched, original, settled
 from rnn_blocks.engine import State, count_from, counted, has_numbers, is_transformed, run_fused, run_loop
 from rnn_blocks.layers.layer import Layer
@@ -57,7 +58,7 @@ class Recurrent(Layer):
         engine = self._engine_for(inputs, resets)
         cell, inputs, state = settled(self.cell, inputs, state)
         if engine == "native":
-            result = cell.native(inputs, state, lengths)
+            result = cell.native(inputs, state, lengths) if has_kernel(self.cell) else None
             if result is not None:
                 return result
             if self.engine == "native":
@@ -66,6 +67,7 @@ class Recurrent(Layer):
                     f"engine='native' cannot run this: {type(self.cell).__name__} has no native kernel; "
                     f"use engine='auto', {others}"
                 )
+            engine = self._engine_without_kernel(inputs)
         if engine == "scan":
             if not isinstance(cell, LinearCell):
                 raise ValueError(
@@ -105,16 +107,18 @@ class Recurrent(Layer):
                     "use engine='auto', 'fused' or 'loop'"
                 )
             return self.engine
-        training = torch.is_grad_enabled()
         device, steps = inputs.device.type, inputs.shape[0] * inputs.shape[1]
         pays = device in self.cell.native_on and (device != "cpu" or steps >= self.cell.native_from)
-        if resets is None and (pays or not training):
+        if resets is None and (pays or not torch.is_grad_enabled()):
             return "native"
+        return self._engine_without_kernel(inputs)
+
+    def _engine_without_kernel(self, inputs: Tensor) -> Engine:
         if not self.cell.fusable or is_watched(self.cell):
             return "loop"
-        if device == "cuda":  # where starting a kernel takes longer than a step's arithmetic
+        if inputs.device.type == "cuda":  # where starting a kernel takes longer than a step's arithmetic
             return "compiled"
-        return "fused" if training else "loop"
+        return "fused" if torch.is_grad_enabled() else "loop"
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -124,8 +128,8 @@ class Recurrent(Layer):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
-        if STEPS in local_metadata:
-            count_from(self.cell, local_metadata[STEPS])
+        if "version" in local_metadata:  # torch's: else a plain dict, which knows of no steps
+            count_from(self.cell, local_metadata.get(STEPS, {}))
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time, straight through the cell: what generation and decoding use."""

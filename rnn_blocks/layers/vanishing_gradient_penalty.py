@@ -125,11 +125,18 @@ def _elman_cell(layer: Layer) -> ElmanCell:
     inner: object = layer
     if isinstance(layer, RecurrentStack) and len(layer.layers) == 1 and layer.paths is None:
         inner = layer.layers[0]
-    if type(inner) is Recurrent and isinstance(inner.cell, ElmanCell):
+    if type(inner) is Recurrent and isinstance(inner.cell, ElmanCell) and _steps_as_elman(inner.cell):
         return inner.cell
     raise ValueError(
         "layer must be an Elman of one layer in one direction, or a Recurrent around an ElmanCell, got "
         f"{type(layer).__name__}"
         + (f" of {len(layer.layers)} layers" if isinstance(layer, RecurrentStack) else "")
         + "; of deeper networks, each layer's own outputs are needed"
+    )
+
+
+def _steps_as_elman(cell: ElmanCell) -> bool:
+    """Whether the step is the class's, and not that of a subclass, or a method put on the cell."""
+    return all(
+        getattr(getattr(cell, name), "__func__", None) is getattr(ElmanCell, name) for name in ("step", "advance")
     )

@@ -207,6 +207,8 @@ def test_only_what_starts_at_zero_is_learned():
 
 def test_a_wrapper_of_ones_own_is_one_method():
     class Halved(CellWrapper):
+        fusable = True
+
         def advance(self, projected, state, hidden):
             return super().advance(projected, state, hidden / 2)
 
@@ -221,6 +223,40 @@ def test_a_wrapper_of_ones_own_is_one_method():
 def test_wrappers_of_a_users_cell_leave_the_choice_of_engine_to_it():
     assert not Leaky(oracles.LeakySum(3, 4), time_constant=2.0).fusable
     assert Zoneout(Leaky(GRUCell(3, 4), time_constant=2.0), p=0.1).fusable
+
+
+@pytest.mark.parametrize("around", [lambda cell: cell, lambda cell: Leaky(cell, time_constant=2.0)])
+@pytest.mark.parametrize("base", [GRUCell, LSTMCell, CellWrapper])
+def test_a_step_of_ones_own_is_not_recorded_unless_it_says_so(base, around):
+    class Counted(base):
+        calls = 0
+
+        def advance(self, projected, state, hidden):
+            self.calls += 1
+            if hidden.norm() > 1:  # which cannot be recorded
+                hidden = hidden / hidden.norm()
+            return super().advance(projected, state, hidden)
+
+    class Renamed(Counted):
+        """Changes nothing more."""
+
+    class Said(Counted):
+        fusable = True
+
+    class ChangedAgain(Said):
+        def step(self, projected, state):
+            return super().step(projected, state)
+
+    for kind in (Counted, Renamed, *([] if base is CellWrapper else [ChangedAgain])):  # a wrapper's step is final
+        cell = kind(GRUCell(3, 4)) if base is CellWrapper else kind(3, 4)
+        Recurrent(around(cell))(torch.randn(2, 5, 3))[0].sum().backward()
+        assert cell.calls == 5
+    cell = Said(GRUCell(3, 4)) if base is CellWrapper else Said(3, 4)
+    resets = torch.zeros(2, 5, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"(?s)cannot be recorded: .*; engine='loop' runs every step"):
+        Recurrent(around(cell))(torch.randn(2, 5, 3), resets=resets)
+    if base is CellWrapper:
+        assert not Said(oracles.LeakySum(3, 4)).fusable
 
 
 def test_a_wrapped_cell_shows_its_settings():

@@ -1,5 +1,6 @@
 """`auto` on CPU: recorded steps give way to compiled ones at a step that no clock has a say in."""
 
+import copy
 import io
 import os
 import shutil
@@ -254,6 +255,53 @@ def test_a_training_begins_anew_with_weights_that_know_of_no_steps(ran: list[boo
     assert background.counted(layer.cell) == background.counted(train(layer_of(), 4).cell)
 
 
+def test_the_weights_of_a_layer_that_has_not_run_take_a_training_back_to_its_start(
+    ran: list[bool], compiler: Compiler
+) -> None:
+    layer = layer_of()
+    start = copy.deepcopy(layer.state_dict())
+    train(layer, 4)
+    layer.load_state_dict(start)
+    assert not background.counted(layer.cell)
+    train(layer, 9)
+    assert ran[4:] == [False] * 6 + [True] * 3
+
+
+def test_what_was_compiled_is_at_hand_when_weights_are_loaded(
+    ran: list[bool], compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_step, calls = background.compile_step, []
+    monkeypatch.setattr(background, "compile_step", lambda *args, **kw: (calls.append(1), compile_step(*args, **kw))[1])
+    layer = train(layer_of(), 4)
+    early = copy.deepcopy(layer.state_dict())
+    train(layer, 5)
+    for _ in range(2):
+        layer.load_state_dict(layer.state_dict())
+        train(layer, 1)
+    layer.load_state_dict(early)
+    train(layer, 5)
+    assert ran == [False] * 6 + [True] * 5 + [False] * 2 + [True] * 3
+    assert len(calls) == len(compiler.asked) == 1
+
+
+def test_the_steps_of_a_cell_with_a_set_of_words_are_known_in_every_process(
+    ran: list[bool], compiler: Compiler
+) -> None:
+    class Turned(str):
+        """Stands elsewhere in a set, as every word does in another process."""
+
+        def __hash__(self) -> int:
+            return ~super().__hash__()
+
+    counted = []
+    for kind in (str, Turned):
+        layer = layer_of()
+        layer.cell.names = {"of": [(frozenset(kind(f"word {k}") for k in range(20)), 1)]}
+        counted.append((repr(layer.cell.names), background.counted(train(layer, 1).cell)))
+    assert counted[0][0] != counted[1][0]
+    assert counted[0][1] == counted[1][1]
+
+
 def test_shapes_beyond_the_few_stay_so_in_a_resumed_training(ran: list[bool], compiler: Compiler) -> None:
     layer = layer_of()
     for batch in range(1, 8):
@@ -273,6 +321,7 @@ def test_shapes_beyond_the_few_stay_so_in_a_resumed_training(ran: list[bool], co
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: list[bool]) -> Iterator[CompileProcess]:
     """A compiling process of the test's own, which has nothing on disk yet."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compile_process, "NICENESS", 0)  # other tests would hold it up
     process = CompileProcess()
     monkeypatch.setattr(background, "_process", process)
     yield process
@@ -420,6 +469,38 @@ def test_a_process_that_does_not_come_up_is_told_of(disk: CompileProcess, monkey
     disk.ask(_source())
     with pytest.raises(CompilerError, match="has ended with code 1"):
         disk.wait(_source())
+
+
+SERVE = """
+import os, sys, time
+niceness = int(sys.argv[2])
+os.nice(niceness)
+if niceness:
+    open(sys.argv[1] + "/begun", "w").close()
+    time.sleep(60)
+os.makedirs({folder!r})
+open({mark!r}, "w").write(str(os.nice(0)))
+"""
+
+
+def test_a_process_that_is_waited_for_in_vain_is_started_again_at_the_priority_of_the_training(
+    disk: CompileProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_process, "NICENESS", 10)
+    monkeypatch.setenv("CXX", sys.executable)
+    source = _source()
+    mark = compile_process._mark(source.digest())
+    monkeypatch.setattr(compile_process, "_SERVE", SERVE.format(folder=str(mark.parent), mark=str(mark)))
+    disk.ask(source)
+    first = disk._process
+    assert first is not None
+    assert disk._folder is not None
+    assert within(20, (disk._folder / "begun").exists)
+    monkeypatch.setattr(compile_process, "PATIENCE", 0.1)
+    with pytest.warns(UserWarning, match="waits until its steps are compiled"):
+        disk.wait(source)
+    assert first.poll() == -signal.SIGTERM
+    assert within(20, lambda: mark.read_text() == str(os.nice(0)))
 
 
 def _source():

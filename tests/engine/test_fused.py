@@ -153,6 +153,47 @@ def test_what_is_changed_in_place_before_the_backward_pass_is_noticed(what):
         total.backward()
 
 
+@pytest.mark.parametrize(
+    ("name", "what", "noticed"),
+    [
+        ("mogrifier-lstm", "inputs", True),
+        ("deep-output", "state", True),
+        ("deep-output", "outputs", True),
+        ("skip-lstm", "history", True),
+        ("gru", "resets", True),
+        ("deep-output", "after", False),
+    ],
+)
+def test_what_others_hold_is_noticed_where_it_was_changed_and_is_read(name, what, noticed):
+    cell = zoo.CELLS[name](INPUT, HIDDEN)
+    layer, factor = Recurrent(cell, engine="fused", batch_first=False), torch.ones(INPUT, requires_grad=True)
+
+    def total(*changed):
+        torch.manual_seed(1)
+        inputs, resets = torch.randn(5, 2, INPUT) * factor, torch.rand(5, 2) < 0.3
+        state = map_state(torch.rand_like, cell.initial_state(2, inputs))
+        outputs, after = layer(inputs, state, resets=resets if what == "resets" else None)
+        held = {"inputs": inputs, "resets": resets, "outputs": outputs}
+        held |= {
+            "state": state_tensors(state)[0],
+            "history": state_tensors(state)[-1],
+            "after": state_tensors(after)[0],
+        }
+        found = (torch.randn_like(outputs) * outputs).sum()
+        with torch.no_grad():
+            for part in changed:
+                held[part].logical_not_() if part == "resets" else held[part].add_(1)
+        return found
+
+    weights = [factor, *cell.parameters()]
+    expected = oracles.gradients_of(total(), weights)
+    if noticed:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation: a tensor of shape"):
+            total(what).backward()
+    else:
+        assert_close(oracles.gradients_of(total(what), weights), expected, rtol=0, atol=0)
+
+
 def test_a_returned_state_may_be_changed_in_place():
     layer = Recurrent(ElmanCell(INPUT, HIDDEN), engine="fused")
     inputs = torch.randn(2, 3, INPUT, requires_grad=True)

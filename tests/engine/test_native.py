@@ -1,6 +1,7 @@
 """The native kernels against the plain loop and against the equations in float64, values and every gradient."""
 
 import copy
+from types import MethodType
 
 import oracles
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from rnn_blocks import LSTM, LearnedState, LSTMCell, Recurrent
+from rnn_blocks import LSTM, ElmanCell, GRUCell, LearnedState, LSTMCell, Recurrent
 from rnn_blocks.engine import map_state, state_tensors
 
 # The summation order differs between the ways: 1e-10 of float64, a few dozen roundings of the others, as a part of the
@@ -108,6 +109,16 @@ def test_autocast_runs_forward_and_backward_near_float32(name, engine, device):
 
 
 @pytest.mark.parametrize("name", oracles.CELLS)
+@pytest.mark.parametrize("engine", ["native", "fused", "loop"])
+def test_autocast_leaves_double_precision_as_it_is(name, engine):
+    layer = Recurrent(oracles.CELLS[name](5, 6), engine=engine).double()
+    inputs = torch.randn(4, 7, 5, dtype=torch.float64)
+    expected = layer(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(layer(inputs), expected, **EXACT)
+
+
+@pytest.mark.parametrize("name", oracles.CELLS)
 def test_native_kernels_run_without_gradients_in_eval_mode(name, device):
     layer = Recurrent(oracles.CELLS[name](5, 6), engine="native").to(device)
     inputs = torch.randn(4, 7, 5, device=device)
@@ -144,3 +155,61 @@ def test_few_steps_and_many_agree_on_what_comes_of_them():
     assert_close((joined, *last), (whole, *after), rtol=1e-5, atol=1e-6)
     total = oracles.weighted_sum(joined, last)
     assert_close(oracles.gradients_of(total, [inputs, *layer.parameters()]), expected, rtol=1e-4, atol=1e-5)
+
+
+def halving(kind, method):
+    """A method that is not what the kernel of ``kind`` does."""
+    return {
+        "project": lambda self, inputs: kind.project(self, 0.5 * inputs),
+        "advance": lambda self, projected, state, hidden: kind.advance(self, projected, state, 0.5 * hidden),
+    }[method]
+
+
+def changed(kind, method):
+    return type("Changed", (kind,), {method: halving(kind, method)})
+
+
+def mixed_in(kind, method):
+    return type("Mixed", (type("Mixin", (), {method: halving(kind, method)}), kind), {})
+
+
+@pytest.mark.parametrize("around", [lambda cell: cell, LearnedState], ids=["bare", "learned state"])
+@pytest.mark.parametrize("make", [changed, mixed_in])
+@pytest.mark.parametrize("method", ["project", "advance"])
+@pytest.mark.parametrize("kind", [LSTMCell, GRUCell, ElmanCell])
+def test_a_subclass_that_changes_a_step_does_not_run_on_the_kernel_of_its_base(kind, method, make, around):
+    assert_runs_as_the_loop(around(make(kind, method)(3, 4).double()))
+
+
+@pytest.mark.parametrize("method", ["project", "advance"])
+@pytest.mark.parametrize("kind", [LSTMCell, GRUCell, ElmanCell])
+def test_nor_does_a_cell_that_a_method_was_put_on(kind, method):
+    cell = kind(3, 4).double()
+    setattr(cell, method, MethodType(halving(kind, method), cell))
+    assert_runs_as_the_loop(cell)
+
+
+def assert_runs_as_the_loop(cell):
+    inputs = torch.randn(2, 5, 3, dtype=torch.float64)
+    expected, state = Recurrent(cell, engine="loop")(inputs)
+    layer = Recurrent(cell)
+    assert_close(layer(inputs), (expected, state), **EXACT)
+    with torch.no_grad():
+        assert_close(layer(inputs)[0], expected, **EXACT)
+    with pytest.raises(ValueError, match=r"engine='native' cannot run this: \w+ has no native kernel"):
+        Recurrent(cell, engine="native")(inputs)
+
+
+def test_a_subclass_that_changes_no_step_keeps_the_kernel_and_one_may_bring_its_own():
+    class Named(LSTMCell):
+        """Only its weights start otherwise."""
+
+    class Kernel(changed(LSTMCell, "advance")):
+        def native(self, inputs, state, lengths):
+            return inputs.new_ones(*inputs.shape[:2], 4), state
+
+    inputs = torch.randn(2, 5, 3)
+    cell = Named(3, 4)
+    expected, _ = Recurrent(cell, engine="loop")(inputs)
+    assert_close(Recurrent(cell, engine="native")(inputs)[0], expected)
+    assert Recurrent(Kernel(3, 4))(inputs)[0].eq(1).all()

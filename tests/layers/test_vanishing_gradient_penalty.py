@@ -165,6 +165,11 @@ def test_under_autocast_it_is_taken_in_float32(device):
     assert_close(penalty, penalty_of(layer, plain, loss_of(plain)), rtol=0.05, atol=0)
 
 
+class Halved(ElmanCell):
+    def advance(self, projected, state, hidden):
+        return super().advance(projected, state, hidden / 2)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -175,6 +180,9 @@ def test_under_autocast_it_is_taken_in_float32(device):
         lambda: DilatedRecurrent(ElmanCell(3, 5), 2),
         lambda: WeightDrop(Elman(3, 5), 0.5),
         lambda: Bidirectional(Elman(3, 5)),
+        lambda: Recurrent(
+            type("Half", (ElmanCell,), {"step": lambda self, x, h: ElmanCell.step(self, x, h / 2)})(3, 5)
+        ),
     ],
 )
 def test_layers_whose_states_the_outputs_are_not_are_refused(make):
