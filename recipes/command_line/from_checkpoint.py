@@ -37,7 +37,7 @@ def given_data(args: list[str]) -> set[str]:
     names = {arg.partition("=")[0].removeprefix("--data.") for arg in args if arg.startswith("--data.")}
     sections: list[Any] = [_read(value) for value in values_of(args, "--data")]
     for value in values_of(args, *CONFIG):
-        config = _read(Path(value).read_text() if Path(value).is_file() else value)
+        config = _read(Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value)
         sections.append(config.get("data") if isinstance(config, dict) else None)
     return names.union(*(section for section in sections if isinstance(section, dict)))
 

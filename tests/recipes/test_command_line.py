@@ -1,5 +1,6 @@
 """`rnn-blocks`: help, configurations by name, and bad input told in one line."""
 
+import locale
 import math
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,6 +78,33 @@ def test_the_later_of_two_configurations_wins_and_an_option_wins_over_both(text:
     config = resolved(only_run(tmp_path))
     assert (config["model"]["dropout"], config["data"]["bptt"], config["seed_everything"]) == (0.2, 11, 7)
     assert config["model"]["layer"]["class_path"] == "rnn_blocks.LSTM", "the default configuration is still below"
+
+
+@pytest.fixture
+def ascii_locale() -> Iterator[None]:
+    """A machine whose files are ASCII where nobody says more."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
+
+
+def test_a_configuration_is_utf_8_in_any_locale(text: Path, tmp_path: Path, ascii_locale: None) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("samples: {prompts: [the sea — blue]}\n", encoding="utf-8")
+    args = tiny(text, tmp_path, **{"trainer.max_steps": 2, "trainer.val_check_interval": 2})
+    assert recipe("fit", "--config", str(config), *args) == 0
+    assert recipe("test", "--output_dir", str(tmp_path)) == 0
+    assert "  - the sea — blue\n" in only_run(tmp_path).config.read_text(encoding="utf-8")
+    assert locale.setlocale(locale.LC_CTYPE) == "C", "left as it was"
+
+
+def test_a_configuration_in_another_encoding_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "latin.yaml"
+    config.write_text("samples: {prompts: [the sea: blé]}\n", encoding="latin-1")
+    _assert_refused(["language-model", "fit", "--config", str(config)], f"{config}: not text in UTF-8: ", capsys)
 
 
 def test_a_layer_of_another_kind_is_chosen_by_an_option(text: Path, tmp_path: Path) -> None:
