@@ -1,4 +1,5 @@
 import gzip
+import os
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -87,6 +88,14 @@ def test_three_files_are_the_three_splits_and_gzip_has_the_fingerprint_of_its_te
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.txt: no such file"):
         FileCorpus(tmp_path / "nowhere.txt").fingerprint()
+
+
+def test_a_pipe_is_refused_before_anybody_waits_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="a text is read more than once, which a pipe cannot be"):
+        FileCorpus(tmp_path / "pipe").fingerprint()
+    with pytest.raises(InputError, match="no regular file"):
+        next(read_text(tmp_path / "pipe"))
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
