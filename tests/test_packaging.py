@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recipes.run.ending": ("recipes.run", "recipes.run.ranks", "callbacks.trainer"),
     "recipes.run.host": (),
     "recipes.command_line": (
-        *("recipes.__init__", "recipes.run", "recipes.run.ending", "recipes.run.host"),
+        *("recipes.__init__", "recipes.data.corpora", "recipes.run", "recipes.run.ending", "recipes.run.host"),
         *("recipes.run.ranks", "recipes.run.weights_and_biases"),
     ),
     "recipes.language_model": ("signatures", *TEXT, *OF_A_RUN, "modules.__init__", "modules", "modules.language_model"),
