@@ -18,6 +18,7 @@ import yaml
 from tiny_runs import WORDS, load, only_run, options, recipe, tiny, write_text
 
 from rnn_blocks.recipes.__main__ import COMMANDS, RECIPES, main
+from rnn_blocks.recipes.command_line.arguments import spelled_out
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
 from rnn_blocks.recipes.run.folder import RunFolder, new_run_folder, runs
 
@@ -139,6 +140,32 @@ def test_what_does_not_exist_is_answered_by_what_is_near(
     monkeypatch.chdir(tmp_path)
     _assert_refused(args, message, capsys)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["--dry-run", "mine.yaml"], ["--dry_run", "true", "mine.yaml"]),
+        (["--dry-run", "false", "mine.yaml"], ["--dry_run", "false", "mine.yaml"]),
+        (["mine.yaml", "--dry_run"], ["mine.yaml", "--dry_run", "true"]),
+        (["--dry-run=True", "--count", "3"], ["--dry_run=True", "--count", "3"]),
+        (["--text", "--drop-table users; -- x"], ["--text", "--drop-table users; -- x"]),
+        (["--", "--dry-run ___", "--dry-run"], ["--", "--dry-run ___", "--dry-run"]),
+        (["--text=a--b-c", "--", "--x-y"], ["--text=a--b-c", "--", "--x-y"]),
+        (["--the-files", "a-b", "c", "--dry-run"], ["--the_files", '["a-b", "c"]', "--dry_run", "true"]),
+        (["--the-files", '["a-b"]', "--the-files=x-y"], ["--the_files", '["a-b"]', "--the_files=x-y"]),
+        (["--the-files", "a", "--", "b"], ["--the_files", '["a"]', "--", "b"]),
+        (["--drry-run"], ["--drry-run"]),
+    ],
+)
+def test_options_are_spelled_as_one_likes_and_words_stay_as_they_are(given: list[str], read: list[str]) -> None:
+    types = {"dry_run": bool, "text": str, "the_files": list[str], "count": int}
+    assert spelled_out(given, types) == read
+
+
+def test_a_switch_may_stand_before_what_has_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--dry-run", "language-model-default", "--output-dir", str(tmp_path), "--count", "1"]) == 0
+    assert "1 points, in " in capsys.readouterr().out
 
 
 BAD_SETTINGS = {
