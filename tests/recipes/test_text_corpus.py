@@ -18,6 +18,7 @@ from rnn_blocks.recipes.data.corpora.hub import HubCorpus
 from rnn_blocks.recipes.data.corpora.remember import remembered
 from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
 from rnn_blocks.recipes.data.tokenizer import bpe_tokenizer, word_tokenizer
+from rnn_blocks.recipes.translation.corpora.files import ParallelFiles
 
 TEXT = st.text(alphabet=st.one_of(st.sampled_from("ab '\n\t ."), st.characters(codec="utf-8")), max_size=200)
 
@@ -83,6 +84,15 @@ def test_three_files_are_the_three_splits_and_gzip_has_the_fingerprint_of_its_te
     assert FileCorpus(*paths).fingerprint() == FileCorpus(*packed).fingerprint()
     paths[2].write_text("another text\n")
     assert FileCorpus(*paths).fingerprint() != FileCorpus(*packed).fingerprint()
+
+
+def test_a_file_that_stands_for_several_splits_is_named_once(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    assert FileCorpus(one, one, one).name == str(one)
+    assert FileCorpus(one, other, other).name == f"{one}, {other}"
+    for name in ("one.txt.en", "one.txt.de"):
+        (tmp_path / name).write_text("a\n")
+    assert ParallelFiles({"train": one, "val": one}, ("en", "de")).name == str(one)
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:

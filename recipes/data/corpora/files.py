@@ -62,8 +62,8 @@ class FileCorpus:
 
     @property
     def name(self) -> str:
-        """The paths."""
-        return ", ".join(map(str, self._paths))
+        """The paths, each once."""
+        return ", ".join(map(str, dict.fromkeys(self._paths)))
 
     def fingerprint(self) -> str:
         """Reads all files through once; returns a hash of their text. See ``Corpus``."""
@@ -159,7 +159,7 @@ def _check_regular(path: Path) -> None:
 @contextmanager
 def _open(path: Path) -> Iterator[BufferedReader]:
     try:
-        file = cast(BufferedReader, path.open("rb"))
+        file = path.open("rb")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
