@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib.resources
+import re
 import subprocess
 import sys
 import tomllib
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recipes.run.ending": ("recipes.run", "recipes.run.ranks", "callbacks.trainer"),
     "recipes.run.host": (),
     "recipes.command_line": (
-        *("recipes.__init__", "recipes.run", "recipes.run.ending", "recipes.run.host"),
+        *("recipes.__init__", "recipes.data.corpora", "recipes.run", "recipes.run.ending", "recipes.run.host"),
         *("recipes.run.ranks", "recipes.run.weights_and_biases"),
     ),
     "recipes.language_model": ("signatures", *TEXT, *OF_A_RUN, "modules.__init__", "modules", "modules.language_model"),
@@ -318,3 +319,31 @@ def test_the_checks_of_imports_see_every_module():
     assert "rnn_blocks.engine" in imported(MODULES["rnn_blocks.cells.lstm"])
     assert room_of("rnn_blocks.callbacks.clipping.policies.auto") == "callbacks.clipping.policies"
     assert room_of("rnn_blocks.recipes") == "recipes.__init__"
+
+
+def without_encoding(path: Path) -> set[int]:
+    """The lines of a file that read or write text as the locale of the machine has it."""
+    lines = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        opened = any(re.fullmatch(r"[rwax]t?\+?", mode) for mode in modes) or any(
+            keyword.arg == "newline" for keyword in node.keywords
+        )
+        match node.func:
+            case ast.Attribute(attr="read_text" | "write_text"):
+                lines.add(node.lineno)
+            case ast.Attribute(attr="open") if opened:
+                lines.add(node.lineno)
+            case ast.Name(id="open") if not any("b" in mode for mode in modes):
+                lines.add(node.lineno)
+    return lines
+
+
+def test_text_files_are_utf_8_in_any_locale(tmp_path: Path):
+    faults = {str(path.relative_to(ROOT)): lines for path in MODULES.values() if (lines := without_encoding(path))}
+    assert faults == {}
+    file = tmp_path / "module.py"
+    file.write_text('p.read_text()\np.write_text("a")\np.open("r+")\nopen(p)\np.open("ab")\nopen(p, "rb")\n')
+    assert without_encoding(file) == {1, 2, 3, 4}

@@ -61,29 +61,33 @@ def map_values(args: list[str], options: tuple[str, ...], function: Callable[[st
 def spelled_out(args: list[str], types: dict[str, Any]) -> list[str]:
     """Options as the parser knows them: underscores, ``true`` after a switch, a list in brackets.
 
+    What is no option's name stays as it is, and so does all that follows ``--``.
+
     Args:
         args: the command line.
         types: of the options, by name.
 
-    >>> spelled_out(["--n-best", "3", "--loud", "--files", "a", "b"], {"loud": bool, "files": list[str]})
+    >>> spelled_out(["--n-best", "3", "--loud", "--files", "a", "b"], {"n_best": int, "loud": bool, "files": list[str]})
     ['--n_best', '3', '--loud', 'true', '--files', '["a", "b"]']
     """
     spelled: list[str] = []
     rest = list(args)
     while rest:
         arg = rest.pop(0)
-        if not arg.startswith("--") or arg == "--":
+        if arg == "--":
+            return [*spelled, arg, *rest]
+        given, equals, value = arg.partition("=")
+        name = given.removeprefix("--").replace("-", "_")
+        if not arg.startswith("--") or name not in types:
             spelled.append(arg)
             continue
-        name, equals, value = arg.partition("=")
-        name = "--" + name[2:].replace("-", "_")
-        values: list[str] = []
-        while not equals and rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
-        kind = types.get(name[2:])
-        if kind is bool and not values:
-            values = ["true"]
-        elif kind == list[str] and values and not values[0].startswith("["):
-            values = [json.dumps(values)]
-        spelled += [name + equals + value, *values]
+        spelled.append(f"--{name}{equals}{value}")
+        if equals:
+            continue
+        if types[name] is bool and (not rest or rest[0].lower() not in ("true", "false")):
+            spelled.append("true")
+        elif types[name] == list[str] and rest and not rest[0].startswith(("--", "[")):
+            end = next((place for place, word in enumerate(rest) if word.startswith("--")), len(rest))
+            spelled.append(json.dumps(rest[:end]))
+            del rest[:end]
     return spelled

@@ -13,13 +13,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.arguments import map_values, value_of, with_value
-from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, Split
+from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint
 from rnn_blocks.recipes.command_line.parser import RecipeParser
 from rnn_blocks.recipes.command_line.run_options import add_run_options, check_run_options
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
 from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.command_line.trainer import RecipeTrainer
 from rnn_blocks.recipes.command_line.weights_and_biases import check_wandb_options, model_logging, watching
+from rnn_blocks.recipes.data.corpora.corpus import Split
 from rnn_blocks.recipes.run.averaging import validate_average
 from rnn_blocks.recipes.run.checkpoints import (
     AtomicCheckpointIO,

@@ -4,16 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from glob import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.arguments import values_of
+from rnn_blocks.recipes.data.corpora.corpus import HUB, NAMED, Split
 from rnn_blocks.recipes.run.checkpoints import read_checkpoint
 from rnn_blocks.recipes.run.load import Configuration, check_recipe, configuration_of, has_configuration
-
-Split = Literal["train", "val", "test"]
 
 CONFIG = ("--config", "-c")
 
@@ -24,8 +23,6 @@ TOKENIZER = ("tokenizer", "vocab_size", "min_count", "vocabulary", "joint", "low
 """Options of the data that make the tokenizer."""
 
 _PATHS = (*TEXTS, "vocabulary", "cache_dir")
-_NAMED = ("stdlib", "rhymes", "numbers")  # sources that are no paths
-_HUB = "hub:"
 
 
 def given_data(args: list[str]) -> set[str]:
@@ -37,7 +34,7 @@ def given_data(args: list[str]) -> set[str]:
     names = {arg.partition("=")[0].removeprefix("--data.") for arg in args if arg.startswith("--data.")}
     sections: list[Any] = [_read(value) for value in values_of(args, "--data")]
     for value in values_of(args, *CONFIG):
-        config = _read(Path(value).read_text() if Path(value).is_file() else value)
+        config = _read(Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value)
         sections.append(config.get("data") if isinstance(config, dict) else None)
     return names.union(*(section for section in sections if isinstance(section, dict)))
 
@@ -81,11 +78,11 @@ def for_command(configuration: Configuration, given: set[str], split: Split | No
 
 
 def _absolute(name: str, value: str, directory: Path) -> str:
-    if directory == Path.cwd() or (name == "source" and value in _NAMED):
+    if directory == Path.cwd() or (name == "source" and value in NAMED):
         return value
-    if name == "source" and value.startswith(_HUB):  # a dataset's name, or a folder
-        folder = directory / Path(value.removeprefix(_HUB)).expanduser()
-        return f"{_HUB}{folder}" if os.path.isdir(folder) else value
+    if name == "source" and value.startswith(HUB):  # a dataset's name, or a folder
+        folder = directory / Path(value.removeprefix(HUB)).expanduser()
+        return f"{HUB}{folder}" if os.path.isdir(folder) else value
     return str(directory / Path(value).expanduser())
 
 
@@ -182,7 +179,7 @@ class GivenCheckpoint:
             value = data.get(name)
             if not isinstance(value, str) or not isinstance(held.get(name), str) or name in self._given:
                 continue
-            if name == "source" and (value in _NAMED or value.startswith(_HUB)):
+            if name == "source" and (value in NAMED or value.startswith(HUB)):
                 continue
             if missing := _missing(Path(value).expanduser()):
                 started = configuration.directory

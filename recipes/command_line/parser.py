@@ -2,9 +2,11 @@
 
 import difflib
 import inspect
+import locale
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pydoc import locate
 from typing import Any, NoReturn, cast
 
@@ -33,6 +35,11 @@ class RecipeParser(LightningArgumentParser):
             found += [option for option in by_leaf[name] if option not in found]
         return found[:3]
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """The parser's own, with configurations read as UTF-8 wherever it runs."""
+        with _files_in_utf8():
+            return super().parse_args(*args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message, with what may have been meant, and end with exit code 2."""
         unknown = re.findall(r"(--[\w.\-]+)", message) if "nrecognized" in message else []
@@ -55,6 +62,18 @@ class RecipeParser(LightningArgumentParser):
         subcommands: Any = getattr(self, "_subcommands_action", None)
         below = [] if subcommands is None else list(subcommands._name_parser_map.values())
         return [self, *(parser for parser in below if isinstance(parser, RecipeParser))]
+
+
+@contextmanager
+def _files_in_utf8() -> Iterator[None]:
+    """Files that are read without an encoding, as the parser reads configurations, are UTF-8 in any locale."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    with suppress(locale.Error):  # a system without it: its own stays
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
 
 
 def run_function(function: Callable[..., None], args: list[str], *, prog: str, positional: bool = False) -> None:

@@ -23,7 +23,7 @@ def config_path(recipe: str, given: str) -> Path:
     """The file that ``--config`` means: a path, or the name of a shipped configuration.
 
     Raises:
-        InputError: where it is neither, with the names that are near.
+        InputError: where it is neither, with the names that are near; where it is no text in UTF-8.
 
     >>> config_path("language-model", "default").name
     'default.yaml'
@@ -33,7 +33,12 @@ def config_path(recipe: str, given: str) -> Path:
     rnn_blocks.recipes.InputError: --config defalt: no such file or shipped configuration; did you mean
     'default'?
     """
-    return named_file(given, shipped_configs(recipe), "shipped configuration", option="--config ")
+    path = named_file(given, shipped_configs(recipe), "shipped configuration", option="--config ")
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--config {given}: not text in UTF-8: {error}") from error
+    return path
 
 
 def named_file(given: str, shipped: dict[str, Path], kind: str, option: str = "") -> Path:

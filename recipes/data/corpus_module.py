@@ -1,7 +1,7 @@
 """What data modules of text share: a corpus, tokenized once, and what tells it from others."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypedDict
@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tokenizers import Tokenizer
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.data.corpora.corpus import SPLITS, Corpus, Split
+from rnn_blocks.recipes.data.corpora.corpus import HUB, SPLITS, Corpus, Split
 from rnn_blocks.recipes.data.corpora.files import FileCorpus
 from rnn_blocks.recipes.data.corpora.hub import HubCorpus
 from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
@@ -19,7 +19,6 @@ from rnn_blocks.recipes.data.settings import TokenizerSettings
 from rnn_blocks.recipes.data.store import PreparedText, TokenFile, default_cache_dir, prepare_splits, prepare_text
 from rnn_blocks.recipes.data.tokenizer import UNKNOWN, TokenizerKind
 
-_HUB = "hub:"
 RHYMES = Path(str(files("rnn_blocks.recipes"))) / "data" / "corpora" / "rhymes.txt"
 """Nursery rhymes, small enough to be learnt by heart: training, validation and test are all of them."""
 
@@ -202,6 +201,13 @@ def _by_file() -> StandardLibrary:
     return StandardLibrary(split_by="file")
 
 
+_BY_NAME: dict[str, Callable[[], Corpus]] = {
+    "stdlib": StandardLibrary,
+    "stdlib-by-file": _by_file,
+    "rhymes": lambda: FileCorpus(RHYMES, RHYMES, RHYMES),
+}
+
+
 def _corpus(source: str, paths: list[str | None], hub_config: str | None, text_column: str, memory: Path) -> Corpus:
     given = [path for path in paths if path is not None]
     if given:
@@ -212,16 +218,12 @@ def _corpus(source: str, paths: list[str | None], hub_config: str | None, text_c
             raise InputError(f"source {source!r}: train, val and test take its place; give one or the others")
         train, val, test = (Path(path).expanduser() for path in given)
         return FileCorpus(train, val, test, memory=memory)
-    if source.startswith(_HUB):
-        return HubCorpus(source.removeprefix(_HUB), hub_config, text_column, memory=memory)
+    if source.startswith(HUB):
+        return HubCorpus(source.removeprefix(HUB), hub_config, text_column, memory=memory)
     if hub_config is not None:
         raise InputError(f"hub_config {hub_config!r}: source {source!r} is no dataset of the Hub (hub:NAME)")
-    if source == "stdlib":
-        return StandardLibrary()
-    if source == "stdlib-by-file":
-        return _by_file()
-    if source == "rhymes":
-        return FileCorpus(RHYMES, RHYMES, RHYMES)
+    if source in _BY_NAME:
+        return _BY_NAME[source]()
     path = Path(source).expanduser()
     if not path.exists() and os.sep not in source:
         raise InputError(f"source {source!r}: no such file; give a text file's path, stdlib, rhymes, or hub:NAME")

@@ -227,16 +227,17 @@ def _make(
         seeing = Seeing() if split == "train" else None
         file = write_tokens(folder / f"{split}.bin", _told(corpus, split, "tokenizing"), tokenizer, seeing=seeing)
         if seeing is not None:
-            (folder / "seen.json").write_text(json.dumps(seeing.seen(tokenizer.get_vocab_size()).state()))
+            seen = seeing.seen(tokenizer.get_vocab_size()).state()
+            (folder / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
         counts[split] = {name: value for name, value in asdict(file).items() if name != "path"}
-    (folder / "counts.json").write_text(json.dumps(counts, indent=1))
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1), encoding="utf-8")
 
 
 def _load(folder: Path, fingerprint: str) -> PreparedText | None:
     try:
-        counts = json.loads((folder / "counts.json").read_text())
+        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
         tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        seen = Seen.from_state(json.loads((folder / "seen.json").read_text())) if "train" in counts else None
+        seen = Seen.from_state(json.loads((folder / "seen.json").read_bytes())) if "train" in counts else None
     except FileNotFoundError:
         return None
     splits: dict[Split, TokenFile] = {split: TokenFile(folder / f"{split}.bin", **counts[split]) for split in counts}

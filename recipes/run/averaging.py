@@ -55,11 +55,11 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
                 sums[name] = sums[name] + tensor if name in sums else tensor
             else:
                 sums[name] = tensor
-    means: dict[tuple[int, torch.Size], Tensor] = {}  # by place in memory: tied weights stay tied
+    means: dict[tuple[Any, ...], Tensor] = {}  # by place in memory: tied weights stay tied
     averaged: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         mean = (sums[name] / len(paths)).to(tensor.dtype) if _is_number(tensor) else tensor
-        averaged[name] = means.setdefault((tensor.data_ptr(), tensor.shape), mean)
+        averaged[name] = means.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), mean)
     kept = {name: value for name, value in checkpoint.items() if name not in TRAINING_STATE}
     return kept | {"state_dict": averaged}
 

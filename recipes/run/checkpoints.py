@@ -157,8 +157,9 @@ class LastCheckpoint(ModelCheckpoint):
         self._path = folder.checkpoint(LAST)
 
     def write(self, trainer: pl.Trainer) -> None:
-        """Write it now."""
-        trainer.save_checkpoint(self._path)
+        """Write it now, where this is no trial of a few steps: as Lightning's own, which write nothing then."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self._path)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write again what was written before the step's validation: a run resumed from that would leave it out."""

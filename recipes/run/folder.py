@@ -267,5 +267,5 @@ def write_whole(path: Path, text: str) -> None:
     '| a |'
     """
     partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

@@ -88,7 +88,7 @@ def configuration_of(checkpoint: Mapping[str, Any], path: Path) -> Configuration
         )
     place = f"{path}: its configuration" if run is None else str(run.config)
     try:
-        text = held["config"] if run is None and held is not None else run.config.read_text()  # type: ignore[union-attr]
+        text = held["config"] if run is None and held is not None else run.config.read_text(encoding="utf-8")  # type: ignore[union-attr]
         directory = None if held is None else Path(held["directory"])
         values = yaml.safe_load(text)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     >>> read_metrics(path)
     [{'step': '1', 'loss': '2.5'}]
     """
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values() and row["step"]]
 
 

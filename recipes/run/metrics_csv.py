@@ -91,7 +91,7 @@ class MetricsCSV(Logger):
             self._columns += new
             self._write(rows if self._begins is None else rows[:-1])
             self._begins = None
-        with self._path.open("r+", newline="") as file:
+        with self._path.open("r+", newline="", encoding="utf-8") as file:
             self._begins = file.seek(0, os.SEEK_END) if self._begins is None else file.seek(self._begins)
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(self._row)
             file.truncate()
@@ -104,7 +104,7 @@ class MetricsCSV(Logger):
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

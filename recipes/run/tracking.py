@@ -115,10 +115,10 @@ class TrackedRun(Callback):
         if not trainer.is_global_zero:
             return
         path = self._folder.config
-        if path.exists() and path.read_text() != self._config:
+        if path.exists() and path.read_text(encoding="utf-8") != self._config:
             number = len(list(path.parent.glob("config.before-*.yaml"))) + 1
             path.rename(path.with_name(f"config.before-{number}.yaml"))
-        path.write_text(self._config)
+        path.write_text(self._config, encoding="utf-8")
         if logger is not None:
             logger.experiment.config.update(yaml.safe_load(self._config), allow_val_change=True)
 

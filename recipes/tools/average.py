@@ -24,6 +24,8 @@ def average(run: str | None = None, checkpoints: list[str] = [], output: str | N
     if len(paths) < 2:
         raise InputError(f"{len(paths)} checkpoint{'s' * (len(paths) != 1)} cannot be averaged; give two or more")
     target = Path(output) if output else Path(f"{AVERAGED}.ckpt") if folder is None else folder.checkpoint(AVERAGED)
+    if target.is_dir():
+        raise InputError(f"--output {output}: this is a folder; give the file to write")
     AtomicCheckpointIO().save_checkpoint(average_checkpoints(paths), target)
     sys.stdout.write(f"{target}: the mean of {', '.join(map(str, paths))}\n")
 

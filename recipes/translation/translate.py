@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -230,9 +228,9 @@ def _progress(input: str, output: str) -> Any:
 
 def _num_lines(path: str) -> int | None:
     """Where it is known at once."""
-    if path == STANDARD:
+    if path == STANDARD or not Path(path).is_file():  # a pipe must not be opened twice
         return None
     with open(path, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or file.peek(2)[:2] == GZIP_MAGIC:
+        if file.peek(2)[:2] == GZIP_MAGIC:
             return None
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(READ_BYTES), b""))

@@ -85,7 +85,7 @@ class CompileProcess:
             if self._folder is None:
                 raise CompilerError("what was asked for has gone from the disk")
             if (failed := self._folder / f"{name}.failed").exists():
-                raise CompilerError(failed.read_text())
+                raise CompilerError(failed.read_text(encoding="utf-8"))
             if not self.is_running and not mark.exists() and not failed.exists():
                 if starts == 2 or not (self._folder / f"{name}.job").exists():
                     code = None if self._process is None else self._process.returncode
@@ -176,6 +176,6 @@ def serve(folder: str, niceness: int) -> None:
                 mark.touch()
             except Exception as error:  # told to who asked
                 unfinished = job.with_suffix(".telling")
-                unfinished.write_text(str(error))
+                unfinished.write_text(str(error), encoding="utf-8")
                 unfinished.replace(job.with_suffix(".failed"))
             job.unlink()

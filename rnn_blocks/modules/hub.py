@@ -114,7 +114,7 @@ class Pretrained(ModelHubMixin):
                 f"the argument {name!r} is not kept: {reason}. Read the folder with from_pretrained(folder, {name}=…)",
                 stacklevel=3,
             )
-        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         weights = save_directory / f".{WEIGHTS}.tmp"
         save_model(self, str(weights), metadata={"format": "pt"})  # tied weights are written once
         os.replace(weights, save_directory / WEIGHTS)

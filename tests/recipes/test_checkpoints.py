@@ -162,3 +162,10 @@ def test_a_learning_rate_far_too_high_ends_with_a_message_and_finite_checkpoints
     folder = only_run(tmp_path)
     for path in folder.checkpoints.iterdir():
         assert all(tensor.isfinite().all() for tensor in read_checkpoint(path)["state_dict"].values())
+
+
+def test_a_trial_of_a_few_steps_leaves_no_checkpoint_to_go_on_from(text: Path, tmp_path: Path) -> None:
+    for average in (0, 2):
+        settings = {"trainer.fast_dev_run": 2, "average_checkpoints": average}
+        assert recipe("fit", *tiny(text, tmp_path, **settings)) == 0
+    assert list(tmp_path.rglob("*.ckpt")) == []

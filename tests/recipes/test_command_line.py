@@ -1,5 +1,6 @@
 """`rnn-blocks`: help, configurations by name, and bad input told in one line."""
 
+import locale
 import math
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import yaml
 from tiny_runs import WORDS, load, only_run, options, recipe, tiny, write_text
 
 from rnn_blocks.recipes.__main__ import COMMANDS, RECIPES, main
+from rnn_blocks.recipes.command_line.arguments import spelled_out
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
 from rnn_blocks.recipes.run.folder import RunFolder, new_run_folder, runs
 
@@ -78,6 +81,33 @@ def test_the_later_of_two_configurations_wins_and_an_option_wins_over_both(text:
     assert config["model"]["layer"]["class_path"] == "rnn_blocks.LSTM", "the default configuration is still below"
 
 
+@pytest.fixture
+def ascii_locale() -> Iterator[None]:
+    """A machine whose files are ASCII where nobody says more."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
+
+
+def test_a_configuration_is_utf_8_in_any_locale(text: Path, tmp_path: Path, ascii_locale: None) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("samples: {prompts: [the sea — blue]}\n", encoding="utf-8")
+    args = tiny(text, tmp_path, **{"trainer.max_steps": 2, "trainer.val_check_interval": 2})
+    assert recipe("fit", "--config", str(config), *args) == 0
+    assert recipe("test", "--output_dir", str(tmp_path)) == 0
+    assert "  - the sea — blue\n" in only_run(tmp_path).config.read_text(encoding="utf-8")
+    assert locale.setlocale(locale.LC_CTYPE) == "C", "left as it was"
+
+
+def test_a_configuration_in_another_encoding_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "latin.yaml"
+    config.write_text("samples: {prompts: [the sea: blé]}\n", encoding="latin-1")
+    _assert_refused(["language-model", "fit", "--config", str(config)], f"{config}: not text in UTF-8: ", capsys)
+
+
 def test_a_layer_of_another_kind_is_chosen_by_an_option(text: Path, tmp_path: Path) -> None:
     args = tiny(text, tmp_path, **{"trainer.max_steps": 2})
     assert recipe("fit", "--model.layer", "rnn_blocks.GRU", *args) == 0
@@ -110,6 +140,32 @@ def test_what_does_not_exist_is_answered_by_what_is_near(
     monkeypatch.chdir(tmp_path)
     _assert_refused(args, message, capsys)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["--dry-run", "mine.yaml"], ["--dry_run", "true", "mine.yaml"]),
+        (["--dry-run", "false", "mine.yaml"], ["--dry_run", "false", "mine.yaml"]),
+        (["mine.yaml", "--dry_run"], ["mine.yaml", "--dry_run", "true"]),
+        (["--dry-run=True", "--count", "3"], ["--dry_run=True", "--count", "3"]),
+        (["--text", "--drop-table users; -- x"], ["--text", "--drop-table users; -- x"]),
+        (["--", "--dry-run ___", "--dry-run"], ["--", "--dry-run ___", "--dry-run"]),
+        (["--text=a--b-c", "--", "--x-y"], ["--text=a--b-c", "--", "--x-y"]),
+        (["--the-files", "a-b", "c", "--dry-run"], ["--the_files", '["a-b", "c"]', "--dry_run", "true"]),
+        (["--the-files", '["a-b"]', "--the-files=x-y"], ["--the_files", '["a-b"]', "--the_files=x-y"]),
+        (["--the-files", "a", "--", "b"], ["--the_files", '["a"]', "--", "b"]),
+        (["--drry-run"], ["--drry-run"]),
+    ],
+)
+def test_options_are_spelled_as_one_likes_and_words_stay_as_they_are(given: list[str], read: list[str]) -> None:
+    types = {"dry_run": bool, "text": str, "the_files": list[str], "count": int}
+    assert spelled_out(given, types) == read
+
+
+def test_a_switch_may_stand_before_what_has_no_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--dry-run", "language-model-default", "--output-dir", str(tmp_path), "--count", "1"]) == 0
+    assert "1 points, in " in capsys.readouterr().out
 
 
 BAD_SETTINGS = {

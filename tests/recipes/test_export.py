@@ -179,6 +179,14 @@ def test_nothing_is_overwritten_unless_asked_for(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["mine"]
 
 
+def test_the_folder_that_one_is_in_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    export_model(LanguageModel(GRU(4, 4), 9), Path(), "safetensors")
+    assert "model.safetensors" in os.listdir()
+    assert os.listdir(tmp_path) == ["mine"]
+
+
 class Wrong(nn.Module):
     """What an exporter with a fault would give."""
 

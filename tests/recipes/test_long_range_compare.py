@@ -72,8 +72,10 @@ def test_a_training_ends_once_it_is_solved(tmp_path):
     assert (result.solved, result.steps) == (True, 4)
 
 
-def test_a_training_that_diverges_is_a_result(tmp_path):
-    settings = replace(TINY, cell="irnn", lr=1e30, clipping="none")
+@pytest.mark.filterwarnings("ignore:AdaptiveGradientClipping. the gradient of")
+@pytest.mark.parametrize("clipping", ["none", "auto"])
+def test_a_training_that_diverges_is_a_result(clipping, tmp_path):
+    settings = replace(TINY, cell="irnn", lr=1e30, clipping=clipping, max_steps=60, eval_every=60)
     result = train(settings, tmp_path, accelerator="cpu")
     assert result.diverged
     assert math.isnan(result.loss)

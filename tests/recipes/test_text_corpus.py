@@ -1,4 +1,5 @@
 import gzip
+import os
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from rnn_blocks.recipes.data.corpora.hub import HubCorpus
 from rnn_blocks.recipes.data.corpora.remember import remembered
 from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
 from rnn_blocks.recipes.data.tokenizer import bpe_tokenizer, word_tokenizer
+from rnn_blocks.recipes.translation.corpora.files import ParallelFiles
 
 TEXT = st.text(alphabet=st.one_of(st.sampled_from("ab '\n\t ."), st.characters(codec="utf-8")), max_size=200)
 
@@ -84,9 +86,26 @@ def test_three_files_are_the_three_splits_and_gzip_has_the_fingerprint_of_its_te
     assert FileCorpus(*paths).fingerprint() != FileCorpus(*packed).fingerprint()
 
 
+def test_a_file_that_stands_for_several_splits_is_named_once(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    assert FileCorpus(one, one, one).name == str(one)
+    assert FileCorpus(one, other, other).name == f"{one}, {other}"
+    for name in ("one.txt.en", "one.txt.de"):
+        (tmp_path / name).write_text("a\n")
+    assert ParallelFiles({"train": one, "val": one}, ("en", "de")).name == str(one)
+
+
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.txt: no such file"):
         FileCorpus(tmp_path / "nowhere.txt").fingerprint()
+
+
+def test_a_pipe_is_refused_before_anybody_waits_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="a text is read more than once, which a pipe cannot be"):
+        FileCorpus(tmp_path / "pipe").fingerprint()
+    with pytest.raises(InputError, match="no regular file"):
+        next(read_text(tmp_path / "pipe"))
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,23 @@ def test_gzip_byte_order_marks_and_dos_line_ends_are_read(
     path.write_bytes(gzip.compress("\ufeffone two\r\nsix".encode()))
     given = options(input=path, output=output, ckpt_path=finished_translation.path)
     assert translation("translate", *given) == 0
+    assert output.read_text().splitlines() == [best(translator, "one two")[0].text, best(translator, "six")[0].text]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pipe_with_a_name_is_read_as_a_file_is(
+    packed: bool, finished_translation: RunFolder, tmp_path: Path, translator: Translator
+) -> None:
+    path, output = tmp_path / "input.pipe", tmp_path / "output.txt"
+    os.mkfifo(path)
+    content = b"one two\nsix\n"
+    writer = threading.Thread(
+        target=path.write_bytes, args=(gzip.compress(content) if packed else content,), daemon=True
+    )
+    writer.start()
+    given = options(input=path, output=output, ckpt_path=finished_translation.path)
+    assert translation("translate", *given) == 0
+    writer.join(60)
     assert output.read_text().splitlines() == [best(translator, "one two")[0].text, best(translator, "six")[0].text]
 
 

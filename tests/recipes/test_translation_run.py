@@ -216,6 +216,21 @@ def test_the_mean_keeps_dtypes_whole_numbers_and_ties(tmp_path: Path) -> None:
     assert (mean["count"].item(), mean["flag"].item()) == (3, True)
 
 
+def test_the_mean_tells_a_square_from_its_transpose(tmp_path: Path) -> None:
+    square = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    path = _saved(tmp_path / "one.ckpt", there=square, back=square.T)
+    mean = average_checkpoints([path, path])["state_dict"]
+    assert torch.equal(mean["there"], square)
+    assert torch.equal(mean["back"], square.T)
+
+
+def test_a_mean_is_not_written_in_the_place_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = str(_saved(tmp_path / "one.ckpt", a=torch.zeros(2)))
+    for folder in (".", str(tmp_path)):
+        assert translation("average", "--checkpoints", one, one, "--output", folder) == 2
+        assert f"--output {folder}: this is a folder; give the file to write" in capsys.readouterr().err
+
+
 def test_checkpoints_of_different_models_are_refused_with_the_first_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

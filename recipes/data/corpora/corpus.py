@@ -7,6 +7,10 @@ from typing import Literal, Protocol
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+NAMED = ("stdlib", "stdlib-by-file", "rhymes", "numbers")
+"""The sources of all recipes that have a name; others begin with ``HUB`` or are paths."""
+HUB = "hub:"
+
 # A tokenizer's work on a block of this size stays in the processor's cache: blocks of 64 Ki take 1.6 times as long.
 BLOCK_CHARACTERS = 4096
 

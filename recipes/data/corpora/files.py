@@ -4,10 +4,12 @@ import codecs
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -60,13 +62,14 @@ class FileCorpus:
 
     @property
     def name(self) -> str:
-        """The paths."""
-        return ", ".join(map(str, self._paths))
+        """The paths, each once."""
+        return ", ".join(map(str, dict.fromkeys(self._paths)))
 
     def fingerprint(self) -> str:
         """Reads all files through once; returns a hash of their text. See ``Corpus``."""
         # What can be seen at once comes before the first long read.
         for path in self._paths:
+            _check_regular(path)
             with _open(path):
                 pass
         found = {path: scan(path, self._memory) for path in dict.fromkeys(self._paths)}
@@ -148,8 +151,13 @@ def scan(path: Path, memory: Path | None = None) -> Scan:
     return Scan(str(digest), int(num_bytes))
 
 
+def _check_regular(path: Path) -> None:
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"{path}: no regular file: a text is read more than once, which a pipe cannot be")
+
+
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[BufferedReader]:
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -170,9 +178,7 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
         InputError: the file cannot be read, or, while it is read, it is damaged gzip.
     """
     with _open(path) as file:
-        packed = file.read(2) == GZIP_MAGIC
-        file.seek(0)
-        if not packed:
+        if file.peek(2)[:2] != GZIP_MAGIC:  # a pipe cannot go back
             yield file
             return
         try:
@@ -185,6 +191,7 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
 
 
 def _read_bytes(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    _check_regular(path)
     with open_text(path) as file:
         file.seek(start)
         left = stop - start if stop is not None else None

@@ -32,7 +32,7 @@ def remembered(path: Path, memory: Path | None, compute: Callable[[], list[str |
     seen = [_FORMAT, location, status.st_size, status.st_mtime_ns, status.st_ino]
     note = memory / f"{hashlib.sha256(location.encode()).hexdigest()[:20]}.json"
     try:
-        known = json.loads(note.read_text())
+        known = json.loads(note.read_text(encoding="utf-8"))
         if known["seen"] == seen:
             return list(known["result"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -43,6 +43,6 @@ def remembered(path: Path, memory: Path | None, compute: Callable[[], list[str |
         with contextlib.suppress(OSError):  # without the note the file is read again next time, no more
             note.parent.mkdir(parents=True, exist_ok=True)
             partial = note.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps({"seen": seen, "result": result}))
+            partial.write_text(json.dumps({"seen": seen, "result": result}), encoding="utf-8")
             os.replace(partial, note)
     return result

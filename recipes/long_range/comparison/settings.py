@@ -172,7 +172,7 @@ class Result:
         if not path.is_file():
             return None
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             settings = Settings(**content.pop("settings"))
             curve = [(int(step), float(loss)) for step, loss in content.pop("curve")]
             return cls(settings, curve=curve, **content)

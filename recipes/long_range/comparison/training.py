@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from rnn_blocks.callbacks import NonFiniteGradientError
 from rnn_blocks.recipes.long_range.comparison.flow import gradient_flow
 from rnn_blocks.recipes.long_range.comparison.settings import Result, Settings, clipping_callbacks, thinned
 from rnn_blocks.recipes.long_range.data import EVALUATION_SEED, LongRangeData
@@ -169,7 +170,7 @@ def train(
         trainer.fit(model, data, ckpt_path=str(checkpoint) if checkpoint.is_file() else None)
         if not watch.curve or watch.curve[-1][0] != trainer.global_step:  # the last steps are not a whole interval
             trainer.validate(model, data, verbose=False)
-    except FloatingPointError:
+    except (FloatingPointError, NonFiniteGradientError):
         diverged = True
     result = Result(
         settings,

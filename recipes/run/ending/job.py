@@ -40,7 +40,7 @@ def begun_run(parent: Path, args: list[str]) -> RunFolder | None:
         return None
     for run in reversed(runs(parent)):
         try:
-            told = json.loads((run.path / FILE).read_text())
+            told = json.loads((run.path / FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if told == {"job": job, "args": args} and run.checkpoint(LAST).is_file():

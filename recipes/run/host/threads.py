@@ -44,7 +44,7 @@ def quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgr
     True
     """
     try:
-        lines = [line.strip().split(":", 2) for line in proc.read_text().splitlines()]
+        lines = [line.strip().split(":", 2) for line in proc.read_text(encoding="utf-8").splitlines()]
     except OSError:  # not Linux
         return math.inf
     limits = [math.inf]
@@ -62,9 +62,11 @@ def quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgr
 def _limit(folder: Path) -> float:
     try:
         if (folder / "cpu.max").is_file():
-            allowed, period = (folder / "cpu.max").read_text().split()
+            allowed, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            allowed, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            allowed, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period")
+            )
         return float(allowed) / float(period) if float(allowed) > 0 else math.inf
     except (OSError, ValueError):  # no such group, or no limit: "max"
         return math.inf

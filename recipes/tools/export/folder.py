@@ -155,7 +155,8 @@ def _told(graph: Graph, file: str, deviation: float) -> dict[str, Any]:
 @contextmanager
 def _filled(folder: Path) -> Iterator[Path]:
     """A folder beside it, whose files are moved into it when all went well."""
-    beside = folder.with_name(f".{folder.name}.tmp")
+    whole = folder.resolve()  # "." has a name as well
+    beside = whole.with_name(f".{whole.name}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)

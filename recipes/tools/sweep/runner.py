@@ -95,7 +95,7 @@ class SweepRunner:
         point = self._search.point(trial)
         folder = self._folder / point.folder_name
         folder.mkdir(exist_ok=True)
-        lock = (folder / ".lock").open("a")
+        lock = (folder / ".lock").open("a", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # a training is at this point already
@@ -197,7 +197,7 @@ def read_outcome(run: RunFolder, spec: SweepSpec, seconds: float) -> Outcome:
 def saved_outcome(point: Path, spec: SweepSpec) -> Outcome | None:
     """The outcome of a point that is done, by the metric that is asked for now."""
     try:
-        saved = Outcome(**json.loads((point / DONE).read_text()))
+        saved = Outcome(**json.loads((point / DONE).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
     outcome = read_outcome(RunFolder(point / spec.recipe / Path(saved.run).name), spec, saved.seconds)
@@ -205,7 +205,7 @@ def saved_outcome(point: Path, spec: SweepSpec) -> Outcome | None:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     said = [line for line in lines if line.strip() and not line.startswith("See rnn-blocks")]
     told = [line for line in said if line.startswith("error:")]
     return (told or said or ["it said nothing"])[-1].strip()[:300]

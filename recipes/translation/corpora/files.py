@@ -103,8 +103,8 @@ class ParallelFiles:
 
     @property
     def name(self) -> str:
-        """The stems."""
-        return ", ".join(map(str, self._stems.values()))
+        """The stems, each once."""
+        return ", ".join(map(str, dict.fromkeys(self._stems.values())))
 
     @property
     def splits(self) -> tuple[Split, ...]:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tokenizers import Tokenizer
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.data.corpora.corpus import Split
+from rnn_blocks.recipes.data.corpora.corpus import HUB, Split
 from rnn_blocks.recipes.data.plan import Budget
 from rnn_blocks.recipes.data.shares import batches_of_an_epoch, place_among_ranks
 from rnn_blocks.recipes.data.store import default_cache_dir
@@ -27,7 +27,6 @@ from rnn_blocks.recipes.translation.pairs.settings import ParallelTokenizerSetti
 from rnn_blocks.recipes.translation.pairs.store import PairFile, PreparedPairs, prepare_pairs, prepare_split
 from rnn_blocks.recipes.translation.pairs.tokenizer import ParallelTokenizerKind
 
-_HUB = "hub:"
 # Numbers have few words: with many types, whole compounds (German, Finnish) would become types of their own.
 _TYPES_OF_NUMBERS = 330
 
@@ -137,13 +136,13 @@ class ParallelDataModule(LightningDataModule):
             )
         languages, memory = (source_lang, target_lang), self._cache_dir / "parallel" / "scans"
         stems = _stems(source, {"train": train, "val": val, "test": test})
-        if hub_config is not None and (stems or not source.startswith(_HUB)):
+        if hub_config is not None and (stems or not source.startswith(HUB)):
             raise InputError(f"hub_config {hub_config!r}: the corpus is no dataset of the Hub (hub:NAME)")
         self._corpus: ParallelCorpus
         if stems:
             self._corpus = ParallelFiles(stems, languages, memory=memory)
-        elif source.startswith(_HUB):
-            name = source.removeprefix(_HUB)
+        elif source.startswith(HUB):
+            name = source.removeprefix(HUB)
             self._corpus = HubPairs(name, hub_config, languages, translation_column, memory=memory)
         else:
             sizes = NumberSizes(numbers_train, numbers_val, numbers_test, numbers_max)
@@ -358,7 +357,7 @@ def _stems(source: str, paths: dict[Split, str | None]) -> dict[Split, Path]:
         raise InputError(f"train and val go together; missing: {', '.join(missing)}")
     if stems and source != "numbers":
         raise InputError(f"source {source!r}: train, val and test take its place; give one or the others")
-    if not stems and source != "numbers" and not source.startswith(_HUB):
+    if not stems and source != "numbers" and not source.startswith(HUB):
         raise InputError(f"source {source!r}: give numbers or hub:NAME; files are given as train, val and test")
     return stems
 

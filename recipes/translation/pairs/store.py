@@ -138,8 +138,8 @@ def _make(
         counts[split] = _write(folder, corpus, split, pairs, source, target, seeing)
         if split == "train":
             seen = seeing.seen(source.get_vocab_size()).state()
-            (folder / "seen.json").write_text(json.dumps(seen))
-    (folder / "counts.json").write_text(json.dumps(counts, indent=1))
+            (folder / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1), encoding="utf-8")
 
 
 def _refuse_empty_lines(corpus: ParallelCorpus, split: Split) -> None:
@@ -220,9 +220,9 @@ def _write(
 
 def _load(folder: Path, fingerprint: str) -> PreparedPairs | None:
     try:
-        counts = json.loads((folder / "counts.json").read_text())
+        counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
         source_json, target_json = ((folder / f"{side}.json").read_text(encoding="utf-8") for side in _SIDES)
-        seen = Seen.from_state(json.loads((folder / "seen.json").read_text())) if "train" in counts else None
+        seen = Seen.from_state(json.loads((folder / "seen.json").read_bytes())) if "train" in counts else None
     except FileNotFoundError:
         return None
     splits = {}
