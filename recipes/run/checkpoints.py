@@ -136,8 +136,15 @@ def check_disk_space(model: nn.Module, folder: Path, kept: int = 0) -> None:
         )
 
 
+def gathers_gradients(trainer: pl.Trainer) -> bool:
+    """Whether there are gradients of a step to come, under ``accumulate_grad_batches``."""
+    return trainer.fit_loop._should_accumulate()
+
+
 class LastCheckpoint(ModelCheckpoint):
     """``last.ckpt``: written every so many steps and at the end, to resume from.
+
+    Not while gradients of a step to come are gathered, which a checkpoint does not hold.
 
     Args:
         folder: the run's.
@@ -160,9 +167,17 @@ class LastCheckpoint(ModelCheckpoint):
         """Write it now."""
         trainer.save_checkpoint(self._path)
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write it where that is due."""
+        if not gathers_gradients(trainer):  # as the first batch after a checkpoint may
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write again what was written before the step's validation: a run resumed from that would leave it out."""
-        if trainer.state.fn == TrainerFn.FITTING and 0 < trainer.global_step == self._last_global_step_saved:
+        due = trainer.state.fn == TrainerFn.FITTING and 0 < trainer.global_step == self._last_global_step_saved
+        if due and not gathers_gradients(trainer):
             self.write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,11 +1,14 @@
 """A run that was cut off goes on as if it had not been."""
 
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from signals_at import before
 from tiny_runs import (
     assert_same,
     finish,
@@ -19,6 +22,7 @@ from tiny_runs import (
     trained,
 )
 
+from rnn_blocks.modules import LanguageModel
 from rnn_blocks.recipes.run.checkpoints import LastCheckpoint
 from rnn_blocks.recipes.run.folder import RunFolder, runs
 
@@ -160,3 +164,60 @@ def test_the_rows_of_a_run_that_ended_with_a_validation_go_on_without_a_gap(
     rows = metrics(only_run(tmp_path))
     assert [int(row["step"]) for row in rows] == list(range(15))
     assert [int(row["step"]) for row in rows if "val/loss" in row] == [4, 9, 14]
+
+
+GATHERED = {
+    "trainer.accumulate_grad_batches": 4,
+    "trainer.val_check_interval": 6,
+    "trainer.max_steps": 4,
+    "trainer.log_every_n_steps": 1,
+    "checkpoint_every_n_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def gathered(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run whose first validation falls between the batches of its second step."""
+    output_dir = tmp_path_factory.mktemp("gathered")
+    assert recipe("fit", *tiny(text, output_dir, **GATHERED)) == 0
+    return only_run(output_dir)
+
+
+def _at_batch(index: int, step: int) -> Callable[[LanguageModel], bool]:
+    return lambda model: (model.trainer.fit_loop.batch_idx, model.trainer.global_step) == (index, step)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("method", ["training_step", "validation_step"])
+def test_a_training_that_is_ended_between_the_batches_of_a_step_keeps_the_gradients_that_are_gathered(
+    method: str, gathered: RunFolder, text: Path, tmp_path: Path
+) -> None:
+    patch = before(LanguageModel, method, _at_batch(5, 1), signal.SIGTERM)
+    assert recipe("fit", *tiny(text, tmp_path, **GATHERED)) == 143
+    patch.undo()
+    folder = only_run(tmp_path)
+    assert load(folder)["global_step"] == 2
+    assert recipe("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path)) == 0
+    assert_same(trained(load(folder)), trained(load(gathered)))
+    assert metrics(folder) == metrics(gathered)
+
+
+@pytest.mark.processes
+def test_a_checkpoint_holds_whole_steps_wherever_a_validation_or_a_crash_falls(
+    gathered: RunFolder, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, crashes = LanguageModel.training_step, [6, 5]  # after the validation, and after the first batch since
+
+    def step(model: LanguageModel, *args: Any) -> Any:
+        if crashes and model.trainer.fit_loop.batch_idx == crashes[0]:
+            raise OSError(f"batch {crashes.pop(0)}")
+        return sound(model, *args)
+
+    monkeypatch.setattr(LanguageModel, "training_step", step)
+    assert recipe("fit", *tiny(text, tmp_path, **GATHERED)) == 1
+    folder = only_run(tmp_path)
+    for code in (1, 0):
+        assert recipe("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path)) == code
+    assert not crashes
+    assert_same(trained(load(folder)), trained(load(gathered)))
+    assert metrics(folder) == metrics(gathered)
