@@ -26,6 +26,7 @@ from rnn_blocks.recipes.run.checkpoints import (
     KeptCheckpoints,
     LastCheckpoint,
     Mode,
+    MovedFolder,
     RandomState,
     best_checkpoint,
     check_disk_space,
@@ -318,14 +319,15 @@ class RecipeCLI(LightningCLI):
         last = LastCheckpoint(self.folder, options["checkpoint_every_n_steps"])
         callbacks += [
             BegunPrecision(str(trainer.precision)),
+            MovedFolder(),
             RandomState(),
             StopOnNonFinite(),
             RunPlots(self.folder),
             best_checkpoint(self.folder, monitor, mode),
-            last,
         ]
         if options["average_checkpoints"]:
             callbacks.append(KeptCheckpoints(self.folder, monitor, mode, options["average_checkpoints"]))
+        callbacks.append(last)  # it holds what the others have just written
         callbacks += [*model_logging(options, self.folder, self.recipe, mode), EndInGoodOrder(last)]
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:

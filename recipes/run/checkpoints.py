@@ -223,6 +223,35 @@ class KeptCheckpoints(ModelCheckpoint):
         )
 
 
+class MovedFolder(Callback):
+    """Lets a run whose folder was moved or copied go on with its best score, which Lightning leaves aside there.
+
+    >>> MovedFolder().state_dict()
+    {}
+    """
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Name the checkpoints as they are now, where the best one lies beside the others."""
+        states = checkpoint["callbacks"]
+        for callback in trainer.checkpoint_callbacks:
+            state = states.get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None and state is not None:
+                states[callback.state_key] = _moved(state, Path(callback.dirpath))
+
+
+def _moved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def here(path: str) -> str:
+        return str(folder / Path(path).name) if path else ""
+
+    if not Path(here(state["best_model_path"])).is_file():  # a run of its own, or one that was copied in part
+        return state
+    paths = {name: here(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    kept = {here(path): score for path, score in state["best_k_models"].items()}
+    return state | paths | {"best_k_models": kept, "dirpath": str(folder)}
+
+
 class RandomState(Callback):
     """Keeps each rank's random number generators in the checkpoint and sets them before the first step after it.
 

@@ -120,7 +120,6 @@ def test_resuming_a_finished_run_does_nothing_and_loses_nothing(
     assert len(runs(tmp_path / "language-model")) == 1
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_longer_resumed_run_keeps_the_configuration_it_had_before(finished_run: RunFolder, tmp_path: Path) -> None:
     folder = _copy(finished_run, tmp_path)
     args = ["--ckpt_path", "last", "--output_dir", str(tmp_path), "--trainer.max_steps", "24"]
@@ -130,7 +129,6 @@ def test_a_longer_resumed_run_keeps_the_configuration_it_had_before(finished_run
     assert (folder.path / "config.before-1.yaml").read_text() == finished_run.config.read_text()
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_training_from_a_checkpoint_that_is_not_the_last_starts_a_run_of_its_own(
     finished_run: RunFolder, tmp_path: Path
 ) -> None:
@@ -141,6 +139,26 @@ def test_a_training_from_a_checkpoint_that_is_not_the_last_starts_a_run_of_its_o
     assert load(folder)["global_step"] == 26
     assert min(int(row["step"]) for row in metrics(folder)) >= load(finished_run, "best")["global_step"]
     assert {path: path.read_bytes() for path in finished_run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_was_copied_elsewhere_keeps_its_best_checkpoints_until_there_are_better_ones(
+    finished_translation: RunFolder, tmp_path: Path
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(finished_translation.path, tmp_path / "copy")))
+    best = load(folder, "best")
+    at = load(folder)
+    kept = {path.name for path in folder.kept.iterdir()}
+    for name, state in at["callbacks"].items():  # as good as no later validation's
+        if name.startswith(("ModelCheckpoint", "KeptCheckpoints")):
+            perfect = torch.tensor(1e9)
+            state["best_model_score"] = state["kth_value"] = perfect
+            state["best_k_models"] = dict.fromkeys(state["best_k_models"], perfect)
+    torch.save(at, folder.checkpoint("last"))
+    args = ["--ckpt_path", str(folder.checkpoint("last")), "--trainer.max_steps", "30"]
+    assert recipe("fit", *args, of="translation") == 0
+    assert load(folder)["global_step"] == 30
+    assert_same(load(folder, "best")["state_dict"], best["state_dict"])
+    assert {path.name for path in folder.kept.iterdir()} == kept
 
 
 def _copy(run: RunFolder, output_dir: Path) -> RunFolder:
