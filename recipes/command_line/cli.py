@@ -12,8 +12,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.command_line.arguments import map_values, value_of, with_value
-from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, Split
+from rnn_blocks.recipes.command_line.arguments import map_values
+from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, Split, given_option
 from rnn_blocks.recipes.command_line.parser import RecipeParser
 from rnn_blocks.recipes.command_line.run_options import add_run_options, check_run_options
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
@@ -130,25 +130,23 @@ class RecipeCLI(LightningCLI):
         if not args or args[0] not in self.subcommands() or {"-h", "--help"} & set(args):
             return args
         command, *rest = args
-        output_dir = Path(value_of(rest, "--output_dir") or OUTPUT_DIR)
-        given = value_of(rest, "--ckpt_path")
+        rest = map_values(rest, CONFIG, lambda name: str(config_path(self.recipe, name)))
+        runs = Path(given_option(rest, "output_dir") or OUTPUT_DIR) / self.recipe
+        given = given_option(rest, "ckpt_path")
         self._args = args
         if given is None and command != "fit":
             given = BEST
-            rest += ["--ckpt_path", BEST]
-        elif given is None and (begun := begun_run(output_dir / self.recipe, args)):
+        elif given is None and (begun := begun_run(runs, args)):
             if is_first_rank():
                 sys.stderr.write(f"{begun.path}: the job goes on with this run, which the same command began\n")
             given = str(begun.checkpoint(LAST))
-            rest += ["--ckpt_path", given]
         first: list[str] = []
-        rest = map_values(rest, CONFIG, lambda name: str(config_path(self.recipe, name)))
         if given is not None:
             try:
-                path = find_checkpoint(given, output_dir / self.recipe, value_of(rest, "--project"))
+                path = find_checkpoint(given, runs, given_option(rest, "project"))
             except InputError as error:
                 raise InputError(f"{error}{on_this_host()}") from error
-            rest = with_value(rest, "--ckpt_path", str(path))
+            rest += ["--ckpt_path", str(path)]  # the last one counts
             self._checkpoint = GivenCheckpoint(path, self.recipe, SPLITS.get(command))
             first = self._checkpoint.options(rest)
             if command == "fit" and path.stem == LAST:

@@ -36,10 +36,30 @@ def given_data(args: list[str]) -> set[str]:
     """
     names = {arg.partition("=")[0].removeprefix("--data.") for arg in args if arg.startswith("--data.")}
     sections: list[Any] = [_read(value) for value in values_of(args, "--data")]
-    for value in values_of(args, *CONFIG):
-        config = _read(Path(value).read_text() if Path(value).is_file() else value)
-        sections.append(config.get("data") if isinstance(config, dict) else None)
+    sections += [_given_config(value).get("data") for value in values_of(args, *CONFIG)]
     return names.union(*(section for section in sections if isinstance(section, dict)))
+
+
+def given_option(args: list[str], name: str) -> str | None:
+    """What a command line gives an option, by itself or by a configuration file; the last one counts.
+
+    >>> given_option(["--config", "{name: a}", "--name", "b", "-c", "{name: c}", "--config={data: {}}"], "name")
+    'c'
+    """
+    found: Any = None
+    for arg, after in zip(args, [*args[1:], ""], strict=True):
+        option, equals, value = arg.partition("=")
+        value = value if equals else after
+        if option == f"--{name}":
+            found = value
+        elif option in CONFIG:
+            found = _given_config(value).get(name, found)
+    return None if found is None else str(found)
+
+
+def _given_config(value: str) -> dict[str, Any]:
+    config = _read(Path(value).read_text() if Path(value).is_file() else value)
+    return config if isinstance(config, dict) else {}
 
 
 def _read(text: str) -> Any:

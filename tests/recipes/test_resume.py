@@ -166,6 +166,28 @@ def _copy(run: RunFolder, output_dir: Path) -> RunFolder:
     return RunFolder(Path(path))
 
 
+def test_a_configuration_file_says_where_the_runs_lie_and_what_is_gone_on_with(
+    finished_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours, other = _copy(finished_run, tmp_path / "mine"), _copy(finished_run, tmp_path / "runs")
+    Path("settings.yaml").write_text("output_dir: mine\nckpt_path: last\ntrainer: {max_steps: 21}\n")
+    assert recipe("fit", "--config", "settings.yaml") == 0
+    assert (load(ours)["global_step"], load(other)["global_step"]) == (21, 20)
+    assert len(runs(tmp_path / "mine" / "language-model")) == 1
+
+
+def test_an_evaluation_finds_the_runs_where_a_configuration_file_says_that_they_lie(
+    finished_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipe("test", "--config", str(finished_run.config)) == 0
+    assert "test: perplexity" in capsys.readouterr().out
+    Path("elsewhere.yaml").write_text("output_dir: nowhere\n")
+    assert recipe("test", "--config", str(finished_run.config), "--config", "elsewhere.yaml") == 2
+    assert "there is no run in nowhere/language-model yet" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_the_rows_of_a_run_that_ended_with_a_validation_go_on_without_a_gap(
     accumulated: int, text: Path, tmp_path: Path
