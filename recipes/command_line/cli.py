@@ -15,7 +15,7 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.arguments import map_values
 from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, Split, given_option
 from rnn_blocks.recipes.command_line.parser import RecipeParser
-from rnn_blocks.recipes.command_line.run_options import add_run_options, check_run_options
+from rnn_blocks.recipes.command_line.run_options import add_run_options, check_run_options, check_schedule
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
 from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.command_line.trainer import RecipeTrainer
@@ -191,6 +191,8 @@ class RecipeCLI(LightningCLI):
             self._checkpoint.check_data(options["data"], self._splits)
         if self.config["subcommand"] != "fit":
             return
+        if self._checkpoint is None:
+            check_schedule(options)
         check_wandb_options(options)
         options["project"] = wandb_project(options["project"])  # a resumed run goes on in the same
         inherited = inherited_run_folder()

@@ -120,6 +120,10 @@ BAD_SETTINGS = {
     "data.vocab_size": (10, "vocab_size 10: byte-level BPE needs at least 256"),
     "checkpoint_every_n_steps": (0, "--checkpoint_every_n_steps must be at least 1, got 0"),
     "data.train": ("train.txt", "train, val and test go together; missing: val, test"),
+    "trainer.max_steps": (
+        201,
+        "the learning-rate schedule ends at step 200; give --model.lr_scheduler.init",
+    ),
     "data.tokenizer": ("char", "tokenizer char takes every character; leave vocab_size out"),
 }
 
