@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 from filelock import FileLock
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rnn_blocks.recipes import InputError
@@ -257,9 +258,7 @@ class RecipeCLI(LightningCLI):
         precision = self._chosen_precision(held)
         if self.folder is None:
             plugins = self._plugins(AtomicCheckpointIO())
-            trainer = super().instantiate_trainer(
-                logger=False, enable_checkpointing=False, plugins=plugins, precision=precision
-            )
+            trainer = super().instantiate_trainer(logger=False, plugins=plugins, precision=precision)
             trainer.callbacks.append(OwnSignals())  # type: ignore[attr-defined]
             return trainer
         if self._checkpoint is not None:
@@ -306,6 +305,15 @@ class RecipeCLI(LightningCLI):
         assert self.folder is not None
         monitor, mode = options["monitor"], self.monitors[options["monitor"]]
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        best = best_checkpoint(self.folder, monitor, mode)
+        for one in callbacks:
+            if isinstance(one, ModelCheckpoint) and one.dirpath is None:
+                one.dirpath = best.dirpath
+            if one.state_key == best.state_key:
+                raise InputError(
+                    f"trainer.callbacks: a ModelCheckpoint by {monitor} is the run's own already, best.ckpt; "
+                    "--average_checkpoints N keeps the N best"
+                )
         step = 0 if self._checkpoint is None else int(self._checkpoint.held["global_step"])
         shared = "--average_checkpoints" if options["average_checkpoints"] else None
         chosen = {"trainer.precision": str(trainer.precision)}
@@ -323,7 +331,7 @@ class RecipeCLI(LightningCLI):
             RandomState(),
             StopOnNonFinite(),
             RunPlots(self.folder),
-            best_checkpoint(self.folder, monitor, mode),
+            best,
         ]
         if options["average_checkpoints"]:
             callbacks.append(KeptCheckpoints(self.folder, monitor, mode, options["average_checkpoints"]))
@@ -340,9 +348,12 @@ class RecipeCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         callbacks = [*callbacks, *self.measures()]
-        if config.get("enable_progress_bar") is not False:
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
             callbacks = [*callbacks, RecipeProgressBar(refresh_rate=10)]
-        config["enable_checkpointing"] = False  # Lightning's default one: the run's own are added
+        # without one of the user's Lightning would add its default, and the run's own are added later
+        config["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in given)
         return super()._instantiate_trainer(config, callbacks)
 
     def after_validate(self) -> None:

@@ -249,6 +249,36 @@ def test_lightnings_own_logger_option_is_refused_with_the_one_to_use(
     _assert_refused(args, "--trainer.logger: choose by --logger wandb|tensorboard|csv", capsys)
 
 
+def test_a_device_that_is_not_there_is_refused_in_one_line(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    args = ["language-model", "fit", *tiny(text, tmp_path, **{"trainer.accelerator": "gpu"})]
+    _assert_refused(args, "No supported gpu backend found!", capsys)
+    assert runs(tmp_path / "language-model") == []
+
+
+def test_a_progress_bar_and_a_checkpoint_of_the_users_are_used(text: Path, tmp_path: Path) -> None:
+    bar, own = "lightning.pytorch.callbacks.TQDMProgressBar", "lightning.pytorch.callbacks.ModelCheckpoint"
+    args = tiny(text, tmp_path, **{"trainer.max_steps": 2, "trainer.val_check_interval": 2})
+    args += ["--trainer.enable_progress_bar", "true", "--trainer.callbacks+", bar, "--trainer.callbacks+", own]
+    args += ["--trainer.callbacks.init_args.every_n_train_steps", "1", "--trainer.callbacks.init_args.save_top_k", "-1"]
+    assert recipe("fit", *args) == 0
+    folder = only_run(tmp_path)
+    written = {path.name for path in folder.checkpoints.iterdir()}
+    assert written == {"best.ckpt", "last.ckpt", "epoch=0-step=1.ckpt", "epoch=0-step=2.ckpt"}
+    assert recipe("validate", "--ckpt_path", str(folder.path)) == 0
+
+
+def test_a_second_checkpoint_by_what_is_monitored_is_refused_with_the_option_to_use(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = '{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val/loss"}}'
+    args = ["language-model", "fit", *tiny(text, tmp_path), f"--trainer.callbacks+={own}"]
+    _assert_refused(args, "--average_checkpoints N keeps the N best", capsys)
+    assert runs(tmp_path / "language-model") == []
+
+
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: new_run_folder(tmp_path, "same").path, range(32)))
