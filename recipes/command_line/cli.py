@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
+import yaml
 from filelock import FileLock
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
@@ -194,6 +195,8 @@ class RecipeCLI(LightningCLI):
             return
         if self._checkpoint is None:
             check_schedule(options)
+        else:
+            self._checkpoint.check_optimizer(yaml.safe_load(self._as_yaml(options))["model"])
         check_wandb_options(options)
         options["project"] = wandb_project(options["project"])  # a resumed run goes on in the same
         inherited = inherited_run_folder()
@@ -277,8 +280,7 @@ class RecipeCLI(LightningCLI):
             resume_step=held["global_step"] if resumed else None,
             monitors=self.monitors,
         )
-        config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
-        config = _without_checkpoint(config)
+        config = _without_checkpoint(self._as_yaml(options))
         trainer = super().instantiate_trainer(
             logger=loggers,
             default_root_dir=self.folder.path,
@@ -287,6 +289,9 @@ class RecipeCLI(LightningCLI):
         )
         self._add_callbacks(trainer, options, config)
         return trainer
+
+    def _as_yaml(self, options: Namespace) -> str:
+        return str(self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True))
 
     def _plugins(self, own: AtomicCheckpointIO) -> list[Any]:
         """Those that the user gives beside that of the recipes."""

@@ -177,6 +177,24 @@ class GivenCheckpoint:
                     "start a new training with a longer schedule, or choose a schedule without an end"
                 )
 
+    def check_optimizer(self, model: Mapping[str, Any]) -> None:
+        """Look at the optimizer and its schedule before a training goes on: they go on as the checkpoint has them.
+
+        Args:
+            model: its options that hold now, as plain data.
+
+        Raises:
+            InputError: where one is not the run's.
+        """
+        held = {} if self._configuration is None else self._configuration.values.get("model", {})
+        for name in ("optimizer", "lr_scheduler"):
+            if name in held and (changed := _changed(held[name], model.get(name), f"model.{name}")):
+                option, was, now = changed
+                raise InputError(
+                    f"--{option} {now}: the checkpoint was trained with {was}, and its optimizer and learning-rate "
+                    "schedule go on as they are: leave the option out, or start a new training"
+                )
+
     def check_data(self, data: Any, splits: Sequence[Split]) -> None:
         """Look at the options of the data before any is read, and leave aside what will not be.
 
@@ -221,6 +239,18 @@ class GivenCheckpoint:
                     f"--data.{name} {data.get(name)}: the checkpoint's model was trained with {held[name]}, and its "
                     "tokenizer is in the checkpoint: leave the option out"
                 )
+
+
+def _changed(was: Any, now: Any, option: str) -> tuple[str, Any, Any] | None:
+    """The first option that is another now, with both values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = (_changed(value, now.get(name), f"{option}.{name}") for name, value in was.items())
+        return next((changed for changed in found if changed), None)
+    try:
+        same = float(was) == float(now)  # 1e-3 is a string to YAML
+    except (TypeError, ValueError):
+        same = was == now
+    return None if same else (option, was, now)
 
 
 def _missing(path: Path) -> str | None:

@@ -188,6 +188,27 @@ def test_an_evaluation_finds_the_runs_where_a_configuration_file_says_that_they_
     assert "there is no run in nowhere/language-model yet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("model.optimizer.init_args.lr", "1000"),
+        ("model.optimizer.init_args.betas", "[0.5, 0.9]"),
+        ("model.optimizer", "torch.optim.Rprop"),
+        ("model.lr_scheduler.init_args.max_lr", "7"),
+        ("model.lr_scheduler", "null"),
+    ],
+)
+def test_another_optimizer_or_schedule_than_the_checkpoints_is_refused_and_the_run_stays_as_it_was(
+    option: str, value: str, finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _copy(finished_run, tmp_path)
+    args = ["--ckpt_path", "last", "--output_dir", str(tmp_path), "--trainer.max_steps", "22", f"--{option}", value]
+    assert recipe("fit", *args) == 2
+    assert f"error: --{option}" in capsys.readouterr().err
+    assert folder.config.read_text() == finished_run.config.read_text()
+    assert load(folder)["global_step"] == 20
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_the_rows_of_a_run_that_ended_with_a_validation_go_on_without_a_gap(
     accumulated: int, text: Path, tmp_path: Path
