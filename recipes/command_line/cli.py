@@ -4,6 +4,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -390,7 +391,7 @@ class RecipeCLI(LightningCLI):
         if last.is_file():
             sys.stdout.write(places(self.folder))
             sys.stdout.flush()
-            going_on = f"go on with: rnn-blocks {self.recipe} fit --ckpt_path {last}"
+            going_on = f"go on with: rnn-blocks {self.recipe} fit --ckpt_path {quote(str(last))}"
         else:
             going_on = "no step was made"
         sys.stderr.write(f"{self.folder.path}: ended by {signal}; {going_on}\n")

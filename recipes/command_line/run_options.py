@@ -1,6 +1,7 @@
 """The options of a run: where it lies, where its metrics go, which checkpoints it keeps."""
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -62,6 +63,9 @@ def check_run_options(options: Namespace, monitors: Collection[str]) -> None:
         raise InputError("--trainer.logger: choose by --logger wandb|tensorboard|csv")
     if options["monitor"] not in monitors:
         raise InputError(f"--monitor {options['monitor']}: choose one of {', '.join(monitors)}")
+    name = options["name"] or ""
+    if Path(name).name != name:
+        raise InputError(f"--name {name}: it becomes part of a folder's name, and cannot hold a '/'")
     if options["checkpoint_every_n_steps"] < 1:
         raise InputError(f"--checkpoint_every_n_steps must be at least 1, got {options['checkpoint_every_n_steps']}")
     if options["average_checkpoints"] < 0 or options["average_checkpoints"] == 1:

@@ -17,6 +17,7 @@ from tiny_runs import WORDS, load, only_run, options, recipe, tiny, write_text
 
 from rnn_blocks.recipes.__main__ import COMMANDS, RECIPES, main
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
+from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.run.folder import RunFolder, new_run_folder, runs
 
 CONFIGS = shipped_configs("language-model")
@@ -124,6 +125,7 @@ BAD_SETTINGS = {
         201,
         "the learning-rate schedule ends at step 200; give --model.lr_scheduler.init",
     ),
+    "name": ("wide/deep", "--name wide/deep: it becomes part of a folder's name, and cannot hold a '/'"),
     "data.tokenizer": ("char", "tokenizer char takes every character; leave vocab_size out"),
 }
 
@@ -277,6 +279,13 @@ def test_a_second_checkpoint_by_what_is_monitored_is_refused_with_the_option_to_
     args = ["language-model", "fit", *tiny(text, tmp_path), f"--trainer.callbacks+={own}"]
     _assert_refused(args, "--average_checkpoints N keeps the N best", capsys)
     assert runs(tmp_path / "language-model") == []
+
+
+def test_a_command_that_is_told_bears_being_pasted_where_a_folder_has_a_space_in_its_name(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "my runs" / "one")
+    offline = folder.path / "wandb" / "offline-run-1"
+    offline.mkdir(parents=True)
+    assert f"wandb sync '{offline}'" in places(folder)
 
 
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
