@@ -58,13 +58,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except (OSError, FloatingPointError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except RuntimeError as error:
+    except Exception as error:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         from rnn_blocks.callbacks import NonFiniteGradientError
 
         if isinstance(error, NonFiniteGradientError | MisconfigurationException):
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
             return 1 if isinstance(error, NonFiniteGradientError) else 2
         raise
 

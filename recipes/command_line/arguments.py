@@ -5,16 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 
-def value_of(args: list[str], option: str) -> str | None:
-    """What an option is given, the last time it is.
-
-    >>> value_of(["--name", "a", "--name=b"], "--name")
-    'b'
-    """
-    found = values_of(args, option)
-    return found[-1] if found else None  # the last one counts, as for every option
-
-
 def values_of(args: list[str], *options: str) -> list[str]:
     """All that some options are given, in their order.
 
@@ -29,15 +19,6 @@ def values_of(args: list[str], *options: str) -> list[str]:
         elif arg in options and index + 1 < len(args):
             found.append(args[index + 1])
     return found
-
-
-def with_value(args: list[str], option: str, value: str) -> list[str]:
-    """The arguments with another value of an option that is among them.
-
-    >>> with_value(["--name", "a"], "--name", "b")
-    ['--name', 'b']
-    """
-    return map_values(args, (option,), lambda _: value)
 
 
 def map_values(args: list[str], options: tuple[str, ...], function: Callable[[str], str]) -> list[str]:

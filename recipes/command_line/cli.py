@@ -4,18 +4,21 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
+import yaml
 from filelock import FileLock
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.command_line.arguments import map_values, value_of, with_value
-from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint
+from rnn_blocks.recipes.command_line.arguments import map_values
+from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, given_option
 from rnn_blocks.recipes.command_line.parser import RecipeParser
-from rnn_blocks.recipes.command_line.run_options import add_run_options, check_run_options
+from rnn_blocks.recipes.command_line.run_options import add_run_options, check_run_options, check_schedule
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
 from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.command_line.trainer import RecipeTrainer
@@ -27,6 +30,7 @@ from rnn_blocks.recipes.run.checkpoints import (
     KeptCheckpoints,
     LastCheckpoint,
     Mode,
+    MovedFolder,
     RandomState,
     best_checkpoint,
     check_disk_space,
@@ -130,25 +134,23 @@ class RecipeCLI(LightningCLI):
         if not args or args[0] not in self.subcommands() or {"-h", "--help"} & set(args):
             return args
         command, *rest = args
-        output_dir = Path(value_of(rest, "--output_dir") or OUTPUT_DIR)
-        given = value_of(rest, "--ckpt_path")
+        rest = map_values(rest, CONFIG, lambda name: str(config_path(self.recipe, name)))
+        runs = Path(given_option(rest, "output_dir") or OUTPUT_DIR) / self.recipe
+        given = given_option(rest, "ckpt_path")
         self._args = args
         if given is None and command != "fit":
             given = BEST
-            rest += ["--ckpt_path", BEST]
-        elif given is None and (begun := begun_run(output_dir / self.recipe, args)):
+        elif given is None and (begun := begun_run(runs, args)):
             if is_first_rank():
                 sys.stderr.write(f"{begun.path}: the job goes on with this run, which the same command began\n")
             given = str(begun.checkpoint(LAST))
-            rest += ["--ckpt_path", given]
         first: list[str] = []
-        rest = map_values(rest, CONFIG, lambda name: str(config_path(self.recipe, name)))
         if given is not None:
             try:
-                path = find_checkpoint(given, output_dir / self.recipe, value_of(rest, "--project"))
+                path = find_checkpoint(given, runs, given_option(rest, "project"))
             except InputError as error:
                 raise InputError(f"{error}{on_this_host()}") from error
-            rest = with_value(rest, "--ckpt_path", str(path))
+            rest += ["--ckpt_path", str(path)]  # the last one counts
             self._checkpoint = GivenCheckpoint(path, self.recipe, SPLITS.get(command))
             first = self._checkpoint.options(rest)
             if command == "fit" and path.stem == LAST:
@@ -193,6 +195,10 @@ class RecipeCLI(LightningCLI):
             self._checkpoint.check_data(options["data"], self._splits)
         if self.config["subcommand"] != "fit":
             return
+        if self._checkpoint is None:
+            check_schedule(options)
+        else:
+            self._checkpoint.check_optimizer(yaml.safe_load(self._as_yaml(options))["model"])
         check_wandb_options(options)
         options["project"] = wandb_project(options["project"])  # a resumed run goes on in the same
         inherited = inherited_run_folder()
@@ -257,9 +263,7 @@ class RecipeCLI(LightningCLI):
         precision = self._chosen_precision(held)
         if self.folder is None:
             plugins = self._plugins(AtomicCheckpointIO())
-            trainer = super().instantiate_trainer(
-                logger=False, enable_checkpointing=False, plugins=plugins, precision=precision
-            )
+            trainer = super().instantiate_trainer(logger=False, plugins=plugins, precision=precision)
             trainer.callbacks.append(OwnSignals())  # type: ignore[attr-defined]
             return trainer
         if self._checkpoint is not None:
@@ -278,8 +282,7 @@ class RecipeCLI(LightningCLI):
             resume_step=held["global_step"] if resumed else None,
             monitors=self.monitors,
         )
-        config = self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True)
-        config = _without_checkpoint(config)
+        config = _without_checkpoint(self._as_yaml(options))
         trainer = super().instantiate_trainer(
             logger=loggers,
             default_root_dir=self.folder.path,
@@ -288,6 +291,9 @@ class RecipeCLI(LightningCLI):
         )
         self._add_callbacks(trainer, options, config)
         return trainer
+
+    def _as_yaml(self, options: Namespace) -> str:
+        return str(self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True))
 
     def _plugins(self, own: AtomicCheckpointIO) -> list[Any]:
         """Those that the user gives beside that of the recipes."""
@@ -306,6 +312,15 @@ class RecipeCLI(LightningCLI):
         assert self.folder is not None
         monitor, mode = options["monitor"], self.monitors[options["monitor"]]
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        best = best_checkpoint(self.folder, monitor, mode)
+        for one in callbacks:
+            if isinstance(one, ModelCheckpoint) and one.dirpath is None:
+                one.dirpath = best.dirpath
+            if one.state_key == best.state_key:
+                raise InputError(
+                    f"trainer.callbacks: a ModelCheckpoint by {monitor} is the run's own already, best.ckpt; "
+                    "--average_checkpoints N keeps the N best"
+                )
         step = 0 if self._checkpoint is None else int(self._checkpoint.held["global_step"])
         shared = "--average_checkpoints" if options["average_checkpoints"] else None
         chosen = {"trainer.precision": str(trainer.precision)}
@@ -319,14 +334,15 @@ class RecipeCLI(LightningCLI):
         last = LastCheckpoint(self.folder, options["checkpoint_every_n_steps"])
         callbacks += [
             BegunPrecision(str(trainer.precision)),
+            MovedFolder(),
             RandomState(),
             StopOnNonFinite(),
             RunPlots(self.folder),
-            best_checkpoint(self.folder, monitor, mode),
-            last,
+            best,
         ]
         if options["average_checkpoints"]:
             callbacks.append(KeptCheckpoints(self.folder, monitor, mode, options["average_checkpoints"]))
+        callbacks.append(last)  # it holds what the others have just written
         callbacks += [*model_logging(options, self.folder, self.recipe, mode), EndInGoodOrder(last)]
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
@@ -339,9 +355,12 @@ class RecipeCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         callbacks = [*callbacks, *self.measures()]
-        if config.get("enable_progress_bar") is not False:
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
             callbacks = [*callbacks, RecipeProgressBar(refresh_rate=10)]
-        config["enable_checkpointing"] = False  # Lightning's default one: the run's own are added
+        # without one of the user's Lightning would add its default, and the run's own are added later
+        config["enable_checkpointing"] = any(isinstance(one, Checkpoint) for one in given)
         return super()._instantiate_trainer(config, callbacks)
 
     def after_validate(self) -> None:
@@ -373,7 +392,7 @@ class RecipeCLI(LightningCLI):
         if last.is_file():
             sys.stdout.write(places(self.folder))
             sys.stdout.flush()
-            going_on = f"go on with: rnn-blocks {self.recipe} fit --ckpt_path {last}"
+            going_on = f"go on with: rnn-blocks {self.recipe} fit --ckpt_path {quote(str(last))}"
         else:
             going_on = "no step was made"
         sys.stderr.write(f"{self.folder.path}: ended by {signal}; {going_on}\n")

@@ -33,10 +33,30 @@ def given_data(args: list[str]) -> set[str]:
     """
     names = {arg.partition("=")[0].removeprefix("--data.") for arg in args if arg.startswith("--data.")}
     sections: list[Any] = [_read(value) for value in values_of(args, "--data")]
-    for value in values_of(args, *CONFIG):
-        config = _read(Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value)
-        sections.append(config.get("data") if isinstance(config, dict) else None)
+    sections += [_given_config(value).get("data") for value in values_of(args, *CONFIG)]
     return names.union(*(section for section in sections if isinstance(section, dict)))
+
+
+def given_option(args: list[str], name: str) -> str | None:
+    """What a command line gives an option, by itself or by a configuration file; the last one counts.
+
+    >>> given_option(["--config", "{name: a}", "--name", "b", "-c", "{name: c}", "--config={data: {}}"], "name")
+    'c'
+    """
+    found: Any = None
+    for arg, after in zip(args, [*args[1:], ""], strict=True):
+        option, equals, value = arg.partition("=")
+        value = value if equals else after
+        if option == f"--{name}":
+            found = value
+        elif option in CONFIG:
+            found = _given_config(value).get(name, found)
+    return None if found is None else str(found)
+
+
+def _given_config(value: str) -> dict[str, Any]:
+    config = _read(Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value)
+    return config if isinstance(config, dict) else {}
 
 
 def _read(text: str) -> Any:
@@ -154,6 +174,24 @@ class GivenCheckpoint:
                     "start a new training with a longer schedule, or choose a schedule without an end"
                 )
 
+    def check_optimizer(self, model: Mapping[str, Any]) -> None:
+        """Look at the optimizer and its schedule before a training goes on: they go on as the checkpoint has them.
+
+        Args:
+            model: its options that hold now, as plain data.
+
+        Raises:
+            InputError: where one is not the run's.
+        """
+        held = {} if self._configuration is None else self._configuration.values.get("model", {})
+        for name in ("optimizer", "lr_scheduler"):
+            if name in held and (changed := _changed(held[name], model.get(name), f"model.{name}")):
+                option, was, now = changed
+                raise InputError(
+                    f"--{option} {now}: the checkpoint was trained with {was}, and its optimizer and learning-rate "
+                    "schedule go on as they are: leave the option out, or start a new training"
+                )
+
     def check_data(self, data: Any, splits: Sequence[Split]) -> None:
         """Look at the options of the data before any is read, and leave aside what will not be.
 
@@ -198,6 +236,18 @@ class GivenCheckpoint:
                     f"--data.{name} {data.get(name)}: the checkpoint's model was trained with {held[name]}, and its "
                     "tokenizer is in the checkpoint: leave the option out"
                 )
+
+
+def _changed(was: Any, now: Any, option: str) -> tuple[str, Any, Any] | None:
+    """The first option that is another now, with both values."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = (_changed(value, now.get(name), f"{option}.{name}") for name, value in was.items())
+        return next((changed for changed in found if changed), None)
+    try:
+        same = float(was) == float(now)  # 1e-3 is a string to YAML
+    except (TypeError, ValueError):
+        same = was == now
+    return None if same else (option, was, now)
 
 
 def _missing(path: Path) -> str | None:

@@ -1,6 +1,7 @@
 """The options of a run: where it lies, where its metrics go, which checkpoints it keeps."""
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -62,9 +63,42 @@ def check_run_options(options: Namespace, monitors: Collection[str]) -> None:
         raise InputError("--trainer.logger: choose by --logger wandb|tensorboard|csv")
     if options["monitor"] not in monitors:
         raise InputError(f"--monitor {options['monitor']}: choose one of {', '.join(monitors)}")
+    name = options["name"] or ""
+    if Path(name).name != name:
+        raise InputError(f"--name {name}: it becomes part of a folder's name, and cannot hold a '/'")
     if options["checkpoint_every_n_steps"] < 1:
         raise InputError(f"--checkpoint_every_n_steps must be at least 1, got {options['checkpoint_every_n_steps']}")
     if options["average_checkpoints"] < 0 or options["average_checkpoints"] == 1:
         raise InputError(
             f"--average_checkpoints must be 2 or more, or 0 for none, got {options['average_checkpoints']}"
+        )
+
+
+def check_schedule(options: Namespace) -> None:
+    """Make sure that a new training does not outlive its learning-rate schedule, before any long work.
+
+    Args:
+        options: of the command.
+
+    Raises:
+        InputError: where it would be longer than OneCycleLR, which cannot go on.
+
+    >>> schedule = Namespace(class_path="torch.optim.lr_scheduler.OneCycleLR", init_args=Namespace(total_steps=3))
+    >>> model = Namespace(lr_scheduler=schedule, lr_interval="step")
+    >>> check_schedule(Namespace(trainer=Namespace(max_steps=6), model=model))  # doctest: +NORMALIZE_WHITESPACE
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: --trainer.max_steps 6: the learning-rate schedule ends at step 3; give
+    --model.lr_scheduler.init_args.total_steps 6 too
+    """
+    schedule = options["model"].get("lr_scheduler")
+    if schedule is None or not schedule["class_path"].endswith(".OneCycleLR"):
+        return
+    unit, other = ("step", "epoch") if options["model"].get("lr_interval") == "step" else ("epoch", "step")
+    longest, total = options["trainer"].get(f"max_{unit}s"), schedule["init_args"].get("total_steps")
+    ends_before = options["trainer"].get(f"max_{other}s") not in (None, -1)  # perhaps: only the data know
+    if longest is not None and total is not None and longest > total and not ends_before:
+        raise InputError(
+            f"--trainer.max_{unit}s {longest}: the learning-rate schedule ends at {unit} {total}; give "
+            f"--model.lr_scheduler.init_args.total_steps {longest} too"
         )

@@ -1,5 +1,7 @@
 """What a run left, told at its end."""
 
+from shlex import quote
+
 from rnn_blocks.recipes.run.folder import AVERAGED, BEST, LAST, RunFolder
 from rnn_blocks.recipes.run.tracking import offline_runs
 
@@ -20,7 +22,7 @@ def places(folder: RunFolder) -> str:
     lines.append(f"Metrics    {folder.metrics}")
     offline = offline_runs(folder)
     if offline:
-        lines.append(f"W&B run    {offline[-1]}  (offline; upload with: wandb sync {offline[-1]})")
+        lines.append(f"W&B run    {offline[-1]}  (offline; upload with: wandb sync {quote(str(offline[-1]))})")
     elif (folder.path / "wandb").is_dir():
         lines.append(f"W&B run    {folder.path / 'wandb'}")
     return "\n".join(lines) + "\n"

@@ -136,8 +136,15 @@ def check_disk_space(model: nn.Module, folder: Path, kept: int = 0) -> None:
         )
 
 
+def gathers_gradients(trainer: pl.Trainer) -> bool:
+    """Whether there are gradients of a step to come, under ``accumulate_grad_batches``."""
+    return trainer.fit_loop._should_accumulate()
+
+
 class LastCheckpoint(ModelCheckpoint):
     """``last.ckpt``: written every so many steps and at the end, to resume from.
+
+    Not while gradients of a step to come are gathered, which a checkpoint does not hold.
 
     Args:
         folder: the run's.
@@ -161,9 +168,17 @@ class LastCheckpoint(ModelCheckpoint):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self._path)
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write it where that is due."""
+        if not gathers_gradients(trainer):  # as the first batch after a checkpoint may
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write again what was written before the step's validation: a run resumed from that would leave it out."""
-        if trainer.state.fn == TrainerFn.FITTING and 0 < trainer.global_step == self._last_global_step_saved:
+        due = trainer.state.fn == TrainerFn.FITTING and 0 < trainer.global_step == self._last_global_step_saved
+        if due and not gathers_gradients(trainer):
             self.write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -207,6 +222,35 @@ class KeptCheckpoints(ModelCheckpoint):
             save_weights_only=True,
             enable_version_counter=False,
         )
+
+
+class MovedFolder(Callback):
+    """Lets a run whose folder was moved or copied go on with its best score, which Lightning leaves aside there.
+
+    >>> MovedFolder().state_dict()
+    {}
+    """
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Name the checkpoints as they are now, where the best one lies beside the others."""
+        states = checkpoint["callbacks"]
+        for callback in trainer.checkpoint_callbacks:
+            state = states.get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None and state is not None:
+                states[callback.state_key] = _moved(state, Path(callback.dirpath))
+
+
+def _moved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def here(path: str) -> str:
+        return str(folder / Path(path).name) if path else ""
+
+    if not Path(here(state["best_model_path"])).is_file():  # a run of its own, or one that was copied in part
+        return state
+    paths = {name: here(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    kept = {here(path): score for path, score in state["best_k_models"].items()}
+    return state | paths | {"best_k_models": kept, "dirpath": str(folder)}
 
 
 class RandomState(Callback):

@@ -9,7 +9,9 @@ from torch import nn
 
 from rnn_blocks.callbacks.trainer import is_logging_step
 
-ADVICE = "The checkpoints written before are whole. Lower the learning rate, or clip: AdaptiveGradientClipping"
+ADVICE = (
+    "The checkpoints written before are whole. Start anew with a lower learning rate, or clip: AdaptiveGradientClipping"
+)
 
 
 class StopOnNonFinite(Callback):

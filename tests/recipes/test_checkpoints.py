@@ -142,7 +142,7 @@ def test_a_nan_loss_ends_the_training_and_never_reaches_a_checkpoint(
     assert recipe("fit", *tiny(text, tmp_path, **settings, **{"model.optimizer.init_args.lr": 0.1})) == 1
     error = capsys.readouterr().err
     assert "error: step 16: the loss is nan, and 'layer.layers.0.cell.weight_ih' holds values that are not fin" in error
-    assert "Lower the learning rate, or clip" in error
+    assert "Start anew with a lower learning rate, or clip" in error
     assert "Traceback" not in error
     last = load(only_run(tmp_path))
     assert last["global_step"] == 13

@@ -20,6 +20,7 @@ from tiny_runs import WORDS, load, only_run, options, recipe, tiny, write_text
 from rnn_blocks.recipes.__main__ import COMMANDS, RECIPES, main
 from rnn_blocks.recipes.command_line.arguments import spelled_out
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
+from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.run.folder import RunFolder, new_run_folder, runs
 
 CONFIGS = shipped_configs("language-model")
@@ -176,6 +177,11 @@ BAD_SETTINGS = {
     "data.vocab_size": (10, "vocab_size 10: byte-level BPE needs at least 256"),
     "checkpoint_every_n_steps": (0, "--checkpoint_every_n_steps must be at least 1, got 0"),
     "data.train": ("train.txt", "train, val and test go together; missing: val, test"),
+    "trainer.max_steps": (
+        201,
+        "the learning-rate schedule ends at step 200; give --model.lr_scheduler.init",
+    ),
+    "name": ("wide/deep", "--name wide/deep: it becomes part of a folder's name, and cannot hold a '/'"),
     "data.tokenizer": ("char", "tokenizer char takes every character; leave vocab_size out"),
 }
 
@@ -299,6 +305,43 @@ def test_lightnings_own_logger_option_is_refused_with_the_one_to_use(
     logger = '{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "x"}}'
     args = ["language-model", "fit", *tiny(text, tmp_path, **{"trainer.logger": logger})]
     _assert_refused(args, "--trainer.logger: choose by --logger wandb|tensorboard|csv", capsys)
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_line(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    args = ["language-model", "fit", *tiny(text, tmp_path, **{"trainer.accelerator": "gpu"})]
+    _assert_refused(args, "No supported gpu backend found!", capsys)
+    assert runs(tmp_path / "language-model") == []
+
+
+def test_a_progress_bar_and_a_checkpoint_of_the_users_are_used(text: Path, tmp_path: Path) -> None:
+    bar, own = "lightning.pytorch.callbacks.TQDMProgressBar", "lightning.pytorch.callbacks.ModelCheckpoint"
+    args = tiny(text, tmp_path, **{"trainer.max_steps": 2, "trainer.val_check_interval": 2})
+    args += ["--trainer.enable_progress_bar", "true", "--trainer.callbacks+", bar, "--trainer.callbacks+", own]
+    args += ["--trainer.callbacks.init_args.every_n_train_steps", "1", "--trainer.callbacks.init_args.save_top_k", "-1"]
+    assert recipe("fit", *args) == 0
+    folder = only_run(tmp_path)
+    written = {path.name for path in folder.checkpoints.iterdir()}
+    assert written == {"best.ckpt", "last.ckpt", "epoch=0-step=1.ckpt", "epoch=0-step=2.ckpt"}
+    assert recipe("validate", "--ckpt_path", str(folder.path)) == 0
+
+
+def test_a_second_checkpoint_by_what_is_monitored_is_refused_with_the_option_to_use(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = '{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val/loss"}}'
+    args = ["language-model", "fit", *tiny(text, tmp_path), f"--trainer.callbacks+={own}"]
+    _assert_refused(args, "--average_checkpoints N keeps the N best", capsys)
+    assert runs(tmp_path / "language-model") == []
+
+
+def test_a_command_that_is_told_bears_being_pasted_where_a_folder_has_a_space_in_its_name(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "my runs" / "one")
+    offline = folder.path / "wandb" / "offline-run-1"
+    offline.mkdir(parents=True)
+    assert f"wandb sync '{offline}'" in places(folder)
 
 
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:

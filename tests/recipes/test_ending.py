@@ -87,18 +87,20 @@ def _best(folder: RunFolder) -> float:
 def test_ctrl_c_finishes_the_step_and_a_second_one_ends_at_once(
     text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    output_dir = tmp_path / "my runs"
     patch = before(LanguageModel, "training_step", _at(9), signal.SIGINT)
-    assert recipe("fit", *tiny(text, tmp_path)) == 130
+    assert recipe("fit", *tiny(text, output_dir)) == 130
     patch.undo()
-    folder = only_run(tmp_path)
+    folder = only_run(output_dir)
     assert load(folder)["global_step"] == 10
     shown = capfd.readouterr().err
     assert "ends after this step; Ctrl-C again ends at once" in shown
-    assert f"{folder.path}: ended by SIGINT; go on with: " in shown
+    going_on = f"rnn-blocks language-model fit --ckpt_path '{folder.checkpoint('last')}'"
+    assert f"{folder.path}: ended by SIGINT; go on with: {going_on}" in shown
 
     patch = before(LanguageModel, "training_step", _at(15), signal.SIGINT)
     second = before(LanguageModel, "training_step", _at(15), signal.SIGINT)
-    assert recipe("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path)) == 130
+    assert recipe("fit", "--ckpt_path", "last", "--output_dir", str(output_dir)) == 130
     second.undo()
     patch.undo()
     assert load(folder)["global_step"] == 13, "of the last checkpoint that was due"

@@ -1,11 +1,14 @@
 """A run that was cut off goes on as if it had not been."""
 
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from signals_at import before
 from tiny_runs import (
     assert_same,
     finish,
@@ -19,6 +22,7 @@ from tiny_runs import (
     trained,
 )
 
+from rnn_blocks.modules import LanguageModel
 from rnn_blocks.recipes.run.checkpoints import LastCheckpoint
 from rnn_blocks.recipes.run.folder import RunFolder, runs
 
@@ -116,7 +120,6 @@ def test_resuming_a_finished_run_does_nothing_and_loses_nothing(
     assert len(runs(tmp_path / "language-model")) == 1
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_longer_resumed_run_keeps_the_configuration_it_had_before(finished_run: RunFolder, tmp_path: Path) -> None:
     folder = _copy(finished_run, tmp_path)
     args = ["--ckpt_path", "last", "--output_dir", str(tmp_path), "--trainer.max_steps", "24"]
@@ -126,7 +129,6 @@ def test_a_longer_resumed_run_keeps_the_configuration_it_had_before(finished_run
     assert (folder.path / "config.before-1.yaml").read_text() == finished_run.config.read_text()
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_training_from_a_checkpoint_that_is_not_the_last_starts_a_run_of_its_own(
     finished_run: RunFolder, tmp_path: Path
 ) -> None:
@@ -139,9 +141,72 @@ def test_a_training_from_a_checkpoint_that_is_not_the_last_starts_a_run_of_its_o
     assert {path: path.read_bytes() for path in finished_run.path.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_that_was_copied_elsewhere_keeps_its_best_checkpoints_until_there_are_better_ones(
+    finished_translation: RunFolder, tmp_path: Path
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(finished_translation.path, tmp_path / "copy")))
+    best = load(folder, "best")
+    at = load(folder)
+    kept = {path.name for path in folder.kept.iterdir()}
+    for name, state in at["callbacks"].items():  # as good as no later validation's
+        if name.startswith(("ModelCheckpoint", "KeptCheckpoints")):
+            perfect = torch.tensor(1e9)
+            state["best_model_score"] = state["kth_value"] = perfect
+            state["best_k_models"] = dict.fromkeys(state["best_k_models"], perfect)
+    torch.save(at, folder.checkpoint("last"))
+    args = ["--ckpt_path", str(folder.checkpoint("last")), "--trainer.max_steps", "30"]
+    assert recipe("fit", *args, of="translation") == 0
+    assert load(folder)["global_step"] == 30
+    assert_same(load(folder, "best")["state_dict"], best["state_dict"])
+    assert {path.name for path in folder.kept.iterdir()} == kept
+
+
 def _copy(run: RunFolder, output_dir: Path) -> RunFolder:
     path = shutil.copytree(run.path, output_dir / "language-model" / run.path.name)
     return RunFolder(Path(path))
+
+
+def test_a_configuration_file_says_where_the_runs_lie_and_what_is_gone_on_with(
+    finished_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours, other = _copy(finished_run, tmp_path / "mine"), _copy(finished_run, tmp_path / "runs")
+    Path("settings.yaml").write_text("output_dir: mine\nckpt_path: last\ntrainer: {max_steps: 21}\n")
+    assert recipe("fit", "--config", "settings.yaml") == 0
+    assert (load(ours)["global_step"], load(other)["global_step"]) == (21, 20)
+    assert len(runs(tmp_path / "mine" / "language-model")) == 1
+
+
+def test_an_evaluation_finds_the_runs_where_a_configuration_file_says_that_they_lie(
+    finished_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipe("test", "--config", str(finished_run.config)) == 0
+    assert "test: perplexity" in capsys.readouterr().out
+    Path("elsewhere.yaml").write_text("output_dir: nowhere\n")
+    assert recipe("test", "--config", str(finished_run.config), "--config", "elsewhere.yaml") == 2
+    assert "there is no run in nowhere/language-model yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("model.optimizer.init_args.lr", "1000"),
+        ("model.optimizer.init_args.betas", "[0.5, 0.9]"),
+        ("model.optimizer", "torch.optim.Rprop"),
+        ("model.lr_scheduler.init_args.max_lr", "7"),
+        ("model.lr_scheduler", "null"),
+    ],
+)
+def test_another_optimizer_or_schedule_than_the_checkpoints_is_refused_and_the_run_stays_as_it_was(
+    option: str, value: str, finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _copy(finished_run, tmp_path)
+    args = ["--ckpt_path", "last", "--output_dir", str(tmp_path), "--trainer.max_steps", "22", f"--{option}", value]
+    assert recipe("fit", *args) == 2
+    assert f"error: --{option}" in capsys.readouterr().err
+    assert folder.config.read_text() == finished_run.config.read_text()
+    assert load(folder)["global_step"] == 20
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -160,3 +225,60 @@ def test_the_rows_of_a_run_that_ended_with_a_validation_go_on_without_a_gap(
     rows = metrics(only_run(tmp_path))
     assert [int(row["step"]) for row in rows] == list(range(15))
     assert [int(row["step"]) for row in rows if "val/loss" in row] == [4, 9, 14]
+
+
+GATHERED = {
+    "trainer.accumulate_grad_batches": 4,
+    "trainer.val_check_interval": 6,
+    "trainer.max_steps": 4,
+    "trainer.log_every_n_steps": 1,
+    "checkpoint_every_n_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def gathered(text: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run whose first validation falls between the batches of its second step."""
+    output_dir = tmp_path_factory.mktemp("gathered")
+    assert recipe("fit", *tiny(text, output_dir, **GATHERED)) == 0
+    return only_run(output_dir)
+
+
+def _at_batch(index: int, step: int) -> Callable[[LanguageModel], bool]:
+    return lambda model: (model.trainer.fit_loop.batch_idx, model.trainer.global_step) == (index, step)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("method", ["training_step", "validation_step"])
+def test_a_training_that_is_ended_between_the_batches_of_a_step_keeps_the_gradients_that_are_gathered(
+    method: str, gathered: RunFolder, text: Path, tmp_path: Path
+) -> None:
+    patch = before(LanguageModel, method, _at_batch(5, 1), signal.SIGTERM)
+    assert recipe("fit", *tiny(text, tmp_path, **GATHERED)) == 143
+    patch.undo()
+    folder = only_run(tmp_path)
+    assert load(folder)["global_step"] == 2
+    assert recipe("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path)) == 0
+    assert_same(trained(load(folder)), trained(load(gathered)))
+    assert metrics(folder) == metrics(gathered)
+
+
+@pytest.mark.processes
+def test_a_checkpoint_holds_whole_steps_wherever_a_validation_or_a_crash_falls(
+    gathered: RunFolder, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, crashes = LanguageModel.training_step, [6, 5]  # after the validation, and after the first batch since
+
+    def step(model: LanguageModel, *args: Any) -> Any:
+        if crashes and model.trainer.fit_loop.batch_idx == crashes[0]:
+            raise OSError(f"batch {crashes.pop(0)}")
+        return sound(model, *args)
+
+    monkeypatch.setattr(LanguageModel, "training_step", step)
+    assert recipe("fit", *tiny(text, tmp_path, **GATHERED)) == 1
+    folder = only_run(tmp_path)
+    for code in (1, 0):
+        assert recipe("fit", "--ckpt_path", "last", "--output_dir", str(tmp_path)) == code
+    assert not crashes
+    assert_same(trained(load(folder)), trained(load(gathered)))
+    assert metrics(folder) == metrics(gathered)

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rnn_blocks.callbacks.trainer import is_logging_step
-from rnn_blocks.recipes.run.checkpoints import LastCheckpoint
+from rnn_blocks.recipes.run.checkpoints import LastCheckpoint, gathers_gradients
 from rnn_blocks.recipes.run.ending.signals import Terminated, ending_signals
 
 
@@ -58,9 +58,9 @@ class OwnSignals(Callback):
 class EndInGoodOrder(OwnSignals):
     """Ends a training after the step in which a signal asks for it, with ``last.ckpt`` as after any other step.
 
-    A validation is broken off, and made again as a whole by whoever goes on from the checkpoint; several ranks, which
-    have to agree, finish it. A second Ctrl-C ends at once. Raises what the signal stands for: ``KeyboardInterrupt``, or
-    :class:`Terminated`.
+    A validation is broken off, and made again as a whole by whoever goes on from the checkpoint. It is finished where
+    several ranks have to agree, and where gradients of a step are gathered, which the end then waits for. A second
+    Ctrl-C ends at once. Raises what the signal stands for: ``KeyboardInterrupt``, or :class:`Terminated`.
 
     Args:
         last: what writes ``last.ckpt``.
@@ -72,7 +72,6 @@ class EndInGoodOrder(OwnSignals):
         self._asked = 0  # the signal's number
         self._ends = False  # all ranks know, and the state is written
         self._requeue_signal: int | None = None
-        self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on signals are noted."""
@@ -100,14 +99,12 @@ class EndInGoodOrder(OwnSignals):
     ) -> None:
         """End: the metrics of the step before are logged."""
         self._raise_if_ending()
-        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the state, where a step was made: gradients that are still gathered would be lost."""
-        stepped = trainer.global_step != self._step or trainer.accumulate_grad_batches == 1
-        if stepped and self._agreed(trainer):
+        if not gathers_gradients(trainer) and self._agreed(trainer):
             self._save(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -117,7 +114,7 @@ class EndInGoodOrder(OwnSignals):
             return
         total: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         total.ready = total.started = total.processed = total.completed  # as if none had been broken off before
-        if self._ends or self._asked_alone(trainer):
+        if self._ends or self._may_save(trainer):
             self._break_off_validation(trainer)
 
     def on_validation_batch_end(
@@ -130,12 +127,12 @@ class EndInGoodOrder(OwnSignals):
         dataloader_idx: int = 0,
     ) -> None:
         """Break it off."""
-        if _within_training(trainer) and self._asked_alone(trainer):
+        if _within_training(trainer) and self._may_save(trainer):
             self._break_off_validation(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the state with the validation in it."""
-        if _within_training(trainer) and self._asked_alone(trainer):
+        if _within_training(trainer) and self._may_save(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -147,6 +144,10 @@ class EndInGoodOrder(OwnSignals):
     def _asked_alone(self, trainer: pl.Trainer) -> bool:
         """Whether this rank, the only one, is to end."""
         return bool(self._asked) and trainer.world_size == 1
+
+    def _may_save(self, trainer: pl.Trainer) -> bool:
+        """Whether it can do so in a validation, with nothing lost."""
+        return self._asked_alone(trainer) and not gathers_gradients(trainer)
 
     def _agreed(self, trainer: pl.Trainer) -> bool:
         """Whether any rank is to end; on logging steps alone, so as not to wait for each other more often."""

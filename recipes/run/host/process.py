@@ -40,6 +40,7 @@ def quiet() -> None:
         ".*could not find the monitored key.*",
         ".*callbacks used to create the checkpoint.*",
         ".*Checkpoint directory .* exists.*",
+        ".*The dirpath has changed.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import lightning.pytorch as pl
@@ -83,7 +84,7 @@ class LoggedModels(Callback):
             return
         if new and run.mode == "offline":
             artifact, place = f"model-{run.experiment.id}", Path(run.experiment.dir).parent
-            _say(f"{' and '.join(new)} will be uploaded as {artifact} by: wandb sync {place}")
+            _say(f"{' and '.join(new)} will be uploaded as {artifact} by: wandb sync {quote(str(place))}")
 
     def _is_new(self, name: str) -> bool:
         path = self._paths[name]
