@@ -1,6 +1,6 @@
 """Tables and a picture of what sweep.py found.
 
-    python tests/benchmarks/clipping/report.py clipping_sweep.jsonl [--losses] [--length 5] [--to PICTURE.png]
+    python tests/benchmarks/clipping/report.py clipping_sweep.jsonl [--only NAME …] [--losses] [--length 5] [--to P.png]
 
 A rate is *healthy* if the training without clipping ends within 10 % of what it reaches at its best rate, *hot* if it
 is above the healthy ones, *slow* if below. Losses are held-out ones, means over the seeds that every rule of a row has;
@@ -43,16 +43,18 @@ class Results:
         self.rules = [rule for rule in ("none", *fixed, *RULES) if rule in found]
         self.fixed = fixed if set(fixed) <= found else []  # the best of a few would say nothing
         self.none = {rate: self.loss("none", rate) for rate in self.rates}
-        limit = 1.1 * min(self.none.values())
+        best = min(self.none.values())
+        limit = best + 0.1 * abs(best)
         healthy = [rate for rate in self.rates if self.none[rate] <= limit < math.inf]
         self.healthy = healthy
         self.hot = [rate for rate in self.rates if rate > max(healthy, default=0.0)]
         self.slow = [rate for rate in self.rates if rate not in (*healthy, *self.hot)]
 
-    def seeds(self, *rules: str) -> list[int]:
-        """Those of which all rules have been run at every rate."""
+    def seeds(self, *rules: str, rate: float | None = None) -> list[int]:
+        """Those of which all rules have been run at that rate, or at every one."""
+        wanted = [(rule, at) for rule in rules for at in (self.rates if rate is None else [rate])]
         seeds = {seed for _, _, seed in self._runs}
-        return sorted(s for s in seeds if all((rule, rate, s) in self._runs for rule in rules for rate in self.rates))
+        return sorted(seed for seed in seeds if all((rule, at, seed) in self._runs for rule, at in wanted))
 
     def values(self, rule: str, rate: float, seeds: list[int], what: str = "loss") -> list[float]:
         return [self._runs[rule, rate, seed][what] for seed in seeds]
@@ -81,6 +83,11 @@ class Results:
         """Mean share of steps that `auto` clips."""
         values = self.values("auto", rate, self.seeds("auto"), "clipped")
         return statistics.fmean(value.get("clipped_fraction", 0.0) for value in values)
+
+
+def above(value: float, base: float) -> float:
+    """How far, as a share of `base`; -inf where that is infinite."""
+    return -math.inf if math.isinf(base) else (value - base) / abs(base)
 
 
 def number(value: float) -> str:
@@ -117,10 +124,11 @@ def print_savings(all_results: dict[str, Results]) -> None:
     print("\n| training | hot rate | none | best of the fixed thresholds | `auto` | `auto` above it |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, results in all_results.items():
-        seeds = results.seeds("none", "auto", *results.fixed) if results.fixed else []
-        for rate in results.hot if seeds else []:
+        for rate in results.hot if results.fixed else []:
+            if not (seeds := results.seeds("none", "auto", *results.fixed, rate=rate)):
+                continue
             best, auto = results.best_fixed(rate, seeds), results.loss("auto", rate, seeds)
-            excess = math.nan if math.isinf(best) else auto / best - 1
+            excess = math.nan if math.isinf(best) else above(auto, best)
             cells = [number(results.loss("none", rate, seeds)), number(best), number(auto), percent(excess)]
             print(f"| {name} ({len(seeds)}) | {rate:g} | {' | '.join(cells)} |")
 
@@ -136,8 +144,7 @@ def print_best(all_results: dict[str, Results]) -> None:
         fixed = (
             min((results.best_fixed(rate, shared) for rate in results.rates), default=math.nan) if shared else math.nan
         )
-        excess = -math.inf if math.isinf(none) else auto / none - 1
-        print(f"| {name} | {number(none)} | {number(fixed)} | {number(auto)} | {percent(excess)} |")
+        print(f"| {name} | {number(none)} | {number(fixed)} | {number(auto)} | {percent(above(auto, none))} |")
 
 
 def print_losses(name: str, results: Results) -> None:
@@ -151,41 +158,44 @@ def print_losses(name: str, results: Results) -> None:
 
 def draw(all_results: dict[str, Results], path: Path) -> None:
     """Held-out loss over the learning rate: fixed thresholds in grey, the rules in colour."""
-    columns = 5
+    columns = min(5, len(all_results) + 1)
     rows = -(-(len(all_results) + 1) // columns)
     figure = Figure(figsize=(3 * columns, 2.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(rows, columns).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, object] = {}
     for axis, (name, results) in zip(axes, all_results.items(), strict=False):
         top = results.training.trivial_loss
-        shown = []
-        for rule in results.rules:
+        losses = {rule: [results.loss(rule, rate) for rate in results.rates] for rule in results.rules}
+        best = min((value for values in losses.values() for value in values if value < math.inf), default=0.0)
+        margin = 0.06 * (top - best)
+        for rule, values in losses.items():
             fixed = rule.startswith("fixed ")
             style = {"color": "#c3cad1", "lw": 1, "zorder": 1} if fixed else {"color": COLOURS.get(rule, "#26323f")}
             style |= {"lw": 2.6, "zorder": 4} if rule == "auto" else {}
             style |= {"ls": "--", "zorder": 5} if rule == "none" else {}
             label = "fixed thresholds" if fixed else "no clipping" if rule == "none" else rule
-            losses = [min(results.loss(rule, rate), 1.03 * top) for rate in results.rates]
-            shown += losses
-            [handles[label]] = axis.plot(results.rates, losses, marker=".", **style)
+            shown = [min(value, top + margin / 2) for value in values]
+            [handles[label]] = axis.plot(results.rates, shown, marker=".", **style)
         axis.set_xscale("log")
+        axis.set_xticks(results.rates, [f"{rate:g}" for rate in results.rates])
+        axis.minorticks_off()
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
-        axis.axhspan(top, 1.06 * top, color="#f3d9d6", zorder=0)
-        best = min(value for value in shown if value == value)
-        axis.set_ylim(best - 0.08 * (top - best), 1.06 * top)
+        axis.axhspan(top, top + margin, color="#f3d9d6", zorder=0)
+        axis.set_ylim(best - margin, top + margin)
     for axis in axes[len(all_results) :]:
         axis.axis("off")
     axes[len(all_results)].legend(handles.values(), handles.keys(), loc="center", frameon=False, fontsize=8)
     figure.supxlabel("learning rate", fontsize=9)
-    figure.supylabel("held-out loss (shaded: has learnt nothing, or diverged)", fontsize=9)
+    figure.supylabel("held-out loss\n(shaded: nothing learnt, or diverged)", fontsize=9)
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
+    parser.add_argument("--only", nargs="*", choices=TRAININGS, default=list(TRAININGS), metavar="NAME")
     parser.add_argument("--length", type=int, default=1, help="1 or 5 times the short training")
     parser.add_argument("--losses", action="store_true", help="print every rule's losses too")
     parser.add_argument("--to", type=Path, help="where to draw the picture")
@@ -193,7 +203,7 @@ def main() -> None:
     runs = load(options.results)
     found = {
         name: Results(name, runs, options.length)
-        for name in TRAININGS
+        for name in options.only
         if any(run[0] == name and run[4] == options.length for run in runs)
     }
     all_results = {name: results for name, results in found.items() if results.seeds("none")}

@@ -3,12 +3,17 @@
     python tests/benchmarks/clipping/sweep.py --ptb FOLDER [--full] [--workers 2] [--only NAME …] [--rules RULE …]
 
 Every training (see trainings/) is run without clipping, at fixed thresholds and by each rule, at four learning rates.
-The reduced grid, to be run for every change of the rule, has `none` and `auto`, two seeds and the short length. With
-`--full` there are eight fixed thresholds, every rule and three seeds, and one seed of none, auto and three fixed
-thresholds at five times the length. Each run is added to a file as it ends, and runs already in it are not repeated:
-after a break, or with more rules, the same command goes on. `report.py` makes the tables and the picture of the file.
+There are 48. The settings of `Auto` were chosen with a view on nine of the first 24. The others (trainings/later/) were
+written after that, to check it; one setting, over how many steps the loss is smoothed, was then chosen with a view on
+ten of these too. The other fourteen had no part in any choice. `Training.chosen_on`, the report's star, says which.
 
-Needs scikit-learn, for its digits: ``pip install -c constraints.txt -e '.[benchmarks]'``.
+The reduced grid, to be run for every change of the rule, has `none` and `auto`, two seeds and the short length. With
+`--full` there are all fixed thresholds (eight, or three to five in the later trainings), every rule and three seeds,
+and one seed of none, auto and up to three fixed thresholds at five times the length. Each run is added to a file as it
+ends, and runs already in it are not repeated: after a break, or with more rules, the same command goes on. `report.py`
+makes the tables and the picture of the file.
+
+Needs scikit-learn, for its digits and tables: ``pip install -c constraints.txt -e '.[benchmarks]'``.
 
 Trainings are plain loops with a `GradientClipper`, which is what `AdaptiveGradientClipping` does in a Trainer.
 """

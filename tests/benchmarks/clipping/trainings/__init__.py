@@ -1,5 +1,6 @@
 """The trainings of the bench, by name."""
 
+from trainings.later import LATER
 from trainings.objectives import GAN, VAE, PolicyGradient
 from trainings.pictures import (
     Adapter,
@@ -43,4 +44,5 @@ TRAININGS: dict[str, type[Training]] = {
     "gan-adam": GAN,
     "vae-adam": VAE,
     "policy-gradient-sgd": PolicyGradient,
+    **LATER,
 }

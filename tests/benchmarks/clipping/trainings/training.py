@@ -22,7 +22,7 @@ class Training(nn.Module, ABC):
     Attributes:
         short: optimizer steps of the short training.
         rates: learning rates to train at, ascending; the usual one is among the middle two.
-        thresholds: eight hand-set clipping thresholds to sweep.
+        thresholds: hand-set clipping thresholds to sweep: eight, or three to five of the later trainings.
         trivial_loss: held-out loss of a model that has learnt nothing; a training that ends above it has diverged.
         asks_the_loss: whether the loss is handed to the clipper, as a Trainer does under automatic optimisation.
         chosen_on: whether the rule's settings were chosen on this training (among others), or it was only shown on it.
