@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypedDict
@@ -173,7 +174,10 @@ class TextCorpusModule(LightningDataModule):
             InputError: the tokenizer is another one; or the training goes on, and the text is another one.
         """
         here, source = self.state_dict(), state_dict["source"]
-        if source == self._corpus.name == "stdlib" and state_dict["data"] == _by_file().fingerprint():
+        if (
+            source == self._corpus.name == "stdlib"
+            and state_dict["data"] == _BY_NAME[f"{source}-by-file"]().fingerprint()
+        ):
             raise InputError(
                 "the checkpoint was trained on the standard library as it was split before, by files: give"
                 " --data.source stdlib-by-file"
@@ -197,13 +201,9 @@ class TextCorpusModule(LightningDataModule):
         return self._prepared
 
 
-def _by_file() -> StandardLibrary:
-    return StandardLibrary(split_by="file")
-
-
 _BY_NAME: dict[str, Callable[[], Corpus]] = {
     "stdlib": StandardLibrary,
-    "stdlib-by-file": _by_file,
+    "stdlib-by-file": partial(StandardLibrary, split_by="file"),
     "rhymes": lambda: FileCorpus(RHYMES, RHYMES, RHYMES),
 }
 

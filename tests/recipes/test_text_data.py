@@ -80,7 +80,7 @@ def test_the_default_corpus_is_the_standard_library(tmp_path: Path, monkeypatch:
     folder.mkdir()
     for i in range(200):
         (folder / f"module_{i}.py").write_text(f"def function_{i}(argument):\n    return argument + {i}\n" * 5)
-    monkeypatch.setattr(corpus_module, "StandardLibrary", lambda: StandardLibrary(folder))
+    monkeypatch.setitem(corpus_module._BY_NAME, "stdlib", partial(StandardLibrary, folder))
     data = TextDataModule(vocab_size=300, batch_size=4, bptt=10, cache_dir=str(tmp_path))
     data.prepare()
     assert data.vocabulary_size == 300
@@ -96,7 +96,9 @@ def test_a_checkpoint_of_the_former_splits_is_told_and_is_tested_on_them(
     folder.mkdir()
     for i in range(200):
         (folder / f"module_{i}.py").write_text(f"def function_{i}(argument):\n    return argument + {i}\n" * 5)
-    monkeypatch.setattr(corpus_module, "StandardLibrary", partial(StandardLibrary, folder))
+    monkeypatch.setitem(corpus_module._BY_NAME, "stdlib", partial(StandardLibrary, folder))
+    by_file = partial(StandardLibrary, folder, split_by="file")
+    monkeypatch.setitem(corpus_module._BY_NAME, "stdlib-by-file", by_file)
 
     def state(source: str) -> TextDataModule:
         return TextDataModule(source, vocab_size=300, batch_size=4, bptt=10, cache_dir=str(tmp_path))
