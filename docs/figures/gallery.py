@@ -19,7 +19,7 @@ SHOWN = {
     "gradient_flow": WHOLE,
     "clipping_advice": (0.0, 0.0, 0.69, 0.94),
     "gradient_flow_monitor": (0.0, 0.0, 1.0, 0.5),
-    "clipping_sweep": (0.4125, 0.3925, 0.806, 0.786),
+    "clipping_sweep": (0.423, 0.199, 0.806, 0.394),
     "long_range_comparison": (0.0, 0.035, 0.725, 0.845),
     "translation_comparison": WHOLE,
     "cloze_comparison": WHOLE,
