@@ -293,7 +293,9 @@ class RecipeCLI(LightningCLI):
         return trainer
 
     def _as_yaml(self, options: Namespace) -> str:
-        return str(self._parser("fit").dump(options.clone(), skip_none=False, skip_link_targets=True))
+        told = options.clone()
+        told["ckpt_path"] = None  # a path with spaces may take several lines
+        return str(self._parser("fit").dump(told, skip_none=False, skip_link_targets=True))
 
     def _plugins(self, own: AtomicCheckpointIO) -> list[Any]:
         """Those that the user gives beside that of the recipes."""

@@ -87,7 +87,7 @@ def _best(folder: RunFolder) -> float:
 def test_ctrl_c_finishes_the_step_and_a_second_one_ends_at_once(
     text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    output_dir = tmp_path / "my runs"
+    output_dir = tmp_path / " ".join(["my", "runs"] * 20)  # a path that YAML breaks into lines
     patch = before(LanguageModel, "training_step", _at(9), signal.SIGINT)
     assert recipe("fit", *tiny(text, output_dir)) == 130
     patch.undo()
