@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rnn_blocks.callbacks.settings import whole_number
 from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
@@ -85,7 +86,7 @@ class NonMonotonicAveraging(Callback):
     """
 
     def __init__(self, monitor: str = "val/loss", n: int = 5, *, mode: Literal["min", "max"] = "min") -> None:
-        if not isinstance(n, int) or n < 0:
+        if not whole_number(n) >= 0:
             raise ValueError(f"NonMonotonicAveraging: n is {n!r}; it must be a whole number, at least 0")
         if mode not in ("min", "max"):
             raise ValueError(f"NonMonotonicAveraging: mode is {mode!r}; it must be 'min' or 'max'")

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "callbacks.norm_monitor": ("callbacks.settings", *MEASURED),
     "callbacks.gradient_flow": MEASURED,
-    "callbacks.averaging": ("callbacks.trainer",),
+    "callbacks.averaging": ("callbacks.settings", "callbacks.trainer"),
     "callbacks.__init__": ("callbacks.clipping", "callbacks.clipping.policies"),
     "recipes.__init__": (),
     "recipes.data.corpora": ("recipes.__init__",),

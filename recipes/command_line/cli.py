@@ -282,7 +282,7 @@ class RecipeCLI(LightningCLI):
             resume_step=held["global_step"] if resumed else None,
             monitors=self.monitors,
         )
-        config = _without_checkpoint(self._as_yaml(options))
+        config = self._as_yaml(options)
         trainer = super().instantiate_trainer(
             logger=loggers,
             default_root_dir=self.folder.path,
@@ -294,7 +294,7 @@ class RecipeCLI(LightningCLI):
 
     def _as_yaml(self, options: Namespace) -> str:
         told = options.clone()
-        told["ckpt_path"] = None  # a path with spaces may take several lines
+        told.pop("ckpt_path", None)
         return str(self._parser("fit").dump(told, skip_none=False, skip_link_targets=True))
 
     def _plugins(self, own: AtomicCheckpointIO) -> list[Any]:
@@ -398,7 +398,3 @@ class RecipeCLI(LightningCLI):
         else:
             going_on = "no step was made"
         sys.stderr.write(f"{self.folder.path}: ended by {signal}; {going_on}\n")
-
-
-def _without_checkpoint(config: str) -> str:
-    return "".join(line for line in config.splitlines(keepends=True) if not line.startswith("ckpt_path:"))
