@@ -14,7 +14,6 @@ FOLDER holds `ptb.train.txt`, `ptb.valid.txt` and `ptb.test.txt`, plain or gzip.
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from files import penn_treebank, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn.functional import cross_entropy
@@ -86,26 +86,12 @@ def nats(model: ClozeModel, batches: Iterator[ClozeBatch]) -> tuple[float, int, 
 
 
 def data_of(options: argparse.Namespace, seed: int = 0) -> ClozeDataModule:
-    paths = {}
-    for split, name in (("train", "train"), ("val", "valid"), ("test", "test")):
-        found = sorted(options.data.glob(f"ptb.{name}.txt*"))
-        if not found:
-            raise SystemExit(f"{options.data}: there is no ptb.{name}.txt or ptb.{name}.txt.gz")
-        paths[split] = str(found[0])
     sizes = {"batch_tokens": options.batch_tokens, "eval_batch_tokens": 4096, "length": 96}
-    data = ClozeDataModule(**paths, tokenizer="word", mask_rate=options.mask_rate, seed=seed, **sizes)
+    data = ClozeDataModule(
+        **penn_treebank(options.data), tokenizer="word", mask_rate=options.mask_rate, seed=seed, **sizes
+    )
     data.prepare()
     return data
-
-
-def write(path: Path, content: Any) -> None:
-    """At once, or not at all."""
-    partial = path.with_suffix(".partial")
-    if path.suffix == ".json":
-        partial.write_text(json.dumps(content, indent=1))
-    else:
-        torch.save(content, partial)
-    os.replace(partial, path)
 
 
 def train(name: str, data: ClozeDataModule, options: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,6 @@ FOLDER holds `ptb.train.txt`, `ptb.valid.txt` and `ptb.test.txt`, plain or gzip.
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from files import penn_treebank, write
 from machine import described
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -123,21 +123,16 @@ class Training:
 
 
 def data_of(options: argparse.Namespace) -> TextDataModule:
-    paths = {}
-    for split, name in (("train", "train"), ("val", "valid"), ("test", "test")):
-        found = sorted(options.data.glob(f"ptb.{name}.txt*"))
-        if not found:
-            raise SystemExit(f"{options.data}: there is no ptb.{name}.txt or ptb.{name}.txt.gz")
-        paths[split] = str(found[0])
     sizes = {"batch_size": 20, "bptt": 40, "eval_batch_size": 10, "eval_bptt": 100}
-    data = TextDataModule(**paths, tokenizer="word", vocab_size=None, **sizes)
+    data = TextDataModule(**penn_treebank(options.data), tokenizer="word", vocab_size=None, **sizes)
     data.prepare()
     return data
 
 
 def seconds_of_a_step(names: list[str], data: TextDataModule, options: argparse.Namespace) -> dict[str, float]:
     """Median CPU time, in turns; the first steps, which make an optimizer's state, do not count."""
-    trainings = {name: Training(name, OPTIMIZERS[name][1][0], options.steps, data, options) for name in names}
+    steps = 10 * (options.rounds + 1)
+    trainings = {name: Training(name, OPTIMIZERS[name][1][0], steps, data, options) for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
     for turn in tqdm(range(options.rounds + 1), desc="timing", leave=False, disable=None):
         for name, training in trainings.items():
@@ -193,13 +188,6 @@ def trainings(options: argparse.Namespace) -> Iterator[tuple[str, float]]:
     for name in options.only:
         for rate in options.rates or OPTIMIZERS[name][1]:
             yield name, rate
-
-
-def write(path: Path, content: Any) -> None:
-    """At once, or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, path)
 
 
 def report(file: dict[str, Any], to: Path | None) -> None:
