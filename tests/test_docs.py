@@ -87,11 +87,9 @@ def commands() -> list[tuple[str, list[str]]]:
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    precision = torch.get_float32_matmul_precision()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # Lightning's advice to a beginner on trainings of a second
         yield
-    torch.set_float32_matmul_precision(precision)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ Product = Callable[..., Tensor]
 def packed_product(weight: Tensor, *, rows: int = 1024) -> Product:
     """A function ``inputs -> inputs @ weight.T`` with ``weight`` packed for oneDNN where that is possible.
 
-    On CPU in float32, oneDNN with a packed factor reaches up to twice the rate of ``linear`` on long thin products; in
-    bfloat16 it would otherwise put the factor into the units' order at every call. The two operators are torch's
+    In bfloat16 oneDNN would otherwise put the factor into the units' order at every call. The two operators are torch's
     private ones (its compiler uses them), so a torch without them falls back to ``linear``.
     No gradient flows through the product: it is for the inside of hand-written derivatives.
 
@@ -28,23 +27,19 @@ def packed_product(weight: Tensor, *, rows: int = 1024) -> Product:
     [[1.0, 2.0]]
     """
     weight = weight.detach()
-    if not (can_pack(weight) or _can_pack_bfloat16(weight)):
+    if not (can_pack(weight) or packing_pays(weight)):
         return lambda inputs: linear(inputs.detach(), weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs.detach(), packed, None, "none", [], "")
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether :func:`packed_product` packs float32: on CPU, with the operators at hand.
+    """Whether :func:`packed_product` can pack float32: on CPU, with the operators at hand.
 
     >>> can_pack(torch.eye(2, dtype=torch.float64))
     False
     """
     return weight.dtype == torch.float32 and _has_operators(weight)
-
-
-def _can_pack_bfloat16(weight: Tensor) -> bool:
-    return weight.dtype == torch.bfloat16 and has_bfloat16_units() and _has_operators(weight)
 
 
 def _has_operators(weight: Tensor) -> bool:
@@ -58,14 +53,15 @@ def _has_operators(weight: Tensor) -> bool:
 
 
 def packing_pays(weight: Tensor) -> bool:
-    """Whether the products of single steps are faster with a packed factor: on CPUs with AVX-512, or bfloat16 units.
+    """Whether the products of single steps are faster with a packed factor: in bfloat16, on CPUs with units for it.
 
-    There oneDNN multiplies float32 about twice as fast as what ``linear`` runs on; with AVX2 alone it is no faster.
+    Not in float32: there a call takes some 25 µs before it multiplies, and what it gains on the widest weights (1,150
+    units, AVX-512) the packing takes again.
 
-    >>> packing_pays(torch.eye(2, dtype=torch.float64))
+    >>> packing_pays(torch.eye(2))
     False
     """
-    return _can_pack_bfloat16(weight) or (can_pack(weight) and _cpu_has("_is_avx512_supported"))
+    return weight.dtype == torch.bfloat16 and has_bfloat16_units() and _has_operators(weight)
 
 
 def has_bfloat16_units() -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding, linear
 
 from rnn_blocks.engine import is_transformed
-from rnn_blocks.engine.products import can_pack, multiplies_slowly, packed_product, packing_pays
+from rnn_blocks.engine.products import multiplies_slowly
 
 TILE = 1024  # words of the vocabulary a tile: with a few hundred rows it stays in the caches
 ROWS = 1024  # rows at a time: bounds what is held at once to ROWS x vocabulary
@@ -58,7 +58,8 @@ def linear_cross_entropy(
                 hidden, weight = hidden.to(dtype).float(), weight.to(dtype).float()
                 bias = None if bias is None else bias.to(dtype).float()
                 return linear_cross_entropy(hidden, weight, bias, targets, ignore_index=ignore_index)
-    if recorded or torch.is_autocast_enabled("cpu") or not all(can_pack(tensor) for tensor in tensors):
+    fits = all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() > 0 for t in tensors)
+    if recorded or torch.is_autocast_enabled("cpu") or not fits:
         hidden = torch.where((targets != ignore_index).unsqueeze(-1), hidden, 0.0)  # what does not count may be NaN
         return cross_entropy(linear(hidden, weight, bias), targets, ignore_index=ignore_index)
     counted = targets != ignore_index
@@ -131,14 +132,13 @@ class _TiledCrossEntropy(torch.autograd.Function):
         offset = (hidden * target_weight).sum(1)  # the target's logit, (rows,)
         if bias is not None:
             offset = offset + bias[targets]
-        product = packed_product(hidden) if packing_pays(hidden) else None
         transposed = hidden.t()
         total = hidden.new_zeros(rows)
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         tiles = []
         for start in range(0, len(weight), TILE):
             tile_weight = weight[start : start + TILE]
-            tile = tile_weight @ transposed if product is None else product(tile_weight)  # (tile, rows)
+            tile = tile_weight @ transposed  # (tile, rows)
             tile -= offset
             if bias is not None:
                 tile += bias[start : start + TILE, None]

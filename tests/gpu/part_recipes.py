@@ -67,7 +67,7 @@ class Recipes:
             "trainer.enable_progress_bar": "false",
         }
         arguments = [part for key, value in (known | settings).items() for part in (f"--{key}", str(value))]
-        precision, environment = torch.get_float32_matmul_precision(), dict(os.environ)
+        environment = dict(os.environ)
         try:
             code = main_of_recipes([recipe, "fit", *arguments])
         except SystemExit as ended:
@@ -75,7 +75,6 @@ class Recipes:
         finally:
             os.environ.clear()
             os.environ.update(environment)
-            torch.set_float32_matmul_precision(precision)
             torch.use_deterministic_algorithms(False)
         if code:
             raise RuntimeError(f"{recipe} fit {' '.join(arguments)}: exit {code}; see log.txt")

@@ -12,7 +12,6 @@ from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from rnn_blocks import linear_cross_entropy, smoothing_term
-from rnn_blocks.engine import products
 from rnn_blocks.modules import linear_cross_entropy as public
 from rnn_blocks.modules.linear_cross_entropy import LARGEST_LOSS, _TiledCrossEntropy
 from rnn_blocks.modules.output_layer import word_loss, word_losses
@@ -264,20 +263,6 @@ def test_where_bfloat16_is_slow_autocast_multiplies_its_numbers_in_float32(with_
     assert found.dtype == gradient.dtype == torch.float32
     assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert count_tiled
-
-
-@pytest.mark.parametrize("can_pack", [True, False])
-def test_a_torch_without_packed_products_gives_the_same(can_pack, monkeypatch, count_tiled):
-    if not can_pack:
-        monkeypatch.setitem(SETTINGS, "can_pack", lambda tensor: False)
-    assert_as_in_float64(*problem(20, 4, 30))
-    assert bool(count_tiled) == (can_pack and products.can_pack(torch.ones(1)))
-
-
-def test_the_tiles_themselves_are_right_without_packed_products(monkeypatch, count_tiled):
-    monkeypatch.setattr(products, "can_pack", lambda tensor: False)
-    assert_as_in_float64(*problem(20, 4, 30))
-    assert count_tiled == [20]
 
 
 def test_on_every_device(device):

@@ -118,7 +118,7 @@ def tiny_translation(pairs: Path, output_dir: Path, **settings: Any) -> list[str
 
 def recipe(*args: str, of: str = "language-model") -> int:
     """`rnn-blocks OF ARGS` in this process, which stays as it was; the exit code."""
-    precision, environment = torch.get_float32_matmul_precision(), dict(os.environ)
+    environment = dict(os.environ)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Lightning's own calls of jsonargparse and torch
@@ -129,7 +129,6 @@ def recipe(*args: str, of: str = "language-model") -> int:
         wandb.finish()  # a run that is left open stands in the way of the next one's login
         os.environ.clear()
         os.environ.update(environment)
-        torch.set_float32_matmul_precision(precision)
 
 
 def start(*args: str, of: str = "language-model", **environment: str | None) -> "subprocess.Popen[str]":

@@ -6,15 +6,12 @@ import os
 import platform
 import warnings
 
-import torch
-
 
 def tune_host() -> None:
-    """Keep freed memory instead of returning it at every step, and let oneDNN do float32 products where that is exact.
+    """Keep freed memory instead of returning it at every step.
 
     glibc hands large blocks back to the kernel when they are freed and pays for fresh pages when they are taken again:
-    about a third of the CPU time of a language model's step. With AVX-512 but no bfloat16 units, oneDNN computes
-    float32 products in float32 and faster than MKL; where it would round to bfloat16 it is not asked to.
+    up to a third of the CPU time of a language model's step.
 
     >>> tune_host()
     """
@@ -24,8 +21,6 @@ def tune_host() -> None:
         libc.mallopt(m_mmap_threshold, 2**30)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
         libc.mallopt(m_top_pad, 2**26)
-    if _fast_and_exact_onednn():
-        torch.set_float32_matmul_precision("medium")
 
 
 def quiet() -> None:
@@ -53,12 +48,3 @@ def _says_something(record: logging.LogRecord) -> bool:
         .strip()
         .startswith(("💡", "GPU available", "TPU available", "`weights_only`", "Detected KeyboardInterrupt"))
     )
-
-
-def _fast_and_exact_onednn() -> bool:
-    names = ("_is_avx512_supported", "_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    checks = [getattr(torch.cpu, name, None) for name in names]
-    if torch.cuda.is_available() or not torch.backends.mkldnn.is_available() or None in checks:
-        return False
-    avx512, bf16, amx = (bool(check()) for check in checks if check is not None)
-    return avx512 and not bf16 and not amx
