@@ -2,7 +2,7 @@
 
 Not in a thread: torch's compiler keeps much of its state for the whole process, and recording a graph replaces methods
 of every module while it lasts. There is one such process at a time, on one thread, at a low priority while nobody waits
-for it, and only while there is work; it ends with the one that started it.
+for it, and only while there is work; it ends with the one that started it, however that ends.
 """
 
 import os
@@ -15,6 +15,7 @@ import time
 import warnings
 from multiprocessing.util import Finalize
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -26,9 +27,9 @@ NICENESS = 10
 
 _SERVE = """
 import sys
-sys.path[:] = sys.argv[3:]
+sys.path[:] = sys.argv[4:]
 from rnn_blocks.engine.compile_process import serve
-serve(sys.argv[1], int(sys.argv[2]))
+serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 """
 
 
@@ -106,7 +107,7 @@ class CompileProcess:
         self._niceness = niceness
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(self._folder), str(niceness), *sys.path],
+                [sys.executable, "-c", _SERVE, str(self._folder), str(niceness), str(os.getpid()), *sys.path],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -161,8 +162,9 @@ def _mark(name: str) -> Path:
         raise CompilerError(f"torch's compiler has no place on disk: {error}") from error
 
 
-def serve(folder: str, niceness: int) -> None:
-    """The process itself: compile what lies in a folder until it is empty."""
+def serve(folder: str, niceness: int, owner: int) -> None:
+    """The process itself: compile what lies in a folder until it is empty, or until the process that asked has gone."""
+    Thread(target=_end_with, args=(owner, folder), daemon=True).start()
     os.nice(niceness)
     torch.set_num_threads(1)
     while jobs := sorted(Path(folder).glob("*.job")):
@@ -179,3 +181,11 @@ def serve(folder: str, niceness: int) -> None:
                 unfinished.write_text(str(error), encoding="utf-8")
                 unfinished.replace(job.with_suffix(".failed"))
             job.unlink()
+
+
+def _end_with(owner: int, folder: str) -> None:
+    """Wait for the end of the process that asked, which a kill keeps from telling this one, and end."""
+    while os.getppid() == owner:
+        time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(os.getpgid(0), signal.SIGTERM)  # this process, and the compiler that it started

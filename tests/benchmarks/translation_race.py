@@ -36,7 +36,7 @@ from machine import described
 from translation_text import bucketed_batches, random_batches, read_ids, write_text
 
 HERE = Path(__file__).resolve().parent
-HOST = HERE.parent.parent / "recipes" / "run" / "host.py"
+HOST = HERE.parent.parent / "recipes" / "run" / "host" / "process.py"
 BATCH = 80
 TRAINED = "ours/latest.ckpt"  # what both sides translate with: the weights are the same, only the names differ
 

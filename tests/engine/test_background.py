@@ -418,6 +418,7 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
         ("raise SystemExit(3)", 3),
         ("time.sleep(60)", 1),  # interrupted, see below
         ("import os; os.fork() or sys.exit(0); os.wait()", 0),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9),
     ],
 )
 def test_the_compiling_process_ends_with_the_one_that_asked(end: str, code: int, tmp_path: Path) -> None:
