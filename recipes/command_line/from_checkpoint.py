@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from glob import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ def given_option(args: list[str], name: str) -> str | None:
 
     >>> given_option(["--config", "{name: a}", "--name", "b", "-c", "{name: c}", "--config={data: {}}"], "name")
     'c'
+    >>> given_option([], "name")
     """
     found: Any = None
-    for arg, after in zip(args, [*args[1:], ""], strict=True):
+    for arg, after in pairwise([*args, ""]):
         option, equals, value = arg.partition("=")
         value = value if equals else after
         if option == f"--{name}":

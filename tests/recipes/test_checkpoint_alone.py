@@ -254,6 +254,19 @@ def test_a_run_that_is_tested_from_another_folder_finds_its_data(
     assert told(capsys) == whole
 
 
+@pytest.mark.parametrize("name", ["language-model", "translation", "cloze"])
+def test_a_command_without_any_option_begins(
+    name: str, project: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        no_long_work(patch)
+        assert recipe("fit", of=name)
+        assert "error: reads text" in capsys.readouterr().err  # as far as that
+    monkeypatch.chdir(project)
+    assert recipe("test", of=name) == 0
+    assert told(capsys).startswith("test: ")
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_checkpoint_of_before_tells_alone_what_it_lacks_and_takes_a_configuration(
