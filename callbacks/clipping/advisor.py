@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.clipping.advice import ClippingAdvice
@@ -21,7 +22,9 @@ from rnn_blocks.callbacks.trainer import (
     is_fitting,
     log_figure,
     log_metrics,
+    makes_step,
     metric_suffix,
+    note_backward,
     rank_zero_warn,
     refuse_unsupported_optimizer,
     refuse_unsupported_strategy,
@@ -143,8 +146,14 @@ class ClippingAdvisor(Callback):
         refuse_unsupported_optimizer(trainer, "ClippingAdvisor")
         forget_steps(trainer.optimizers)
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note that there is one: a batch may be left out."""
+        note_backward(trainer)
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Note the norm, on the device."""
+        if not makes_step(trainer, pl_module):
+            return
         if self._reported:
             return
         step = shared_step(optimizer, self, gradient_scaler(trainer))

@@ -28,7 +28,9 @@ from rnn_blocks.callbacks.trainer import (
     is_overridden,
     log_metrics,
     logs_this_step,
+    makes_step,
     metric_suffix,
+    note_backward,
     rank_zero_info,
     rank_zero_warn,
     refuse_unsupported_optimizer,
@@ -151,6 +153,7 @@ class AdaptiveGradientClipping(Callback):
         self._states: dict[int, dict[str, Any]] = {}  # of optimizers whose clippers are still to be made
         self._due: set[int] = set()
         self._loss: Tensor | None = None
+        self._num_losses = 0
 
     @property
     def state_key(self) -> str:
@@ -271,18 +274,25 @@ class AdaptiveGradientClipping(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep the loss, added up over the batches whose gradients are, where it is all that is minimised."""
+        note_backward(trainer)
         if not (self.policy.uses_loss and pl_module.automatic_optimization):
             return
         scaler = gradient_scaler(trainer)
         loss = loss.detach().clone() if scaler is None or scaler._scale is None else loss.detach() / scaler._scale
         if self._loss is not None and any(map(_has_gradients, trainer.optimizers)):  # else they were cleared unused
-            loss = self._loss + loss
+            loss, self._num_losses = self._loss + loss, self._num_losses + 1
+        else:
+            self._num_losses = 1
         self._loss = loss
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the threshold, put the norm into the history, and clip."""
+        if not makes_step(trainer, pl_module):
+            return
         index = trainer.optimizers.index(optimizer)
         loss, self._loss = self._loss, None
+        if loss is not None and self._num_losses != trainer.accumulate_grad_batches:  # each is divided by that
+            loss = loss * (trainer.accumulate_grad_batches / self._num_losses)
         if index not in self._clippers:
             return
         if loss is not None and self._num_ranks > 1 and self._clippers[index].needs_loss:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import ASGD, LBFGS, SGD, Optimizer, Rprop
 
 from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradients, forget_flag, leaves_out_updates
@@ -201,7 +202,7 @@ class GradientClipper:
         >>> GradientClipper(optimizer).summary()
         '0 of 0 steps clipped'
         """
-        if self._record is None or not self._stepped:
+        if self._record is None:
             return f"0 of {self._steps:,} steps clipped"
         [report] = read_reports([self._record], afresh=False)
         self._nonfinite.tell(self._chosen.names(), report, step=self._steps, scaled=self._scaler is not None)
@@ -314,7 +315,10 @@ class GradientClipper:
 
     def _counts(self) -> list[list[int]]:
         """Of each parameter group, how many parameters are clipped, and how many elements they have."""
-        return [[len(group), sum(parameter.numel() for parameter in group)] for group in self._chosen.groups()]
+        return [
+            [len(group), sum(0 if is_lazy(parameter) else parameter.numel() for parameter in group)]
+            for group in self._chosen.groups()
+        ]
 
     def _reads_flags(self, record: ClippingRecord) -> bool:
         # Reading is free on a CPU. Elsewhere it makes the host wait, and is done only where nothing else can be right:

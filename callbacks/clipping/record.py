@@ -62,6 +62,8 @@ class ClippingRecord:
         self._culprit = torch.full((), -1)
         self._num_gradients = 0
         self._initial_weight_norm: Tensor | None = None
+        self.threshold = torch.full((), math.nan)  # of no step yet
+        self.coefficient = torch.ones(())
 
     def to(self, device: torch.device) -> None:
         """Move everything to the norms' device; free when it is there."""

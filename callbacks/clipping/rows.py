@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from rnn_blocks.callbacks.clipping.units import NO_NORMS, ByParameter, Groups, multiply_each_
-from rnn_blocks.callbacks.measuring.norms import row_norms, stored_values
+from rnn_blocks.callbacks.measuring.norms import row_norms, stored_values, with_norm
 from rnn_blocks.callbacks.measuring.step import StepGradients
 
 
@@ -39,8 +39,8 @@ class ByRow(ByParameter):
         return absent.index_copy(0, parts.units, torch.cat([current[parts.whole], *rows]))
 
     def weight_norms(self, groups: Groups) -> list[Tensor]:
-        """Of every row, frozen or not."""
-        return [torch.cat(row_norms(group)) if group else NO_NORMS for group in groups]
+        """Of every row, frozen or not; 0 where it has none, as one of whole numbers."""
+        return [torch.cat(row_norms(list(map(with_norm, group)))) if group else NO_NORMS for group in groups]
 
     def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
         """Whole parameters in one call by device, others one by one."""

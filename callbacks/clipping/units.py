@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.clipping.update_length import effective_learning_rate, group_learning_rates, weight_norms
-from rnn_blocks.callbacks.measuring.norms import by_factor, scale_, stored_values, tensor_norms, total_norm
+from rnn_blocks.callbacks.measuring.norms import by_factor, scale_, stored_values, tensor_norms, total_norm, with_norm
 from rnn_blocks.callbacks.measuring.step import StepGradients
 
 Groups = Sequence[Sequence[Tensor]]
@@ -141,8 +141,8 @@ class ByParameter(Units):
         return norms.new_full((len(self.places),), math.nan).index_copy(0, index, norms)
 
     def weight_norms(self, groups: Groups) -> list[Tensor]:
-        """Of every parameter, frozen or not."""
-        return [tensor_norms(group) if group else NO_NORMS for group in groups]
+        """Of every parameter, frozen or not; 0 where it has none, as one of whole numbers."""
+        return [tensor_norms(list(map(with_norm, group))) if group else NO_NORMS for group in groups]
 
     def multiply_(self, gradients: StepGradients, coefficient: Tensor, read: bool) -> None:
         """In one call by device."""

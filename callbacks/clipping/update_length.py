@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import ASGD, SGD, Optimizer
 
 from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
@@ -54,10 +55,11 @@ def weight_norms(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Norm ``()`` of the trainable weights of each parameter group.
 
     Frozen weights are left out: they make no step, and a large frozen embedding would loosen the bound of all others.
+    So are those that a lazy module has not made yet.
     """
     norms = []
     for group in groups:
-        weights = [weight for weight in group if weight.requires_grad]
+        weights = [weight for weight in group if weight.requires_grad and not is_lazy(weight)]
         norms.append(total_norm(tensor_norms(weights)) if weights else torch.zeros((), dtype=torch.float64))
     return norms
 

@@ -19,6 +19,7 @@ from rnn_blocks.callbacks.gradient_flow.plot import flow_figure
 from rnn_blocks.callbacks.gradient_flow.recorder import FlowRecorder, StatesOf
 from rnn_blocks.callbacks.gradient_flow.state_replay import Source
 from rnn_blocks.callbacks.gradient_flow.targets import chosen_targets, refuse_nothing_to_measure
+from rnn_blocks.callbacks.settings import number, whole_number
 from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
@@ -28,6 +29,7 @@ from rnn_blocks.callbacks.trainer import (
     log_metrics,
     logged_step,
     rank_zero_warn,
+    refuse_unsupported_optimizer,
     refuse_unsupported_strategy,
 )
 
@@ -137,14 +139,14 @@ class GradientFlowMonitor(Callback):
         figures: bool = True,
         max_layers: int = 16,
     ) -> None:
-        for name, number in (("every_n_steps", every_n_steps), ("max_layers", max_layers)):
-            if number < 1:
-                raise ValueError(f"GradientFlowMonitor: {name} is {number!r}; it must be at least 1")
+        for name, value in (("every_n_steps", every_n_steps), ("max_layers", max_layers)):
+            if not whole_number(value) >= 1:
+                raise ValueError(f"GradientFlowMonitor: {name} is {value!r}; it must be a whole number of at least 1")
         if source not in SOURCES:
             raise ValueError(f"GradientFlowMonitor: source is {source!r}; choose one of 'all', 'last'")
-        if not 0 <= vanishing < 1:
+        if not 0 <= number(vanishing) < 1:
             raise ValueError(f"GradientFlowMonitor: vanishing is {vanishing!r}; it must be at least 0 and below 1")
-        if not exploding > 1:
+        if not number(exploding) > 1:
             raise ValueError(f"GradientFlowMonitor: exploding is {exploding!r}; it must be above 1")
         if isinstance(layers, str):
             raise ValueError(f"GradientFlowMonitor: layers is {layers!r}; it must be a list of names")
@@ -194,6 +196,10 @@ class GradientFlowMonitor(Callback):
         self._warned.clear()
         if trainer.global_step == 0:
             self.history, self._measured_at, self._drawn = {}, -1, 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse optimizers whose steps have no one gradient."""
+        refuse_unsupported_optimizer(trainer, "GradientFlowMonitor")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the layers: only now all of them are there."""

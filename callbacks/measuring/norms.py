@@ -7,9 +7,23 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
 
 TINY = 1e-15
 """Norms below it may have squares in them that float32 does not hold, or only a few digits of."""
+
+
+def with_norm(weight: Tensor) -> Tensor:
+    """The weight, or zeros in its place where it has no norm: one of whole numbers, or not made yet by a lazy module.
+
+    >>> with_norm(torch.ones(2)).tolist(), with_norm(torch.ones(2, dtype=torch.uint8)).tolist()
+    ([1.0, 1.0], [0.0, 0.0])
+    """
+    lazy = is_lazy(weight)
+    if not lazy and (weight.is_floating_point() or weight.is_complex()):
+        return weight
+    zero = torch.zeros((), device=weight.device)
+    return zero if lazy else zero.expand(weight.shape)
 
 
 @torch.no_grad()

@@ -52,9 +52,12 @@ def recurrent_modules(model: nn.Module) -> list[RecurrentModule]:
     for name, module in model.named_modules():
         own = _named_weights(module)
         also = getattr(module, "recurrent_names", ())
+        also = also if isinstance(also, Collection) else ()  # modules of other kinds may mean something else by it
         inputs = [weight for key, weight in own if key.startswith("weight_ih")]
         recurrent = [weight for key, weight in own if key.startswith("weight_hh") or key in also]
-        gates, hidden_size = _gates(module), getattr(module, "hidden_size", 0)
+        hidden_size = getattr(module, "hidden_size", 0)
+        hidden_size = hidden_size if isinstance(hidden_size, int) else 0
+        gates = _gates(module) if hidden_size else ()
         rows = len(gates) * hidden_size
         stacked = [weight for _, weight in own if gates and weight.dim() and len(weight) >= rows]
         if recurrent or (inputs and stacked):

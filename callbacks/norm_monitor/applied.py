@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.measuring.before_update import before_update
 from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
+from rnn_blocks.callbacks.measuring.wrappers import innermost
 
 TOLERANCE = 0.01  # norms that differ by less are the same: gradients may have few digits
 
@@ -29,7 +30,7 @@ class AppliedGradients:
         self._after_backward: Tensor | None = None
         self._settled: Tensor | None = None
         self._applied: Tensor | None = None
-        self._handle = before_update(optimizer, self._measure_update)
+        self._handle = before_update(innermost(optimizer), self._measure_update)
 
     def start(self) -> None:
         """Begin, before a training step: what is there is left over from the last one."""
@@ -64,7 +65,7 @@ class AppliedGradients:
         if optimizer is not self._optimizer:  # it has been replaced since
             self._handle.remove()
             self._optimizer, self._watches = optimizer, False
-            self._handle = before_update(optimizer, self._measure_update)
+            self._handle = before_update(innermost(optimizer), self._measure_update)
         self._settled = self._after_backward
 
     def take(self, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.figures import can_draw, told_without
@@ -23,7 +24,9 @@ from rnn_blocks.callbacks.trainer import (
     log_histogram,
     log_metrics,
     logs_this_step,
+    makes_step,
     metric_suffix,
+    note_backward,
     rank_zero_warn,
     refuse_unsupported_optimizer,
     refuse_unsupported_strategy,
@@ -205,8 +208,14 @@ class GradientNormMonitor(Callback):
             for applied in self._applied.values():
                 applied.after_backward(scale)
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note that there is one: a batch may be left out."""
+        note_backward(trainer)
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, on a logging step; for histograms, on each."""
+        if not makes_step(trainer, pl_module):
+            return
         step = shared_step(optimizer, self, gradient_scaler(trainer))
         if not step.parameters:
             return

@@ -19,7 +19,7 @@ from rnn_blocks.callbacks.trainer.namespaces import (
     is_overridden,
 )
 from rnn_blocks.callbacks.trainer.others import averages_weights, callbacks_of, go_first, go_last
-from rnn_blocks.callbacks.trainer.state import gradient_scaler, is_fitting
+from rnn_blocks.callbacks.trainer.state import gradient_scaler, is_fitting, makes_step, note_backward
 from rnn_blocks.callbacks.trainer.strategies import (
     refuse_sharded_parameters,
     refuse_unsupported_optimizer,
@@ -44,7 +44,9 @@ __all__ = [
     "log_metrics",
     "logged_step",
     "logs_this_step",
+    "makes_step",
     "metric_suffix",
+    "note_backward",
     "rank_zero_info",
     "rank_zero_warn",
     "refuse_sharded_parameters",

@@ -1,14 +1,38 @@
 """What a trainer knows that gradients are read by."""
 
+from weakref import WeakKeyDictionary
+
 import torch
 
-from rnn_blocks.callbacks.trainer.namespaces import Trainer
+from rnn_blocks.callbacks.trainer.namespaces import LightningModule, Trainer
 
 
 def gradient_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
     """The trainer's gradient scaler under ``precision="16-mixed"``, else None."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled() else None
+
+
+_last_backward: "WeakKeyDictionary[Trainer, int]" = WeakKeyDictionary()  # the batch that it was of
+
+
+def note_backward(trainer: Trainer) -> None:
+    """A backward pass begins; for `makes_step`."""
+    _last_backward[trainer] = _num_batches(trainer)
+
+
+def makes_step(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Whether the optimizer makes a step after the hook before it.
+
+    Under ``precision="16-mixed"`` it makes none where `training_step` leaves out the batch at whose end it would, by
+    returning None; the gradients of the batches before, which are there, stay scaled.
+    """
+    leaves_out = pl_module.automatic_optimization and gradient_scaler(trainer) is not None
+    return not leaves_out or _last_backward.get(trainer) == _num_batches(trainer)
+
+
+def _num_batches(trainer: Trainer) -> int:
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
 
 
 def is_fitting(trainer: Trainer) -> bool:
