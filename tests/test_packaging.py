@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("callbacks.clipping.callback", "callbacks.clipping.advice", "callbacks.settings", *MEASURED),
     ),
     "callbacks.norm_monitor": ("callbacks.settings", *MEASURED),
-    "callbacks.gradient_flow": MEASURED,
+    "callbacks.gradient_flow": (*MEASURED, "callbacks.settings"),
     "callbacks.averaging": ("callbacks.settings", "callbacks.trainer"),
     "callbacks.__init__": ("callbacks.clipping", "callbacks.clipping.policies"),
     "recipes.__init__": (),
