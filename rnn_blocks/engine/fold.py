@@ -94,7 +94,7 @@ class Folding:
     def _keeps_rows(self, node: fx.Node) -> bool:
         """Whether each row's numbers lie together after a reshape as before."""
         args: Any = node.args
-        if not self.is_rows(args[0]) or not meta(node)[0] or meta(node)[0][0] % self._batch:
+        if not self._batch or not self.is_rows(args[0]) or not meta(node)[0] or meta(node)[0][0] % self._batch:
             return False
         if is_call(node, aten.view.default, aten._unsafe_view.default):
             self._one_step.add(node)  # to sizes that are those of one step

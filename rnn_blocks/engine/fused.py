@@ -222,6 +222,21 @@ def _recorded_precision(like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, enabled=False)
 
 
+def _without_second_derivative(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """A derivative that is an error to differentiate; torch's own decorator hands out constants of a linear loss."""
+
+    def checked(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():  # nobody asked for a graph
+            return found
+        error = b"recorded steps have no second derivative: use engine='loop'"
+        refuse = torch._C._functions.DelayedError(error, 1)
+        return tuple(None if grad is None else refuse(grad.detach().requires_grad_()) for grad in found)
+
+    return checked
+
+
 class _Unrolled(torch.autograd.Function):
     """The steps one after the other, and back."""
 
@@ -267,7 +282,7 @@ class _Unrolled(torch.autograd.Function):
         return outputs, *(tensor.clone() for tensor in after)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_without_second_derivative
     def backward(ctx: Any, grad_outputs: Tensor, *grad_state: Tensor) -> tuple[Any, ...]:
         program: Program = ctx.program
         time, device = len(grad_outputs), grad_outputs.device

@@ -70,7 +70,8 @@ def word_loss(output: OutputLayer, hidden: Tensor, targets: Tensor, *, ignore_in
     counted = targets != ignore_index
     hidden, targets = hidden[counted], targets[counted]
     if len(targets) == 0:
-        return hidden.sum() * torch.nan
+        parts = (part[:0].sum().to(hidden.dtype) for part in (hidden, *output.parameters()))
+        return sum(parts, hidden.new_full((), torch.nan))  # with a graph of them all
     # torch's module puts results of several dtypes into one tensor under autocast, and fails
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = output(hidden.to(_dtype_of(output)), targets).loss

@@ -102,7 +102,7 @@ class Bridge(nn.Module):
 class LastStateBridge(Bridge):
     """The decoder starts where the encoder ended (Sutskever et al. 2014, section 2), and gets no context.
 
-    Where the two layers have the same cells of the same sizes, layer by layer, and the encoder reads one way, the state
+    Where the two layers have states of the same shapes, layer by layer, and the encoder reads one way, the state
     is the encoder's own, with nothing to learn. Else each of its tensors is ``tanh(W h + b)`` of the encoder's last
     ``h`` of all layers and directions, side by side (as in Bahdanau et al. 2015, appendix A.2.2, of the backward
     direction alone).

@@ -134,12 +134,28 @@ def test_a_backward_pass_can_be_repeated_where_the_graph_is_retained():
     assert torch.equal(first, second)
 
 
-def test_a_second_derivative_is_refused():
-    layer = Recurrent(GRUCell(INPUT, HIDDEN), engine="fused")
+@pytest.mark.parametrize("engine", ["fused", "auto"])
+@pytest.mark.parametrize("loss", [torch.sum, lambda outputs: outputs.square().sum()], ids=["linear", "square"])
+def test_a_second_derivative_is_refused(loss, engine):
+    layer = Recurrent(GRUCell(INPUT, HIDDEN), engine=engine)
     inputs = torch.randn(2, 3, INPUT, requires_grad=True)
-    (gradient,) = torch.autograd.grad(layer(inputs)[0].square().sum(), inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    (expected,) = torch.autograd.grad(loss(layer(inputs)[0]), inputs)
+    (gradient,) = torch.autograd.grad(loss(layer(inputs)[0]), inputs, create_graph=True)
+    assert torch.equal(gradient, expected)
+    with pytest.raises(RuntimeError, match="no second derivative: use engine='loop'"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("name", ["gru", "layer-norm-lstm", "slstm", "rhn-3"])
+@pytest.mark.parametrize("option", ["lengths", "resets"])
+def test_a_batch_of_none_has_gradients_of_nothing(option, name):
+    cell = zoo.CELLS[name](5, 8)
+    inputs = torch.randn(0, 4, 5, requires_grad=True)
+    options = {"lengths": torch.zeros(0, dtype=torch.long), "resets": torch.zeros(0, 4, dtype=torch.bool)}
+    outputs, _ = Recurrent(cell, engine="fused")(inputs, **{option: options[option]})
+    outputs.sum().backward()
+    assert outputs.shape == (0, 4, 8)
+    assert all(weight.grad is None or not weight.grad.any() for weight in cell.parameters())
 
 
 @pytest.mark.parametrize("what", ["weights", "outputs"])

@@ -228,13 +228,14 @@ class TorchLayer(Layer):
         return self.lstm(inputs, state)
 
 
-def test_a_users_layer_of_torchs_modules_learns_without_its_dropout(device: torch.device) -> None:
-    model = LanguageModel(TorchLayer(), VOCABULARY).to(device)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_users_layer_of_torchs_modules_learns_without_its_dropout(training: bool, device: torch.device) -> None:
+    model = LanguageModel(TorchLayer(), VOCABULARY).to(device).train(training)
     plain = evaluate_adaptively(model, make_stream(2, [9]))["model"].compute()
     still = evaluate_adaptively(model, make_stream(2, [9]), dynamic=DynamicEvaluation("sgd", lr=0.0))["model"].compute()
     torch.testing.assert_close(still, plain)
     assert model.layer.lstm.dropout == 0.5
-    assert model.layer.lstm.training
+    assert all(module.training == training for module in model.modules())
 
 
 def test_it_learns_a_text_that_repeats_itself() -> None:

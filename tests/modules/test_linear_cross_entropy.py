@@ -123,6 +123,19 @@ def test_where_no_row_counts_the_loss_is_nan_as_torchs_is():
     assert loss.requires_grad
 
 
+def test_where_no_row_counts_weights_alone_have_gradients_too():
+    hidden, weight, bias, targets = problem(4, 3, 5)
+    targets.fill_(-100)
+    linear_cross_entropy(hidden, weight.requires_grad_(), bias.requires_grad_(), targets).backward()
+    assert not weight.grad.any()
+    assert not bias.grad.any()
+    layer = torch.nn.AdaptiveLogSoftmaxWithLoss(3, 9, cutoffs=[4], div_value=1.0)
+    loss = word_loss(layer, hidden.detach(), targets)
+    assert loss.isnan()
+    loss.backward()
+    assert all(not weight.grad.any() for weight in layer.parameters())
+
+
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_a_frozen_part_gets_no_gradient_and_the_others_theirs(frozen):
     *parts, targets = problem(6, 4, 7)

@@ -211,12 +211,12 @@ def differentiable_evaluation(model: LanguageModel) -> Iterator[None]:
     tell it to in training mode alone, so those that a user's layer may hold are put into it, without their dropout.
     """
     foreign = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
-    dropouts = [module.dropout for module in foreign]
+    before = [(module.training, module.dropout) for module in foreign]
     with model.evaluating(), torch.inference_mode(False), torch.enable_grad():
         try:
             for module in foreign:
                 module.training, module.dropout = True, 0.0
             yield
         finally:
-            for module, dropout in zip(foreign, dropouts, strict=True):
-                module.dropout = dropout
+            for module, (training, dropout) in zip(foreign, before, strict=True):
+                module.training, module.dropout = training, dropout

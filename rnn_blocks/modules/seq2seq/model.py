@@ -1,5 +1,6 @@
 """Sequence to sequence: an encoder, what it hands over, and a decoder that writes."""
 
+import math
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -148,7 +149,9 @@ class Seq2Seq(Translating):
             label_smoothing=(label_smoothing, 0, 1),
             coverage_loss=(coverage_loss, 0, None),
             init_range=(init_range, 0, None),
-            max_length_ratio=(max_length_ratio, 0, None),
+            max_length_ratio=(max_length_ratio, 0, math.inf),
+            length_penalty=(length_penalty, 0, math.inf),
+            coverage_penalty=(coverage_penalty, 0, math.inf),
         )
         for name, size in (("val_beam_size", val_beam_size), ("test_beam_size", test_beam_size)):
             if size < 1:
@@ -156,6 +159,13 @@ class Seq2Seq(Translating):
         for name, token in (("bos", bos), ("eos", eos), ("pad", pad)):
             if not 0 <= token < target_vocab_size:
                 raise ValueError(f"{name} {token} is no id of the {target_vocab_size} target tokens")
+        for name, token in (("bos", bos), ("pad", pad)):
+            if token == eos:
+                raise ValueError(
+                    f"{name} and eos are both {token}: no translation could end; give them ids of their own"
+                )
+        if coverage_penalty and attention is None:
+            raise ValueError(f"coverage_penalty {coverage_penalty} needs an attention")
         if tie_weights not in (None, "two-way", "three-way"):
             raise ValueError(f"tie_weights must be None, 'two-way' or 'three-way', got {tie_weights!r}")
         if isinstance(attention, str):
