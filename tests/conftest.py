@@ -8,6 +8,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from rnn_blocks.recipes.run.host.process import keep_bits
+
+keep_bits()  # as the recipes do: it counts before the first product alone
+
 settings.register_profile("rnn-blocks", deadline=None, max_examples=25)
 settings.load_profile("rnn-blocks")
 

@@ -291,8 +291,9 @@ class AdaptiveGradientClipping(Callback):
             return
         index = trainer.optimizers.index(optimizer)
         loss, self._loss = self._loss, None
-        if loss is not None and self._num_losses != trainer.accumulate_grad_batches:  # each is divided by that
-            loss = loss * (trainer.accumulate_grad_batches / self._num_losses)
+        window = trainer.accumulate_grad_batches  # by which Lightning divides each loss, however many there are
+        if loss is not None and window > 1 and self._num_losses != window:
+            loss = loss * (window / self._num_losses)
         if index not in self._clippers:
             return
         if loss is not None and self._num_ranks > 1 and self._clippers[index].needs_loss:

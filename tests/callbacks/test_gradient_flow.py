@@ -474,7 +474,7 @@ def test_it_is_made_by_its_short_name_on_a_command_line():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every_n_steps": 0}, "every_n_steps is 0; it must be at least 1"),
+        ({"every_n_steps": 0}, "every_n_steps is 0; it must be a whole number of at least 1"),
         ({"max_layers": 0}, "max_layers is 0"),
         ({"source": "first"}, "source is 'first'; choose one of 'all', 'last'"),
         ({"vanishing": 2.0}, "vanishing is 2.0"),

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightnings import LightningModule, MisconfigurationException, MixedPrecision, Trainer
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 from torch.utils.data import DataLoader
