@@ -149,7 +149,7 @@ def test_a_nan_loss_ends_the_training_and_never_reaches_a_checkpoint(
     assert all(tensor.isfinite().all() for tensor in last["state_dict"].values())
 
 
-@pytest.mark.parametrize("learning_rate", ["1e30", "1e38"])
+@pytest.mark.parametrize("learning_rate", ["1e38", "3e38"])  # at less, units may saturate and stay finite
 def test_a_learning_rate_far_too_high_ends_with_a_message_and_finite_checkpoints(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], learning_rate: str
 ) -> None:
