@@ -17,13 +17,15 @@ BOS, EOS = 1, 2
 class RandomModel:
     """A recurrence with random weights in float64: the next token depends on all before and on the sentence.
 
-    The state is a pair, one of them of integers; the memory a source that is attended to.
+    The state is a pair, one of them of integers; the memory a source that is attended to. With `ruled_out`, a share of
+    the pairs of tokens cannot be, and nothing at all comes after the token 3.
     """
 
     vocab_size: int
     seed: int = 0
     features: int = 6
     spread: float = 2.0
+    ruled_out: float = 0.0
     calls: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -37,6 +39,9 @@ class RandomModel:
         self.output = draw(self.features, self.vocab_size) * self.spread
         self.bias = torch.zeros(self.vocab_size, dtype=torch.float64)
         self.bias[EOS] = 1.5 * (self.seed % 3)  # some models end soon, some late
+        self.forbidden = torch.rand(self.vocab_size, self.vocab_size, generator=generator) < self.ruled_out
+        if self.ruled_out:
+            self.forbidden[3] = True
 
     def sources(self, lengths: Sequence[int], seed: int = 0) -> tuple[State, State, Tensor]:
         """State, memory and lengths of sentences; each depends on its place and length only, padding is large."""
@@ -57,7 +62,9 @@ class RandomModel:
         scores = hidden @ sources.mT + bias.unsqueeze(1)  # (batch, beam, source)
         weights = scores.softmax(-1)
         hidden = torch.tanh(hidden + weights @ sources * 0.5)
-        return Step(hidden @ self.output.to(tokens.device) + self.bias.to(tokens.device), (hidden, count + 1), weights)
+        logits = hidden @ self.output.to(tokens.device) + self.bias.to(tokens.device)
+        logits = logits.masked_fill(self.forbidden.to(tokens.device)[tokens], -torch.inf)
+        return Step(logits, (hidden, count + 1), weights)
 
     def one(self, state: State, memory: State, sentence: int, length: int) -> tuple[State, State]:
         """The sentence alone, without padding."""
@@ -98,12 +105,13 @@ def hypothesis(log_prob: float, tokens: Sequence[int], maps: Tensor, options: Op
     return Hypothesis(list(tokens[:-1] if finished else tokens), score, log_prob, finished, maps)
 
 
-def allowed(tokens: Sequence[int], vocab_size: int, options: Options) -> list[int]:
+def allowed(tokens: Sequence[int], model: RandomModel, options: Options) -> list[int]:
     """What may follow."""
-    if len(tokens) < len(options.prefix):
-        return [options.prefix[len(tokens)]]
     early = len(tokens) + 1 < options.min_length
-    return [t for t in range(vocab_size) if t not in options.banned and not (t == EOS and early)]
+    choices = [t for t in range(model.vocab_size) if t not in options.banned and not (t == EOS and early)]
+    if len(tokens) < len(options.prefix):
+        choices = [options.prefix[len(tokens)]]
+    return [t for t in choices if not model.forbidden[tokens[-1] if tokens else BOS, t]]
 
 
 def every_sequence(model: RandomModel, state: State, memory: State, options: Options) -> list[Hypothesis]:
@@ -111,7 +119,7 @@ def every_sequence(model: RandomModel, state: State, memory: State, options: Opt
 
     def walk(tokens: list[int], log_prob: float) -> Iterator[Hypothesis]:
         log_probs, maps = model.log_probs(state, memory, tokens)
-        for token in allowed(tokens, model.vocab_size, options):
+        for token in allowed(tokens, model, options):
             total = log_prob + float(log_probs[token])
             if token == EOS or len(tokens) + 1 == options.max_length:
                 yield hypothesis(total, [*tokens, token], maps, options)
@@ -132,7 +140,7 @@ def beam_by_hand(model: RandomModel, state: State, memory: State, options: Optio
             candidates = []
             for rank, log_prob, tokens in beams[group]:
                 log_probs, maps = model.log_probs(state, memory, tokens)
-                for token in allowed(tokens, model.vocab_size, options):
+                for token in allowed(tokens, model, options):
                     here = float(log_probs[token])
                     handicap = options.diversity * taken.count(token)
                     candidates.append((rank + here - handicap, log_prob + here, [*tokens, token], maps))

@@ -81,6 +81,15 @@ def test_each_sentence_gets_what_a_loop_by_hand_finds(options, lengths, vocab_si
         assert all(one.attention.shape[1] == lengths[sentence] for one in hypotheses)
 
 
+@settings(max_examples=30)
+@given(options=OPTIONS, lengths=LENGTHS, vocab_size=st.integers(4, 9), seed=st.integers(0, 99))
+def test_hypotheses_in_a_dead_end_leave_the_others_alone(options, lengths, vocab_size, seed):
+    model = RandomModel(vocab_size, seed, ruled_out=0.4)
+    found = search(model, lengths, options, n_best=options.beam_size, seed=seed)
+    for sentence, hypotheses in enumerate(found):
+        same(hypotheses, beam_by_hand(model, *alone(model, lengths, sentence, seed), options))
+
+
 @given(options=OPTIONS, lengths=LENGTHS, seed=st.integers(0, 99), data=st.data())
 def test_a_batch_gets_what_its_sentences_get_one_by_one(options, lengths, seed, data):
     model = RandomModel(8, seed)
@@ -323,7 +332,7 @@ def test_a_model_that_has_diverged_is_told(value, at):
         ({"max_length": torch.tensor([4, 4, 4])}, r"of shape \(2,\), one for each sentence, got torch.int64 of shape"),
         ({"max_length": torch.tensor([4.0, 4.0])}, "got torch.float32"),
         ({"min_length": 5}, r"min_length must be from 0 to max_length \(4\), got 5"),
-        ({"min_length": -1}, "min_length must be from 0"),
+        ({"min_length": -1}, "min_length must be at least 0, got -1"),
         ({"prefixes": [[3]]}, "one list for each of the 2 sentences, got 1"),
         ({"prefixes": [[], [3] * 5]}, r"the prefix of sentence 1 has 5 tokens, more than its max_length \(4\)"),
         ({"prefixes": [[3, EOS], []]}, r"the prefix of sentence 0 must hold ids, 0 or above, without eos \(2\)"),

@@ -38,6 +38,44 @@ def test_greedy_takes_the_most_probable_token_each_time(lengths, seed, data):
         same(hypotheses, beam_by_hand(model, *model.one(state, memory, sentence, lengths[sentence]), options))
 
 
+@given(seed=st.integers(0, 99), ruled_out=st.sampled_from([0.3, 0.6]))
+def test_greedy_finds_nothing_in_a_dead_end(seed, ruled_out):
+    model = RandomModel(300, seed, ruled_out=ruled_out)
+    model.forbidden[:, 10:] = True  # a grammar that knows few words
+    state, memory, _ = model.sources([3, 1, 4])
+    found = greedy_search(model, state, memory, **IDS, max_length=6, min_length=3, banned=[4])
+    for sentence, hypotheses in enumerate(found):
+        one = model.one(state, memory, sentence, [3, 1, 4][sentence])
+        same(hypotheses, beam_by_hand(model, *one, Options(6, min_length=3, banned=[4])))
+
+
+def test_nothing_is_found_where_every_token_is_banned():
+    model = RandomModel(5)
+    state, memory, _ = model.sources([3, 2])
+    options = IDS | {"max_length": 4, "min_length": 3, "banned": [0, 1, 3, 4]}
+    assert greedy_search(model, state, memory, **options) == [[], []]
+    assert sample_search(model, state, memory, num_samples=3, **options) == [[], []]
+    begun = greedy_search(model, state, memory, prefixes=[[3, 4], []], **options)
+    assert [one.tokens for one in begun[0]] == [[3, 4]]
+    assert begun[1] == []
+
+
+def test_samples_that_come_to_a_dead_end_are_none():
+    model = RandomModel(5, seed=2, spread=1.0, ruled_out=0.3)
+    state, memory, _ = model.sources([2, 3])
+    options = IDS | {"max_length": 3, "num_samples": 4000, "generator": torch.Generator().manual_seed(0)}
+    found = sample_search(model, state, memory, **options)
+    for sentence, length in enumerate([2, 3]):
+        every = every_sequence(model, *model.one(state, memory, sentence, length), Options(3))
+        drawn = Counter((tuple(one.tokens), one.finished) for one in found[sentence])
+        assert set(drawn) <= {(tuple(one.tokens), one.finished) for one in every}
+        for one in every:
+            expected = math.exp(one.log_prob)
+            error = math.sqrt(expected * (1 - expected) / 4000)
+            assert abs(drawn[tuple(one.tokens), one.finished] / 4000 - expected) < 5 * error
+        assert 0 < len(found[sentence]) < 4000
+
+
 def test_samples_come_as_often_as_the_model_says():
     model = RandomModel(4, seed=1, spread=1.0)
     state, memory, _ = model.sources([2, 3])
@@ -137,6 +175,7 @@ def test_samples_that_have_ended_leave_the_batch():
     [
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be 0"),
+        ({"temperature": math.nan}, "temperature must be 0 .* or above, got nan"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
         ({"max_length": 0}, "max_length must be at least 1, got 0"),

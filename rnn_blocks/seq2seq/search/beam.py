@@ -4,15 +4,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State
 from rnn_blocks.seq2seq.search.history import History
-from rnn_blocks.seq2seq.search.limits import (
-    LimitOptions,
-    Limits,
-    check_at_least_one,
-    check_number,
-    check_source_lengths,
-)
+from rnn_blocks.seq2seq.search.limits import LimitOptions, Limits, check_number, check_source_lengths
 from rnn_blocks.seq2seq.search.logits import StepLogits
 from rnn_blocks.seq2seq.search.step import Hypothesis, StepFunction
 from rnn_blocks.seq2seq.search.survivors import Survivors, select_rows, spread_rows
@@ -67,7 +62,7 @@ def beam_search(
         return_attention: whether each hypothesis comes with its attention map.
 
     Returns:
-        For each sentence its hypotheses, best first.
+        For each sentence its hypotheses, best first. One that comes to where every token is ruled out is none.
 
     Raises:
         ValueError: where an argument is out of its range, or the step gives no attention where it is needed.
@@ -172,7 +167,7 @@ def _check(
     beam_size: int, n_best: int, groups: int, length_penalty: float, coverage_penalty: float, diversity: float
 ) -> None:
     for name, number in (("beam_size", beam_size), ("n_best", n_best), ("groups", groups)):
-        check_at_least_one(name, number)
+        whole(name, number)
     if n_best > beam_size:
         raise ValueError(f"n_best must be at most beam_size ({beam_size}), got {n_best}")
     if beam_size % groups:

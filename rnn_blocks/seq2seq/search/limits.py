@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, state_tensors
 from rnn_blocks.seq2seq.search.logits import Forbidden
 from rnn_blocks.seq2seq.search.step import Step
@@ -68,7 +69,7 @@ class Limits:
         lengths = self._lengths(max_length)
         self.longest = max(lengths, default=0)
         self.max_length = torch.tensor(lengths, dtype=torch.long, device=self.device)  # (batch,)
-        if min_length < 0 or (lengths and min_length > self.longest):
+        if whole("min_length", min_length, 0) and lengths and min_length > self.longest:
             raise ValueError(f"min_length must be from 0 to max_length ({self.longest}), got {min_length}")
         self.banned = list(banned)
         if eos in self.banned:
@@ -87,7 +88,7 @@ class Limits:
                 )
             lengths: list[int] = max_length.tolist()
         else:
-            lengths = [max_length] * self.batch
+            lengths = [whole("max_length", max_length)] * self.batch
         if lengths and min(lengths) < 1:
             raise ValueError(f"max_length must be at least 1, got {min(lengths)}")
         return lengths
@@ -150,18 +151,6 @@ def check_number(name: str, value: float) -> None:
     """
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
-
-
-def check_at_least_one(name: str, value: int) -> None:
-    """Raise ValueError where ``value`` is below 1.
-
-    >>> check_at_least_one("beam_size", 0)
-    Traceback (most recent call last):
-    ...
-    ValueError: beam_size must be at least 1, got 0
-    """
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def check_source_lengths(lengths: Tensor | None, batch: int) -> None:

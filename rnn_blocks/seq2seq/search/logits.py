@@ -57,11 +57,16 @@ class StepLogits:
         return torch.cat([maxima, self.logits[..., whole:].amax(-1, keepdim=True)], -1)
 
     def normaliser(self) -> Tensor:
-        """``log Σ_v exp(logits_v)``, ``(batch, beam)``."""
+        """``log Σ_v exp(logits_v)``, ``(batch, beam)``; 0 where every token is ruled out, so that it ends there."""
+        total = self._log_sum()
+        return total.masked_fill(total == -torch.inf, 0.0)
+
+    def _log_sum(self) -> Tensor:
         if self.maxima is None or self.logits.device.type != "cpu" or self.logits.dtype != torch.float32:
             return self.logits.logsumexp(-1)
         # exp2 takes half of exp's time on CPU
         largest = self.maxima.amax(-1).flatten()  # (rows,)
+        largest = largest.masked_fill(largest == -torch.inf, 0.0)
         rows = self.logits.flatten(0, 1)  # (rows, vocab)
         chunk = max(1, min(len(rows), CHUNK // self.vocab_size))
         powers = rows.new_empty(chunk, self.vocab_size)

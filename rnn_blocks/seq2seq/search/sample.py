@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State
 from rnn_blocks.seq2seq.search.history import History
-from rnn_blocks.seq2seq.search.limits import LimitOptions, Limits, check_at_least_one, check_source_lengths
+from rnn_blocks.seq2seq.search.limits import LimitOptions, Limits, check_source_lengths
 from rnn_blocks.seq2seq.search.logits import StepLogits
 from rnn_blocks.seq2seq.search.sampling import check_sampling, sample_token
 from rnn_blocks.seq2seq.search.step import Hypothesis, StepFunction
@@ -45,8 +46,9 @@ def sample_search(
         return_attention: whether each sample comes with its attention map.
 
     Returns:
-        For each sentence its samples, finished ones first, then the most probable first. Log-probabilities, and with
-        them scores, are those of the model: neither temperature nor what was left out changes them.
+        For each sentence its samples, finished ones first, then the most probable first. One that comes to where every
+        token is ruled out is no sample, and is left out. Log-probabilities, and with them scores, are those of the
+        model: neither temperature nor what was left out changes them.
 
     Raises:
         ValueError: where an argument is out of its range, or the step gives no attention where it is wanted.
@@ -60,7 +62,7 @@ def sample_search(
     4
     """
     limits = Limits(state, memory, **options)
-    check_at_least_one("num_samples", num_samples)
+    whole("num_samples", num_samples)
     check_sampling(temperature, top_k, top_p)
     check_source_lengths(source_lengths, limits.batch)
     batch, device = limits.batch, limits.device
@@ -80,12 +82,16 @@ def sample_search(
             chosen = read.best(offset, read.beam, 1, forbidden)[1].squeeze(-1)
         else:
             allowed = read.without(forbidden).flatten(0, 1)
+            nothing = allowed.amax(-1, keepdim=True) == -torch.inf
+            allowed = allowed.masked_fill(nothing, 0.0)
             drawn = sample_token(allowed, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
             chosen = drawn.view(batch, -1)
+        ruled_out = forbidden.mask[chosen]  # where everything is: it had to be something
         if forced is not None and length <= forced.shape[1]:
             wanted = forced[:, length - 1, None]
             chosen = torch.where(wanted >= 0, wanted, chosen)
-        log_probs = read.of(chosen) + offset  # (batch, samples)
+            ruled_out = ruled_out & (wanted < 0)
+        log_probs = (read.of(chosen) + offset).masked_fill(ruled_out, -torch.inf)  # (batch, samples)
         ends = (chosen == limits.eos) | (most == length).unsqueeze(1)
         rows = torch.arange(chosen.numel(), device=device).view(batch, -1)
         scores = log_probs.masked_fill(~ends, -torch.inf)
@@ -114,6 +120,8 @@ def greedy_search(
     **options: Unpack[LimitOptions],
 ) -> list[list[Hypothesis]]:
     """Take the most probable token each time: one hypothesis a sentence, in a list of its own.
+
+    The list is empty where it comes to where every token is ruled out.
 
     The errors are those of :func:`~rnn_blocks.sample_search`, and so is the score: the log-probability.
 

@@ -1,7 +1,11 @@
 """Drawing the next token."""
 
+import math
+
 import torch
 from torch import Tensor
+
+from rnn_blocks.checks import whole
 
 
 def sample_token(
@@ -26,7 +30,7 @@ def sample_token(
         Ids, ``(batch,)``.
 
     Raises:
-        ValueError: for a negative temperature, ``top_k`` below 1 or ``top_p`` outside (0, 1].
+        ValueError: for a temperature that is negative or not finite, ``top_k`` below 1 or ``top_p`` outside (0, 1].
         FloatingPointError: where a logit is NaN or infinite, as those of a model that has diverged are.
 
     >>> sample_token(torch.tensor([[0.0, 5.0, 1.0]]), temperature=0.0)
@@ -57,9 +61,9 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
     ...
     ValueError: top_k must be at least 1, got 0
     """
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be 0 (the most probable token) or above, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_k is not None:
+        whole("top_k", top_k)
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
