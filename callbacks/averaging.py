@@ -168,6 +168,11 @@ class NonMonotonicAveraging(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on from the last weights where an earlier fit has left the averages."""
         self.use_last(pl_module)
+        if self._started_at_step is None and not trainer.enable_validation:
+            rank_zero_warn(
+                "NonMonotonicAveraging begins to average once validation has stopped improving, and this training has "
+                "no validation: nothing will be averaged"
+            )
 
     @torch.no_grad()
     def on_train_batch_end(

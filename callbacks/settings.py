@@ -19,6 +19,19 @@ def number(value: Any) -> float:
         return math.nan
 
 
+def as_float(settings: object, *names: str) -> None:
+    """Make numbers of a frozen dataclass floats, so that ``5`` and ``5.0`` are the same setting in a checkpoint.
+
+    >>> from rnn_blocks.callbacks import Fixed
+    >>> Fixed(5)
+    Fixed(threshold=5.0)
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None:
+            object.__setattr__(settings, name, float(value))
+
+
 def whole_number(value: Any) -> float:
     """The same number; NaN, which is in no range, if it is no whole one.
 

@@ -49,7 +49,7 @@ class Chosen:
         exclude: patterns of the names to leave out of these.
 
     Raises:
-        ValueError: a pattern matches no parameter, or there are no names.
+        ValueError: a pattern matches no parameter, all are left out, or there are no names.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -80,6 +80,11 @@ class Chosen:
             for argument, patterns in (("include", include or ()), ("exclude", exclude)):
                 for pattern in patterns:
                     _refuse_without_match(argument, pattern, names)
+            if not any(self._matches(own) for own in known.values()):
+                raise ValueError(
+                    f"exclude {list(exclude)} leaves nothing of include {'all' if include is None else list(include)}: "
+                    f"there are {_some(names)}"
+                )
             if not any(parameter in known for group in optimizer.param_groups for parameter in group["params"]):
                 raise ValueError(
                     "none of the optimizer's parameters is one of the model: give the model that it trains"
@@ -142,5 +147,8 @@ def _refuse_without_match(argument: str, pattern: str, names: list[str]) -> None
             "`model.named_parameters()`"
         )
     if not any(matches(name, pattern) for name in names):
-        some = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
-        raise ValueError(f"{argument} has {pattern!r}, which matches no parameter; there are {some}")
+        raise ValueError(f"{argument} has {pattern!r}, which matches no parameter; there are {_some(names)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")

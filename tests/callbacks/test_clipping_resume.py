@@ -1,5 +1,6 @@
 from functools import partial
 
+import numpy
 import pytest
 import torch
 from jsonargparse import ArgumentParser
@@ -11,6 +12,8 @@ from torch.testing import assert_close
 from rnn_blocks.callbacks import (
     AdaptiveGradientClipping,
     Auto,
+    Clip,
+    ClippingPolicy,
     EmaRatio,
     Fixed,
     GradientNormMonitor,
@@ -156,6 +159,42 @@ def test_instances_of_different_settings_have_different_state_keys_and_equal_one
     assert len({instance.state_key for instance in instances}) == len(instances)
     assert AdaptiveGradientClipping("auto").state_key == AdaptiveGradientClipping(Auto()).state_key
     make_trainer(*instances)
+
+
+class TimesTheLast(ClippingPolicy):
+    """A policy that is no dataclass."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def initial_history(self, norm):
+        return {"last": torch.full_like(norm, torch.inf)}
+
+    def clip(self, history, step):
+        return Clip(self.factor * history["last"], self.factor * history["last"])
+
+    def observe(self, history, step):
+        return {"last": step.norm}
+
+
+@pytest.mark.parametrize(
+    ("one", "equal", "other"),
+    [
+        (Fixed(5), Fixed(5.0), Fixed(6)),
+        (Fixed(numpy.float32(5)), Fixed(5), Fixed(6)),
+        (Auto(deviations=3, longest_update=1), Auto(deviations=3.0, longest_update=1.0), Auto(deviations=3)),
+        (ZScore(3, max_norm=4), ZScore(3.0, max_norm=4.0), ZScore(3)),
+        (TimesTheLast(0.5), TimesTheLast(0.5), TimesTheLast(0.6)),
+    ],
+)
+def test_a_checkpoint_is_of_the_settings_however_they_were_written(one, equal, other, tmp_path):
+    first = AdaptiveGradientClipping(one)
+    trainer = fit_module(Regression(momentum), regression_batches(4), first)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    again = AdaptiveGradientClipping(equal)
+    assert again.state_key == first.state_key != AdaptiveGradientClipping(other).state_key
+    fit_module(Regression(momentum), regression_batches(4), again, max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
+    assert again.state_dict()["optimizers"]["0"]["steps"] == 8
 
 
 def test_a_command_line_builds_the_callbacks_from_yaml():

@@ -287,6 +287,10 @@ class TestWhatIsNotChosen:
             GradientClipper(optimizer, model=model, include=[])
         with pytest.raises(ValueError, match="none of the optimizer's parameters is one of the model"):
             GradientClipper(optimizer, model=copy.deepcopy(model), include="b")
+        with pytest.raises(ValueError, match=r"exclude \['\*'\] leaves nothing of include all: there are"):
+            GradientClipper(optimizer, model=model, exclude="*")
+        with pytest.raises(ValueError, match=r"exclude \['b'\] leaves nothing of include \['b.bias'\]: there are"):
+            GradientClipper(optimizer, model=model, include="b.bias", exclude="b")
         for optimizers in ([], "0", True, [True]):
             with pytest.raises(ValueError, match="it must be an index, indices, or None for all"):
                 AdaptiveGradientClipping(optimizers=optimizers)

@@ -383,6 +383,20 @@ def test_the_step_of_the_start_is_logged_once():
     assert logger.column("averaging/started_at_step") == {step - 1: step}
 
 
+@pytest.mark.filterwarnings("ignore:You .* but have no `val:UserWarning")  # Lightning's own
+@pytest.mark.parametrize("missing", ["no loader", "no batches", "no step"])
+def test_a_training_without_validation_is_told_that_nothing_will_be_averaged(missing):
+    class Unvalidated(Noisy):
+        validation_step = LightningModule.validation_step
+
+    module = Unvalidated() if missing == "no step" else Noisy()
+    limit = 0 if missing == "no batches" else 1.0
+    trainer = make_trainer(NonMonotonicAveraging(), max_epochs=1, limit_val_batches=limit)
+    validated = None if missing == "no loader" else loader(batches(1, seed=2))
+    with pytest.warns(UserWarning, match="has no validation: nothing will be averaged"):
+        trainer.fit(module, Rows(batches(8)), validated)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_validation_that_is_not_finite_does_not_count(value):
     class Spoilt(Noisy):

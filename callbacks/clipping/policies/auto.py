@@ -10,7 +10,7 @@ from torch import Tensor
 from rnn_blocks.callbacks.clipping.policies.outliers import outlier_clip
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring
 from rnn_blocks.callbacks.clipping.policies.predicted_decrease import PredictedDecrease
-from rnn_blocks.callbacks.settings import number, whole_number
+from rnn_blocks.callbacks.settings import as_float, number, whole_number
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Auto(ClippingPolicy):
                 raise ValueError(f"Auto: {name} is {value!r}; it must be a positive number")
         if not whole_number(self.window) >= 2:
             raise ValueError(f"Auto: window is {self.window!r}; it must be at least 2 norms, a whole number")
+        as_float(self, "largest_decrease", "longest_update", "deviations")
 
     def needs_loss(self, scales: bool) -> bool:
         """Only where steps can promise anything."""

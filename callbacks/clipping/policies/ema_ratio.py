@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Scope, Step, usable
-from rnn_blocks.callbacks.settings import number, whole_number
+from rnn_blocks.callbacks.settings import as_float, number, whole_number
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class EmaRatio(ClippingPolicy):
             raise ValueError(f"EmaRatio: warmup is {self.warmup!r}; it must be at least 1 norm, a whole number")
         if self.warmup_cap is not None and not 0 < number(self.warmup_cap) < math.inf:
             raise ValueError(f"EmaRatio: warmup_cap is {self.warmup_cap!r}; it must be a positive number, or None")
+        as_float(self, "ratio", "decay", "warmup_cap")
 
     def initial_history(self, norm: Tensor) -> History:
         """No norm seen: an infinite smallest norm."""

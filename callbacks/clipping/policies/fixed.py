@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step
-from rnn_blocks.callbacks.settings import number
+from rnn_blocks.callbacks.settings import as_float, number
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Fixed(ClippingPolicy):
     def __post_init__(self) -> None:
         if not 0 < number(self.threshold) < math.inf:
             raise ValueError(f"Fixed: threshold is {self.threshold!r}; it must be a positive number")
+        as_float(self, "threshold")
 
     def clip(self, history: History, step: Step) -> Clip:
         """Bring every norm above c down to c."""

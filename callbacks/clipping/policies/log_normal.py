@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, usable
-from rnn_blocks.callbacks.settings import number, whole_number
+from rnn_blocks.callbacks.settings import as_float, number, whole_number
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class LogNormal(ClippingPolicy):
             raise ValueError(f"LogNormal: decay is {self.decay!r}; it must be above 0 and below 1")
         if not whole_number(self.warmup) >= 1:
             raise ValueError(f"LogNormal: warmup is {self.warmup!r}; it must be at least 1 norm, a whole number")
+        as_float(self, "deviations", "decay")
 
     def initial_history(self, norm: Tensor) -> History:
         """No norm seen."""

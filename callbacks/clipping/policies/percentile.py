@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring, usable
-from rnn_blocks.callbacks.settings import number, whole_number
+from rnn_blocks.callbacks.settings import as_float, number, whole_number
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Percentile(ClippingPolicy):
             raise ValueError(f"Percentile: percent is {self.percent!r}; it must be a number from 0 to 100")
         if not whole_number(self.window) >= 2:
             raise ValueError(f"Percentile: window is {self.window!r}; it must be at least 2 norms, a whole number")
+        as_float(self, "percent")
 
     def initial_history(self, norm: torch.Tensor) -> History:
         """An empty ring of norms, unfilled places at infinity."""

@@ -72,9 +72,8 @@ class ClippingPolicy(ABC):
     A policy holds its settings and nothing else. What it remembers goes in and comes out, so that it can be fed numbers
     in a test and saved in a checkpoint. Every method works on tensors of the norms' device and must not read them (no
     ``item()``, no ``if`` on a tensor), or the training waits for the device at every step. They work elementwise over
-    the norms' shape S, so that one policy serves every scope; everything in a history has S as its last dimensions. Two
-    instances with equal settings should have an equal ``repr``, by which a checkpoint finds its policy again: frozen
-    dataclasses do.
+    the norms' shape S, so that one policy serves every scope; everything in a history has S as its last dimensions. A
+    checkpoint finds its policy again by its ``repr``: the class and its attributes, unless the policy says another.
 
     Attributes:
         default_scope: the scope that the rule was made for.
@@ -93,6 +92,8 @@ class ClippingPolicy(ABC):
     ...     def observe(self, history, step):
     ...         return {"last": torch.where(step.norm.isfinite(), step.norm, history["last"])}
     >>> policy, step = HalfTheLast(), Step(torch.tensor(6.0), None, torch.tensor(1.0))
+    >>> policy
+    HalfTheLast()
     >>> history = policy.observe(policy.initial_history(step.norm), step)
     >>> policy.clip(history, step).threshold
     tensor(3.)
@@ -103,6 +104,10 @@ class ClippingPolicy(ABC):
     uses_loss: ClassVar[bool] = False
     reasons: ClassVar[tuple[str, ...]] = ()
     longest_update: float | None = None
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
 
     def needs_loss(self, scales: bool) -> bool:
         """Whether `Step.loss` is looked at with an optimizer whose update scales with the gradient, or with another."""

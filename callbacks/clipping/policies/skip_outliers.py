@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring
-from rnn_blocks.callbacks.settings import number, whole_number
+from rnn_blocks.callbacks.settings import as_float, number, whole_number
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class SkipOutliers(ClippingPolicy):
             raise ValueError(f"SkipOutliers: deviations is {self.deviations!r}; it must be a positive number")
         if not whole_number(self.window) >= 2:
             raise ValueError(f"SkipOutliers: window is {self.window!r}; it must be at least 2, a whole number")
+        as_float(self, "deviations")
 
     def initial_history(self, norm: Tensor) -> History:
         """Two empty rings."""

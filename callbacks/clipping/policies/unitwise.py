@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Scope, Step
-from rnn_blocks.callbacks.settings import number
+from rnn_blocks.callbacks.settings import as_float, number
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Unitwise(ClippingPolicy):
         for name, value in (("ratio", self.ratio), ("floor", self.floor)):
             if not 0 < number(value) < math.inf:
                 raise ValueError(f"Unitwise: {name} is {value!r}; it must be a positive number")
+        as_float(self, "ratio", "floor")
 
     def clip(self, history: History, step: Step) -> Clip:
         """Bring every norm above λ·max(‖W‖, ε) down to it."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, usable
-from rnn_blocks.callbacks.settings import number, whole_number
+from rnn_blocks.callbacks.settings import as_float, number, whole_number
 
 EPSILON = 1e-6
 
@@ -61,6 +61,7 @@ class ZScore(ClippingPolicy):
             raise ValueError(f"ZScore: warmup is {self.warmup!r}; it must be at least 2 norms, a whole number")
         if self.max_norm is not None and not 0 < number(self.max_norm) < math.inf:
             raise ValueError(f"ZScore: max_norm is {self.max_norm!r}; it must be a positive number, or None")
+        as_float(self, "deviations", "decay", "max_norm")
 
     def initial_history(self, norm: Tensor) -> History:
         """No norm seen."""
