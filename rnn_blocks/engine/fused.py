@@ -61,7 +61,9 @@ def run_fused(
         CompilerError: where it cannot be compiled.
         RuntimeError: where the result is differentiated twice.
     """
-    projected_leaves, state_leaves = state_tensors(projected), state_tensors(state)
+    # in one memory order, since what is recorded may hold for no other: a view of what a step reshapes
+    projected_leaves = [_time_outermost(tensor) for tensor in state_tensors(projected)]
+    state_leaves = [tensor.contiguous() for tensor in state_tensors(state)]
     named = {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
     fresh_leaves = [] if fresh is None or resets is None else state_tensors(fresh)
     constants = [*named.values(), *fresh_leaves]
@@ -76,7 +78,8 @@ def run_fused(
         *(_kind(tensor, tensor.shape, differentiate) for tensor in (*state_leaves, *constants)),
         *(len(group) for group in (projected_leaves, masks, state_leaves)),
         differentiate,
-        compiled and tuple(tensor.stride() for tensor in constants),
+        *(_strides(tensor.shape[1:], tensor.stride()[1:]) for tensor in projected_leaves),
+        *(_strides(tensor.shape, tensor.stride()) for tensor in constants),
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         active is None,
         *_settings(cell),
@@ -190,6 +193,16 @@ def _twin(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
 
 def _kind(tensor: Tensor, shape: torch.Size, differentiate: bool) -> tuple[Any, ...]:
     return tuple(shape), tensor.dtype, tensor.device, differentiate and tensor.requires_grad
+
+
+def _time_outermost(tensor: Tensor) -> Tensor:
+    between, *inside = tensor.stride()
+    return tensor.contiguous() if 0 < between < max(inside, default=0) else tensor
+
+
+def _strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Those that say something: not the one of a single row."""
+    return tuple(stride if size > 1 else 0 for size, stride in zip(shape, strides, strict=True))
 
 
 def _settings(cell: nn.Module) -> list[Any]:
