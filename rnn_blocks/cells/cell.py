@@ -4,6 +4,7 @@ from itertools import takewhile
 
 from torch import Tensor, nn
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, map_state, with_hidden
 
 STEP_METHODS = ("project", "project_step", "step", "advance", "coefficients", "output")
@@ -65,11 +66,8 @@ class Cell(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.input_size = whole("input_size", input_size)
+        self.hidden_size = whole("hidden_size", hidden_size)
 
     def project(self, inputs: Tensor) -> State:
         """All that needs no state: ``(time, batch, input_size)`` to what :meth:`step` takes.

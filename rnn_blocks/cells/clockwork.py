@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rnn_blocks.cells.cell import Cell
 from rnn_blocks.cells.wrapper import CellWrapper, first_state, map_units, with_output
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, hidden_of
 
 
@@ -48,9 +49,9 @@ class Clockwork(CellWrapper):
 
     def __init__(self, cell: Cell, periods: Sequence[int]) -> None:
         super().__init__(cell)
-        self.periods = tuple(periods)
-        if not self.periods or min(self.periods) < 1:
-            raise ValueError(f"periods must be one number of steps a group, each at least 1, got {list(periods)}")
+        if not len(periods):
+            raise ValueError("periods must be one number of steps a group, got none")
+        self.periods = tuple(whole(f"period {k}", period, 1, " step") for k, period in enumerate(periods))
         width = hidden_of(first_state(cell)).shape[-1]
         if width % len(self.periods):
             raise ValueError(

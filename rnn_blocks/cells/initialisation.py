@@ -12,6 +12,7 @@ from torch import nn
 from rnn_blocks.cells.cell import Cell
 from rnn_blocks.cells.settled import writable
 from rnn_blocks.cells.weights import WeightedCell
+from rnn_blocks.checks import whole
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -235,8 +236,7 @@ def _check_scale(scale: float) -> None:
 
 
 def _check_max_length(max_length: int) -> None:
-    if max_length < 2:
-        raise ValueError(f"max_length must be at least 2 steps, got {max_length}")
+    whole("max_length", max_length, 2, " steps")
 
 
 _CHOICES = (

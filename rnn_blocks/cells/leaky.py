@@ -45,11 +45,12 @@ class Leaky(CellWrapper):
 
     def __init__(self, cell: Cell, *, time_constant: float | tuple[float, float], learned: bool = False) -> None:
         super().__init__(cell)
-        shortest, longest = time_constant if isinstance(time_constant, tuple | list) else (time_constant,) * 2
-        if not 1 <= shortest <= longest < math.inf:
+        ends = tuple(time_constant) if isinstance(time_constant, tuple | list) else (time_constant,) * 2
+        if len(ends) != 2 or not 1 <= ends[0] <= ends[1] < math.inf:
             raise ValueError(
                 f"time_constant must be at least 1 step, or (shortest, longest) of such, got {time_constant}"
             )
+        shortest, longest = ends
         if learned and shortest == 1:
             raise ValueError(
                 f"a learned time_constant must start above 1, which its parameter reaches only at infinity, "

@@ -5,6 +5,8 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from rnn_blocks.checks import whole
+
 Nonlinearity: TypeAlias = Literal["tanh", "relu"]
 
 
@@ -39,8 +41,7 @@ class MLP(nn.Module):
         named = {"layers": layers, "input_size": input_size, "output_size": output_size}
         named["width"] = width = output_size if width is None else width
         for name, number in named.items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+            whole(name, number)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
         self.nonlinearity = nonlinearity

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from rnn_blocks.cells.cell import Cell
 from rnn_blocks.cells.wrapper import CellWrapper, real_units
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State
 
 
@@ -37,12 +38,8 @@ class Mogrifier(CellWrapper):
 
     def __init__(self, cell: Cell, *, rounds: int = 5, rank: int | None = None) -> None:
         super().__init__(cell)
-        if rounds < 0:
-            raise ValueError(f"rounds must be at least 0, got {rounds}")
-        if rank is not None and rank < 1:
-            raise ValueError(f"rank must be at least 1, or None for full matrices, got {rank}")
-        self.rounds = rounds
-        self.rank = rank
+        self.rounds = whole("rounds", rounds, 0)
+        self.rank = None if rank is None else whole("rank", rank, 1, ", or None for full matrices")
         sizes = (real_units(cell, "Mogrifier"), cell.input_size)
         self.scalings = nn.ModuleList(_affine(*(sizes if i % 2 == 0 else sizes[::-1]), rank) for i in range(rounds))
         self.reset_parameters()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from rnn_blocks.cells.weights import WeightedCell
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State
 
 
@@ -41,8 +42,7 @@ class RHNCell(WeightedCell):
     gate_names = ("g", "t")
 
     def __init__(self, input_size: int, hidden_size: int, *, depth: int = 5, transform_bias: float = -2.0) -> None:
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
+        whole("depth", depth)
         super().__init__(input_size, hidden_size, num_gates=2)
         self.depth = depth
         self.transform_bias = transform_bias

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from rnn_blocks.cells.cell import Cell
 from rnn_blocks.cells.wrapper import CellWrapper, first_state
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, hidden_of
 
 
@@ -44,9 +45,7 @@ class SkipThroughTime(CellWrapper):
 
     def __init__(self, cell: Cell, *, delay: int, strength: float = 0.5) -> None:
         super().__init__(cell)
-        if delay < 2:
-            raise ValueError(f"delay must be at least 2 steps (the cell reads 1 step back itself), got {delay}")
-        self.delay = delay
+        self.delay = whole("delay", delay, 2, " steps (the cell reads 1 step back itself)")
         self.initial_strength = strength
         self.strength = nn.Parameter(torch.empty(hidden_of(first_state(cell)).shape[-1]))
         self.reset_parameters()

@@ -42,9 +42,10 @@ class Zoneout(CellWrapper):
 
     def __init__(self, cell: Cell, p: float | tuple[float, float]) -> None:
         super().__init__(cell)
-        self.p_hidden, self.p_others = p if isinstance(p, tuple | list) else (p, p)
-        if not (0 <= self.p_hidden < 1 and 0 <= self.p_others < 1):
+        pair = tuple(p) if isinstance(p, tuple | list) else (p, p)
+        if len(pair) != 2 or not all(0 <= rate < 1 for rate in pair):
             raise ValueError(f"p must be at least 0 and below 1, or two such numbers, got {p}")
+        self.p_hidden, self.p_others = pair
         units = unit_tensors(cell, first_state(cell))
         self.num_tensors, self.unit_shape = len(units), tuple(units[0].shape[1:])
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.engine import State
-from rnn_blocks.layers.layer import Layer
+from rnn_blocks.layers.layer import Layer, check_layer
 from rnn_blocks.layers.redrawn import redrawn
 
 Merge: TypeAlias = Literal["concat", "sum", "mean"]
@@ -49,6 +49,9 @@ class Bidirectional(Layer):
     def __init__(self, forward: Layer, backward: Layer | None = None, *, merge: Merge = "concat") -> None:
         if merge not in MERGES:
             raise ValueError(f"merge must be one of {', '.join(map(repr, MERGES))}, got {merge!r}")
+        for layer in (forward, backward):
+            if layer is not None:
+                check_layer("Bidirectional", layer)
         if backward is None:
             backward = redrawn(forward)
         shared = ["input_size", "batch_first"] if merge == "concat" else ["input_size", "batch_first", "output_size"]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rnn_blocks.cells import Cell
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, map_state
 from rnn_blocks.layers.recurrent import Engine, Recurrent
 from rnn_blocks.layers.redrawn import redrawn
@@ -45,10 +46,8 @@ class DilatedRecurrent(Recurrent):
     """
 
     def __init__(self, cell: Cell, dilation: int, *, engine: Engine = "auto", batch_first: bool = True) -> None:
-        if dilation < 1:
-            raise ValueError(f"dilation must be at least 1, got {dilation}")
         super().__init__(cell, engine=engine, batch_first=batch_first)
-        self.dilation = dilation
+        self.dilation = whole("dilation", dilation)
 
     def initial_state(self, batch_size: int, like: Tensor) -> State:
         """The cell's for each phase: tensors ``(batch, dilation, …)``."""

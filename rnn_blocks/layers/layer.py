@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from rnn_blocks.cells import Cell
 from rnn_blocks.engine import State, describe_state, is_wrapped, map_state
 
 AnyState = TypeVar("AnyState")
@@ -179,6 +180,27 @@ class Layer(nn.Module):
                 f"the state of this {type(self).__name__} for {batch} sequences is {describe_state(expected)}, "
                 f"got {describe_state(state)}"
             ) from error
+
+
+def check_layer(owner: str, layer: object) -> None:
+    """Raise ValueError where what should be a layer is a cell, a layer of torch's own, or something else.
+
+    >>> from rnn_blocks import GRUCell
+    >>> check_layer("Stack", GRUCell(3, 4))
+    Traceback (most recent call last):
+    ...
+    ValueError: Stack needs a layer, got GRUCell, which is a cell: Recurrent(cell) is a layer of it
+    """
+    if isinstance(layer, Layer) or hasattr(layer, "output_size"):  # that of torch.compile is no subclass
+        return
+    name = type(layer).__name__
+    why = ""
+    if isinstance(layer, Cell):
+        why = ", which is a cell: Recurrent(cell) is a layer of it"
+    elif isinstance(layer, nn.RNNBase):
+        own = {"RNN": "Elman"}.get(name, name)
+        why = f" of torch.nn: rnn_blocks.{own}.from_torch(layer) makes a layer of it"
+    raise ValueError(f"{owner} needs a layer, got {name}{why}")
 
 
 def run_padded(

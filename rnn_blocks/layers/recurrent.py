@@ -3,7 +3,7 @@
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnn_blocks.cells import Cell, LinearCell
 from rnn_blocks.cells.kernel import has_kernel
@@ -45,6 +45,7 @@ class Recurrent(Layer):
     def __init__(self, cell: Cell, *, engine: Engine = "auto", batch_first: bool = True) -> None:
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+        _check_cell(type(self).__name__, cell)
         super().__init__(cell.input_size, cell.hidden_size, batch_first=batch_first)
         self.cell = cell
         self.engine = engine
@@ -139,3 +140,10 @@ class Recurrent(Layer):
     def extra_repr(self) -> str:
         """The engine."""
         return f"engine={self.engine!r}"
+
+
+def _check_cell(owner: str, cell: object) -> None:
+    if isinstance(cell, Cell) or hasattr(cell, "advance"):  # that of torch.compile is no subclass
+        return
+    why = " of torch.nn" if isinstance(cell, nn.RNNCellBase) else ", a layer" if isinstance(cell, Layer) else ""
+    raise ValueError(f"{owner} needs a cell of rnn_blocks, got {type(cell).__name__}{why}")

@@ -1,10 +1,11 @@
 """Layers of one kind of cell on top of each other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
 from rnn_blocks.cells import Cell
 from rnn_blocks.cells.initialisation import initialise
+from rnn_blocks.checks import whole
 from rnn_blocks.layers.bidirectional import Bidirectional
 from rnn_blocks.layers.layer import Layer
 from rnn_blocks.layers.recurrent import Engine, Recurrent
@@ -82,11 +83,10 @@ class RecurrentStack(Stack):
 
 
 def _widths(hidden_size: int | Sequence[int], num_layers: int) -> list[int]:
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-    if isinstance(hidden_size, int):
-        return [hidden_size] * num_layers
-    widths = list(hidden_size)
+    num_layers = whole("num_layers", num_layers)
+    if not isinstance(hidden_size, Iterable):
+        return [whole("hidden_size", hidden_size)] * num_layers
+    widths = [whole("hidden_size", width) for width in hidden_size]
     if not widths:
         raise ValueError("hidden_size must be a number or at least one number, one a layer, got none")
     if num_layers not in (1, len(widths)):

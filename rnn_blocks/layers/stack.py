@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from rnn_blocks.engine import State
-from rnn_blocks.layers.layer import Layer
+from rnn_blocks.layers.layer import Layer, check_layer
 from rnn_blocks.layers.skip_paths import SKIPS, HighwayPath, ResidualPath, Skip
 
 RunLayer = Callable[[Layer, Tensor, State], tuple[Tensor, State]]
@@ -53,6 +53,8 @@ class Stack(Layer):
             raise ValueError("a stack needs at least one layer, got none")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        for layer in layers:
+            check_layer("Stack", layer)
         _check_widths(layers, skip)
         batch_first = layers[0].batch_first
         if any(layer.batch_first != batch_first for layer in layers):

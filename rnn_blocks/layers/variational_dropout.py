@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State
 from rnn_blocks.layers.layer import Layer
 
@@ -42,8 +43,7 @@ class VariationalDropout(Layer):
     """
 
     def __init__(self, size: int, p: float, *, each_call: bool = False, batch_first: bool = True) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        whole("size", size)
         if not 0 <= p < 1:
             raise ValueError(f"p must be at least 0 and below 1, got {p}")
         super().__init__(size, size, batch_first=batch_first)

@@ -9,7 +9,7 @@ from torch.nn.functional import dropout
 
 from rnn_blocks.cells.settled import computed, original, weight_names
 from rnn_blocks.engine import MethodCall, State
-from rnn_blocks.layers.layer import Layer
+from rnn_blocks.layers.layer import Layer, check_layer
 
 
 class WeightDrop(Layer):
@@ -45,6 +45,7 @@ class WeightDrop(Layer):
     def __init__(self, layer: Layer, p: float, *, weights: Sequence[str] = ("weight_hh",)) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"p must be at least 0 and below 1, got {p}")
+        check_layer("WeightDrop", layer)
         names = weight_names(layer)
         unknown = [name for name in weights if name not in names]
         if unknown or not weights or isinstance(weights, str):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_blocks.cells.settled import settled
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, dropout, dropout_mask, hidden_of, map_state, run_loop, state_tensors
 from rnn_blocks.layers import Layer, Recurrent
 from rnn_blocks.layers.recurrent import Engine
@@ -69,8 +70,7 @@ class Decoder(nn.Module):
         for name, part in (("dropout", dropout), ("output_dropout", output_dropout)):
             if not 0 <= part < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {part}")
-        if vocab_size < 2:
-            raise ValueError(f"vocab_size must be at least 2, got {vocab_size}")
+        whole("vocab_size", vocab_size, 2)
         cell = DecoderCell(
             layer,
             attention,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rnn_blocks.cells import Cell
 from rnn_blocks.engine import State, dropout_mask
 from rnn_blocks.layers import Layer
+from rnn_blocks.layers.layer import check_layer
 from rnn_blocks.seq2seq.attention import Attention
 
 DecoderMemory: TypeAlias = tuple[State, State]
@@ -57,6 +58,7 @@ class DecoderCell(Cell):
         attentional_size: int | None = None,
         dropout: float = 0.0,
     ) -> None:
+        check_layer(type(self).__name__, layer)
         read = context_size if attention is None else attention.output_size
         if input_feeding and attention is None:
             raise ValueError("input_feeding gives back what attention read: it needs an attention")

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, dropout
 from rnn_blocks.layers import Layer
 from rnn_blocks.layers.bidirectional import reverse_time
-from rnn_blocks.layers.layer import checked_lengths, without_padding
+from rnn_blocks.layers.layer import check_layer, checked_lengths, without_padding
 
 
 class Encoded(NamedTuple):
@@ -55,8 +56,8 @@ class Encoder(nn.Module):
 
     def __init__(self, layer: Layer, vocab_size: int, *, dropout: float = 0.0, reverse: bool = False) -> None:
         super().__init__()
-        if vocab_size < 1:
-            raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+        check_layer("Encoder", layer)
+        whole("vocab_size", vocab_size)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
         self.embedding = nn.Embedding(vocab_size, layer.input_size)

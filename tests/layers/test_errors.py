@@ -1,5 +1,7 @@
+import numpy
 import pytest
 import torch
+from torch import nn
 
 import rnn_blocks
 from rnn_blocks import GRU, LSTM, Cell, Elman, GRUCell, Layer, Recurrent, Stack
@@ -128,3 +130,91 @@ def test_weight_drop_says_so_where_another_layer_has_no_such_weights():
     layer.layer = rnn_blocks.LRU(3, 4)
     with pytest.raises(ValueError, match="WeightDrop finds no parameter named 'weight_hh' in this LRU any more"):
         layer(torch.randn(2, 5, 3))
+
+
+TAKE_A_LAYER = [
+    lambda layer: Stack([GRU(3, 4), layer]),
+    lambda layer: rnn_blocks.Bidirectional(layer),
+    lambda layer: rnn_blocks.Bidirectional(GRU(3, 4), layer),
+    lambda layer: rnn_blocks.WeightDrop(layer, 0.5),
+    lambda layer: rnn_blocks.LanguageModel(layer, 9),
+    lambda layer: rnn_blocks.ClozeModel(layer, 9, 1),
+    lambda layer: rnn_blocks.Encoder(layer, 9),
+    lambda layer: rnn_blocks.Decoder(layer, 9),
+    lambda layer: rnn_blocks.Seq2Seq(layer, GRU(8, 4), 9, 9),
+    lambda layer: rnn_blocks.Seq2Seq(GRU(3, 4), layer, 9, 9),
+]
+
+
+@pytest.mark.parametrize("take", TAKE_A_LAYER)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (GRUCell(4, 4), r"needs a layer, got GRUCell, which is a cell: Recurrent\(cell\) is a layer of it"),
+        (nn.RNN(4, 4), r"got RNN of torch.nn: rnn_blocks.Elman.from_torch\(layer\) makes a layer of it"),
+        (nn.LSTM(4, 4), r"got LSTM of torch.nn: rnn_blocks.LSTM.from_torch\(layer\) makes a layer of it"),
+        (nn.Linear(4, 4), "needs a layer, got Linear$"),
+    ],
+)
+def test_what_is_no_layer_is_refused_with_what_makes_it_one(take, given, message):
+    with pytest.raises(ValueError, match=message):
+        take(given)
+
+
+@pytest.mark.parametrize("given", [nn.LSTMCell(3, 4), LSTM(3, 4), nn.Linear(3, 4)])
+def test_what_is_no_cell_is_refused(given):
+    for take in (Recurrent, lambda cell: rnn_blocks.DilatedRecurrent(cell, 2), rnn_blocks.LearnedState):
+        with pytest.raises(ValueError, match=f"needs a cell.*got {type(given).__name__}"):
+            take(given)
+
+
+@pytest.mark.parametrize("take", TAKE_A_LAYER[:1] + TAKE_A_LAYER[4:7])
+def test_a_compiled_layer_is_one(take):
+    take(torch.compile(GRU(4, 4), backend="eager"))
+
+
+CELL, MODEL = GRUCell(4, 4), rnn_blocks.LanguageModel(GRU(4, 4), 9)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda number: GRUCell(3, number), "hidden_size"),
+        (lambda number: GRUCell(number, 4), "input_size"),
+        (lambda number: LSTM(3, number), "hidden_size"),
+        (lambda number: LSTM(3, [4, number]), "hidden_size"),
+        (lambda number: LSTM(3, 4, num_layers=number), "num_layers"),
+        (lambda number: rnn_blocks.RHNCell(3, 4, depth=number), "depth"),
+        (lambda number: rnn_blocks.Mogrifier(CELL, rounds=number), "rounds"),
+        (lambda number: rnn_blocks.Mogrifier(CELL, rank=number), "rank"),
+        (lambda number: rnn_blocks.SkipThroughTime(CELL, delay=number), "delay"),
+        (lambda number: rnn_blocks.Clockwork(CELL, [1, number]), "period 1"),
+        (lambda number: rnn_blocks.DilatedRecurrent(CELL, number), "dilation"),
+        (lambda number: rnn_blocks.VariationalDropout(number, 0.5), "size"),
+        (lambda number: rnn_blocks.AdditiveAttention(number, 4), "query_size"),
+        (lambda number: rnn_blocks.AdditiveAttention(4, 4, attention_size=number), "attention_size"),
+        (lambda number: rnn_blocks.LanguageModel(GRU(4, 4), number), "vocab_size"),
+        (lambda number: rnn_blocks.Encoder(GRU(4, 4), number), "vocab_size"),
+        (lambda number: rnn_blocks.NeuralCache(window=number), "window"),
+        (lambda number: rnn_blocks.DynamicEvaluation(steps=number), "steps"),
+        (lambda number: MODEL.generate([1, 2], number), "max_tokens"),
+        (lambda number: MODEL.generate([1, 2], 3, top_k=number), "top_k"),
+    ],
+)
+def test_numbers_that_are_no_whole_ones_are_refused(make, name):
+    for number in (2.5, 2.0, "2"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, at least [012].*, got {number!r}"):
+            make(number)
+    with pytest.raises(ValueError, match=f"{name} must be at least [012].*, got -1"):
+        make(-1)
+    make(numpy.int64(2))
+
+
+@pytest.mark.parametrize("pair", [(0.1, 0.2, 0.3), (0.1,), (0.1, 1.0)])
+def test_pairs_of_rates_are_pairs(pair):
+    with pytest.raises(ValueError, match="p must be at least 0 and below 1, or two such numbers, got"):
+        rnn_blocks.Zoneout(GRUCell(3, 4), pair)
+    with pytest.raises(
+        ValueError, match=r"time_constant must be at least 1 step, or \(shortest, longest\) of such, got"
+    ):
+        rnn_blocks.Leaky(GRUCell(3, 4), time_constant=pair)

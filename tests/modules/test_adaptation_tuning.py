@@ -51,6 +51,20 @@ def test_the_rate_moves_to_where_both_neighbours_are_worse(lr: float) -> None:
     assert best <= min(loss(replace(chosen, lr=chosen.rate * factor)) for factor in (0.5, 2.0))
 
 
+def test_numbers_that_start_from_0_can_be_left() -> None:
+    model = LanguageModel(LSTM(6, 6), VOCABULARY).double()
+    still = DynamicEvaluation("sgd", lr=0.0, decay=0.0)
+    assert tune_dynamic_evaluation(model, repeating, still, tune_decay=False).rate >= 0.1
+
+    def loss(decay: float) -> float:
+        dynamic = replace(still, lr=64.0, decay=decay)
+        return evaluate_adaptively(model, repeating(), dynamic=dynamic)["model"].compute()["loss"].item()
+
+    chosen = tune_dynamic_evaluation(model, repeating, replace(still, lr=64.0), tune_lr=False).decay
+    assert (chosen > 0) == (loss(0.002) < loss(0.0))
+    assert loss(chosen) <= loss(0.0)
+
+
 def test_a_rate_that_diverges_is_no_choice() -> None:
     model = LanguageModel(LSTM(6, 6), VOCABULARY)
     start = DynamicEvaluation("sgd", lr=1e38, decay=0.5)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, detach_state
 from rnn_blocks.modules.adaptation.segments import IGNORED
 from rnn_blocks.modules.language_model.model import LanguageModel
@@ -65,8 +66,7 @@ class DynamicEvaluation:
             raise ValueError(f"decay must be at least 0 and at most 1, got {self.decay}")
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        whole("steps", self.steps)
 
     @property
     def rate(self) -> float:

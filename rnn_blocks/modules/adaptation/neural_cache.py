@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rnn_blocks.checks import whole
+
 IGNORED = -100
 STEPS = 256  # at a time: bounds the scores held at once to lanes x STEPS x (STEPS + window)
 
@@ -65,8 +67,7 @@ class NeuralCache:
     weight: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1 step, got {self.window}")
+        whole("window", self.window, 1, " step")
         if not 0 <= self.theta < math.inf:
             raise ValueError(f"theta must be at least 0, got {self.theta}")
         if not 0 <= self.weight < 1:

@@ -92,6 +92,8 @@ def tune_dynamic_evaluation(
 ) -> DynamicEvaluation:
     """Dynamic evaluation with the learning rate, then the decay, doubled or halved as long as that lowers the loss.
 
+    From 0 they go to the method's default first.
+
     Args:
         model: a trained model.
         batches: makes chunks of validation text, as for :func:`evaluate_adaptively`, anew for each pass over it.
@@ -127,11 +129,12 @@ def tune_dynamic_evaluation(
                 known[one] = loss(one)
         return known[candidate] < known[than]
 
+    default = DynamicEvaluation(dynamic.method)
     moves: list[Callable[[DynamicEvaluation, float], DynamicEvaluation]] = []
     if tune_lr:
-        moves.append(lambda now, factor: replace(now, lr=now.rate * factor))
+        moves.append(lambda now, factor: replace(now, lr=now.rate * factor or default.rate))
     if tune_decay:
-        moves.append(lambda now, factor: replace(now, decay=min(1.0, now.decay * factor)))
+        moves.append(lambda now, factor: replace(now, decay=min(1.0, now.decay * factor or default.decay)))
     for move in moves:
         start = dynamic
         for factor in (2.0, 0.5):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import dropout
 from rnn_blocks.layers import Layer
-from rnn_blocks.layers.layer import checked_lengths, without_padding
+from rnn_blocks.layers.layer import check_layer, checked_lengths, without_padding
 from rnn_blocks.modules.cloze.batch import ClozeBatch
 from rnn_blocks.modules.output_layer import word_loss
 from rnn_blocks.modules.token_module import TokenModule, adam, init_tokens
@@ -98,12 +99,12 @@ class ClozeModel(TokenModule):
         self.save_hyperparameters(ignore=[] if from_command_line else ["layer", "optimizer", "lr_scheduler"])
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-        if vocab_size < 2:
-            raise ValueError(f"vocab_size must be at least 2, a token and the mask, got {vocab_size}")
+        whole("vocab_size", vocab_size, 2, ", a token and the mask")
         if not 0 <= mask_id < vocab_size:
             raise ValueError(f"mask_id must be an id of the vocabulary, from 0 to {vocab_size - 1}, got {mask_id}")
         if init_range is not None and not 0 < init_range < math.inf:
             raise ValueError(f"init_range must be above 0, got {init_range}")
+        check_layer(type(self).__name__, layer)
         self.layer = layer
         self.mask_id = mask_id
         self.dropout = dropout
@@ -212,8 +213,7 @@ class ClozeModel(TokenModule):
         Raises:
             ValueError: where no id is the mask's, one is outside of the vocabulary, or ``top_k`` is below 1.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        whole("top_k", top_k)
         vocab_size = self.embedding.num_embeddings
         blank = inputs == self.mask_id
         if lengths is not None:

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from rnn_blocks.checks import whole
+
 
 class ChunkRate:
     """Multiplies the learning rate of one step by the length of its chunk over the length that it is meant for.
@@ -30,9 +32,7 @@ class ChunkRate:
     """
 
     def __init__(self, bptt: int) -> None:
-        if bptt < 1:
-            raise ValueError(f"lr_for_bptt must be at least 1, got {bptt}")
-        self.bptt = bptt
+        self.bptt = whole("lr_for_bptt", bptt)
         self._lengths: list[int] = []
         self._scaled: list[tuple[dict[str, Any], Any]] = []  # parameter groups, and their own rates
 

@@ -11,6 +11,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, detach_state, dropout, dropout_mask, map_state, state_tensors
 from rnn_blocks.layers import (
     Layer,
@@ -18,6 +19,7 @@ from rnn_blocks.layers import (
     embedding_dropout,
     temporal_activation_regularisation,
 )
+from rnn_blocks.layers.layer import check_layer
 from rnn_blocks.modules.language_model.chunk_rate import ChunkRate
 from rnn_blocks.modules.language_model.text_batch import TextBatch
 from rnn_blocks.modules.language_model.writing import Writing
@@ -124,10 +126,10 @@ class LanguageModel(Writing):
         for name, weight in penalties.items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {weight}")
-        if vocab_size < 2:
-            raise ValueError(f"vocab_size must be at least 2, got {vocab_size}")
+        whole("vocab_size", vocab_size, 2)
         if init_range is not None and not 0 < init_range < math.inf:
             raise ValueError(f"init_range must be above 0, got {init_range}")
+        check_layer(type(self).__name__, layer)
         if not layer.causal:
             raise ValueError(
                 f"a language model predicts what comes next, but this {type(layer).__name__} reads it beforehand: "

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State
 from rnn_blocks.layers import Layer
 from rnn_blocks.modules.generation import check_sampling, sample_token, stream_tokens
@@ -53,8 +54,7 @@ class Writing(TokenModule):
         Raises:
             ValueError: for an empty prompt, an id outside the vocabulary, or an option out of its range.
         """
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        max_tokens = whole("max_tokens", max_tokens)
         prompt = torch.as_tensor(prompt, dtype=torch.int64, device=self.device)
         prompt = prompt if prompt.dim() == 2 else prompt.view(1, -1)
         stream = self.stream(prompt, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)

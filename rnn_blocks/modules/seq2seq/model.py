@@ -10,8 +10,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, detach_state, map_state
 from rnn_blocks.layers import Layer
+from rnn_blocks.layers.layer import check_layer
 from rnn_blocks.modules.output_layer import word_losses
 from rnn_blocks.modules.scheduled_sampling import ScheduledSampling
 from rnn_blocks.modules.seq2seq.parallel_batch import ParallelBatch
@@ -145,6 +147,8 @@ class Seq2Seq(Translating):
         named = {"attention": attention, "bridge": bridge}
         objects += [name for name, part in named.items() if isinstance(part, nn.Module)]
         self.save_hyperparameters(ignore=["detokenize"] if from_command_line else ["detokenize", *objects])
+        for layer in (encoder, decoder):
+            check_layer(type(self).__name__, layer)
         _check_numbers(
             label_smoothing=(label_smoothing, 0, 1),
             coverage_loss=(coverage_loss, 0, None),
@@ -154,8 +158,7 @@ class Seq2Seq(Translating):
             coverage_penalty=(coverage_penalty, 0, math.inf),
         )
         for name, size in (("val_beam_size", val_beam_size), ("test_beam_size", test_beam_size)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            whole(name, size)
         for name, token in (("bos", bos), ("eos", eos), ("pad", pad)):
             if not 0 <= token < target_vocab_size:
                 raise ValueError(f"{name} {token} is no id of the {target_vocab_size} target tokens")

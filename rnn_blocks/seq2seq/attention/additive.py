@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from rnn_blocks.checks import whole
 from rnn_blocks.seq2seq.attention.attention import Attention
 
 
@@ -42,8 +43,7 @@ class AdditiveAttention(Attention):
     ) -> None:
         super().__init__(query_size, memory_size, coverage=coverage)
         size = query_size if attention_size is None else attention_size
-        if size < 1:
-            raise ValueError(f"attention_size must be at least 1, got {size}")
+        whole("attention_size", size)
         self.attention_size = size
         self.query_layer = nn.Linear(query_size, size, bias=False)
         self.key_layer = nn.Linear(memory_size, size, bias=self.key_bias)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rnn_blocks.checks import whole
 from rnn_blocks.engine import State, state_tensors
 from rnn_blocks.layers.layer import checked_lengths
 
@@ -62,12 +63,8 @@ class Attention(nn.Module):
 
     def __init__(self, query_size: int, memory_size: int, *, coverage: bool = False) -> None:
         super().__init__()
-        for name, size in (("query_size", query_size), ("memory_size", memory_size)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        self.query_size = query_size
-        self.memory_size = memory_size
-        self.output_size = memory_size
+        self.query_size = whole("query_size", query_size)
+        self.memory_size = self.output_size = whole("memory_size", memory_size)
         self.coverage = coverage
         self.coverage_weight = nn.Parameter(torch.zeros(())) if coverage else None
 
