@@ -49,14 +49,14 @@ class Clockwork(CellWrapper):
 
     def __init__(self, cell: Cell, periods: Sequence[int]) -> None:
         super().__init__(cell)
-        if not len(periods):
-            raise ValueError("periods must be one number of steps a group, got none")
         self.periods = tuple(whole(f"period {k}", period, 1, " step") for k, period in enumerate(periods))
+        if not self.periods:
+            raise ValueError("periods must be one number of steps a group, got none")
         width = hidden_of(first_state(cell)).shape[-1]
         if width % len(self.periods):
             raise ValueError(
                 f"the {width} units of the cell do not form {len(self.periods)} groups of equal size, "
-                f"as periods {list(periods)} ask for"
+                f"as periods {list(self.periods)} ask for"
             )
         self.register_buffer("unit_periods", torch.empty(width, dtype=torch.long), persistent=False)
         self.reset_parameters()

@@ -191,12 +191,11 @@ def check_layer(owner: str, layer: object) -> None:
     ...
     ValueError: Stack needs a layer, got GRUCell, which is a cell: Recurrent(cell) is a layer of it
     """
-    if isinstance(layer, Layer) or hasattr(layer, "output_size"):  # that of torch.compile is no subclass
-        return
-    name = type(layer).__name__
-    why = ""
+    name, why = type(layer).__name__, ""
     if isinstance(layer, Cell):
         why = ", which is a cell: Recurrent(cell) is a layer of it"
+    elif isinstance(layer, Layer) or hasattr(layer, "output_size"):  # that of torch.compile is no subclass
+        return
     elif isinstance(layer, nn.RNNBase):
         own = {"RNN": "Elman"}.get(name, name)
         why = f" of torch.nn: rnn_blocks.{own}.from_torch(layer) makes a layer of it"
