@@ -18,7 +18,12 @@ from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.arguments import map_values
 from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, given_option
 from rnn_blocks.recipes.command_line.parser import RecipeParser
-from rnn_blocks.recipes.command_line.run_options import add_run_options, check_run_options, check_schedule
+from rnn_blocks.recipes.command_line.run_options import (
+    add_run_options,
+    check_kept_options,
+    check_run_options,
+    check_schedule,
+)
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
 from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.command_line.trainer import RecipeTrainer
@@ -155,6 +160,11 @@ class RecipeCLI(LightningCLI):
             first = self._checkpoint.options(rest)
             if command == "fit" and path.stem == LAST:
                 self._resumed = run_of_checkpoint(path)  # any but the newest state of a run starts a run of its own
+                if self._resumed is None and given == LAST:
+                    raise InputError(
+                        f"--ckpt_path last: {path.parent.parent} has no config.yaml, without which no training goes on "
+                        f"in it; --ckpt_path {quote(str(path))} starts a run of its own from there"
+                    )
         return [command, *first, *rest]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -188,6 +198,8 @@ class RecipeCLI(LightningCLI):
         """Make the run's folder before any long work."""
         options = self.config[self.config["subcommand"]]
         check_run_options(options, self.monitors)
+        if options["trainer"].get("fast_dev_run"):  # a trial is to leave the run as it is
+            self._resumed = None
         if self._resumed is not None:
             self._resumed.check_writable()
         self._splits = self.splits_read(options)
@@ -195,6 +207,7 @@ class RecipeCLI(LightningCLI):
             self._checkpoint.check_data(options["data"], self._splits)
         if self.config["subcommand"] != "fit":
             return
+        check_kept_options(options)
         if self._checkpoint is None:
             check_schedule(options)
         else:
@@ -212,6 +225,8 @@ class RecipeCLI(LightningCLI):
         self.folder = self._resumed or new_run_folder(runs, options["name"])
         self._lock = self.folder.lock()
         self.folder.check_writable()
+        if self._checkpoint is not None and self._checkpoint.is_outdated():
+            raise InputError(f"{self._checkpoint.path}: another process has just written it anew; start again")
         if self._resumed is None:
             remember_job(self.folder, self._args)
         os.environ[ENVIRONMENT] = str(self.folder.path.resolve())
@@ -367,11 +382,16 @@ class RecipeCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Say the result."""
-        self._say("val")
+        self._say_measured("val")
 
     def after_test(self) -> None:
         """Say the result."""
-        self._say("test")
+        self._say_measured("test")
+
+    def _say_measured(self, split: Literal["val", "test"]) -> None:
+        if not any(name.startswith(f"{split}/") for name in self.trainer.callback_metrics):
+            raise InputError(f"nothing was measured: no batch of the {split} split was asked for")
+        self._say(split)
 
     def _say(self, split: Literal["val", "test"]) -> None:
         """Write a pass's result to standard output: each recipe its own."""

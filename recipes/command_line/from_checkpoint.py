@@ -135,6 +135,7 @@ class GivenCheckpoint:
 
     def __init__(self, path: Path, recipe: str, split: Split | None) -> None:
         self.path = path
+        self._written = path.stat()
         self.held = read_checkpoint(path)
         self.data_state = check_recipe(self.held, path, recipe)
         if split is None and "optimizer_states" not in self.held:
@@ -142,6 +143,11 @@ class GivenCheckpoint:
         self._split = split
         self._configuration: Configuration | None = None
         self._given: set[str] = set()
+
+    def is_outdated(self) -> bool:
+        """Whether the file has been written anew since it was read."""
+        now = self.path.stat()
+        return (now.st_mtime_ns, now.st_ino) != (self._written.st_mtime_ns, self._written.st_ino)
 
     def options(self, args: list[str]) -> list[str]:
         """What its configuration adds to a command line, to stand before it.
@@ -186,7 +192,7 @@ class GivenCheckpoint:
             InputError: where one is not the run's.
         """
         held = {} if self._configuration is None else self._configuration.values.get("model", {})
-        for name in ("optimizer", "lr_scheduler"):
+        for name in ("optimizer", "lr_scheduler", "lr"):
             if name in held and (changed := _changed(held[name], model.get(name), f"model.{name}")):
                 option, was, now = changed
                 raise InputError(

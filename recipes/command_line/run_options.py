@@ -44,6 +44,29 @@ def add_run_options(add_argument: Callable[..., Any], monitor: str, monitors: Co
     )
 
 
+def check_kept_options(options: Namespace) -> None:
+    """Look at what a training's configuration could not keep, or would keep in vain.
+
+    Args:
+        options: of ``fit``.
+
+    Raises:
+        InputError: where an option holds bytes that are no UTF-8, or switches the checkpoints off.
+
+    >>> check_kept_options(Namespace(trainer=Namespace(enable_checkpointing=False)))
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: --trainer.enable_checkpointing false: a run keeps last.ckpt, to go on, and best.ckpt
+    """
+    for name, value in options.items():
+        if isinstance(value, str) and not value.isascii() and value.encode(errors="replace").decode() != value:
+            raise InputError(
+                f"--{name} {value!a}: holds bytes that are no UTF-8, which config.yaml cannot keep; rename it"
+            )
+    if options["trainer"].get("enable_checkpointing") is False:
+        raise InputError("--trainer.enable_checkpointing false: a run keeps last.ckpt, to go on, and best.ckpt")
+
+
 def check_run_options(options: Namespace, monitors: Collection[str]) -> None:
     """Look at them before any long work.
 

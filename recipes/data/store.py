@@ -80,7 +80,7 @@ class PreparedText:
 def default_cache_dir() -> Path:
     """``$RNN_BLOCKS_CACHE``, else ``$XDG_CACHE_HOME/rnn-blocks``, else ``~/.cache/rnn-blocks``."""
     if own := os.environ.get("RNN_BLOCKS_CACHE"):
-        return Path(own)
+        return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "rnn-blocks"
 

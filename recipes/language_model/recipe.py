@@ -88,6 +88,12 @@ class LanguageModelCLI(RecipeCLI):
         """Samples of text."""
         samples = options["samples"]
         prompts = [given_text("--samples.prompts", prompt) for prompt in samples["prompts"]]
+        if samples["max_tokens"] < 1:
+            raise InputError(f"--samples.max_tokens must be at least 1, got {samples['max_tokens']}")
+        try:
+            check_sampling(samples["temperature"], None, None)
+        except ValueError as error:
+            raise InputError(f"--samples.{error}") from None
         if not prompts:
             return []
         assert self.folder is not None

@@ -27,6 +27,7 @@ class GeneratedBatches:
         batches: how many there are for this rank.
         rank: this process's place.
         world_size: how many processes there are.
+        goes_on: whether a pass goes on where the one before it ended, and does not begin anew.
 
     >>> loader = GeneratedBatches(make_task("adding", 10), 4, split="train", seed=1, batches=3)
     >>> [inputs.shape for inputs, targets in loader]
@@ -43,6 +44,7 @@ class GeneratedBatches:
         batches: int,
         rank: int = 0,
         world_size: int = 1,
+        goes_on: bool = False,
     ) -> None:
         self._task = task
         self._batch_size = batch_size
@@ -50,14 +52,17 @@ class GeneratedBatches:
         self._seed = seed
         self._batches = batches
         self._rank, self._world_size = rank, world_size
+        self._goes_on = goes_on
         self._next = 0
-        self._resume_at = 0
+        self._resume_at: int | None = None
 
     def __len__(self) -> int:
         return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
-        first, self._resume_at = self._resume_at, 0
+        first, self._resume_at = self._resume_at, None
+        if first is None:
+            first = self._next if self._goes_on else 0
         for index in range(first, self._batches):
             self._next = index + 1
             place = index * self._world_size + self._rank
@@ -129,6 +134,7 @@ class LongRangeData(pl.LightningDataModule):
             batches=batches,
             rank=rank,
             world_size=world_size,
+            goes_on=self.trainer is None or not self.trainer.overfit_batches,  # type: ignore[attr-defined]
         )
 
     def val_dataloader(self) -> GeneratedBatches:

@@ -123,7 +123,7 @@ def validate_average(
         return None
     path = Path(trainer.strategy.broadcast(str(folder.checkpoint(AVERAGED))))  # which only the first rank knows
     if trainer.is_global_zero:
-        AtomicCheckpointIO().save_checkpoint(average_checkpoints(kept_checkpoints(folder)), path)
+        AtomicCheckpointIO().save_checkpoint(average_checkpoints(sorted(map(Path, kept.best_k_models))), path)
     trainer.strategy.barrier()
     trainer.loggers = []  # what is measured now is of no step of the training
     trainer.validate(model, datamodule, ckpt_path=str(path), verbose=False, weights_only=True)

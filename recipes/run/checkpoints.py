@@ -222,6 +222,18 @@ class KeptCheckpoints(ModelCheckpoint):
             save_weights_only=True,
             enable_version_counter=False,
         )
+        self._count = count
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue a checkpoint's; where more were kept, the best of them stay."""
+        super().load_state_dict(state_dict)
+        ordered = sorted(self.best_k_models, key=self.best_k_models.__getitem__, reverse=self.mode == "max")
+        for path in ordered[self._count :]:
+            del self.best_k_models[path]
+            Path(path).unlink(missing_ok=True)
+        if ordered:
+            self.kth_best_model_path = ordered[: self._count][-1]
+            self.kth_value = self.best_k_models[self.kth_best_model_path]
 
 
 class MovedFolder(Callback):

@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 
 from filelock import FileLock, Timeout
 
@@ -64,6 +65,23 @@ class RunFolder:
     def checkpoint(self, name: str) -> Path:
         """The checkpoint called ``last``, ``best`` or ``averaged``."""
         return self.checkpoints / f"{name}.ckpt"
+
+    def is_begun(self) -> bool:
+        """Whether a training began here: its configuration is written with its first step.
+
+        >>> RunFolder(Path("no-such-folder")).is_begun()
+        False
+        """
+        return self.config.is_file() or any(self.checkpoints.glob("*.ckpt"))
+
+    def written_at(self) -> int:
+        """When a training last wrote here, in nanoseconds.
+
+        >>> RunFolder(Path("no-such-folder")).written_at()
+        0
+        """
+        places = [self.checkpoints, *self.checkpoints.glob("*.ckpt"), self.config, self.metrics]
+        return max((path.stat().st_mtime_ns for path in places if path.exists()), default=0)
 
     def lock(self) -> FileLock:
         """Keep every other process out of this folder until this one ends.
@@ -204,12 +222,7 @@ def find_checkpoint(given: str, parent: Path, project: str | None = None) -> Pat
 
         return fetch_model(given, wandb_project(project), parent)
     if given in (LAST, BEST, AVERAGED):
-        found = [path for run in runs(parent) if (path := run.checkpoint(given)).is_file()]
-        if not found:
-            if runs(parent):
-                raise InputError(f"--ckpt_path {given}: no run in {parent} has a checkpoints/{given}.ckpt yet")
-            raise InputError(f"--ckpt_path {given}: there is no run in {parent} yet")
-        return max(found, key=lambda path: path.stat().st_mtime_ns)
+        return newest_checkpoint(given, runs(parent), str(parent))
     path = Path(given)
     if path.is_dir():
         for name in (BEST, LAST):
@@ -223,6 +236,36 @@ def find_checkpoint(given: str, parent: Path, project: str | None = None) -> Pat
             f"and artifact:NAME:ALIAS (newest runs: {there})"
         )
     return path
+
+
+def newest_checkpoint(name: str, there: Sequence[RunFolder], place: str) -> Path:
+    """The checkpoint ``name`` of the run that was written to last.
+
+    Args:
+        name: ``"last"``, ``"best"`` or ``"averaged"``.
+        there: the runs to choose from; a folder in which no training began does not count.
+        place: where they lie, in words.
+
+    Raises:
+        InputError: where that run has none, naming one that has.
+
+    >>> newest_checkpoint("best", [], "runs")
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: --ckpt_path best: there is no run in runs yet
+    """
+    if not there:
+        raise InputError(f"--ckpt_path {name}: there is no run in {place} yet")
+    begun = sorted((run for run in there if run.is_begun()), key=RunFolder.written_at)
+    having = [path for run in begun if (path := run.checkpoint(name)).is_file()]
+    if not having:
+        raise InputError(f"--ckpt_path {name}: no run in {place} has a checkpoints/{name}.ckpt yet")
+    if having[-1] != begun[-1].checkpoint(name):
+        raise InputError(
+            f"--ckpt_path {name}: the newest run, {begun[-1].path}, has no checkpoints/{name}.ckpt yet; another has "
+            f"one: --ckpt_path {quote(str(having[-1]))}"
+        )
+    return having[-1]
 
 
 def runs(parent: Path) -> list[RunFolder]:
@@ -242,11 +285,14 @@ def run_of_checkpoint(checkpoint: Path) -> RunFolder | None:
     >>> run_of_checkpoint(Path("elsewhere/model.ckpt")) is None
     True
     """
-    within = checkpoint.resolve().parent
-    if within.name == RunFolder(within).kept.name:
-        within = within.parent
-    folder = RunFolder(within.parent)
-    return folder if folder.checkpoints == within and folder.config.is_file() else None
+    for path in (checkpoint.absolute(), checkpoint.resolve()):  # a link to it, or to the folder of a run's checkpoints
+        within = path.parent
+        if within.name == RunFolder(within).kept.name:
+            within = within.parent
+        folder = RunFolder(within.parent)
+        if folder.checkpoints == within and folder.config.is_file():
+            return folder
+    return None
 
 
 def inherited_run_folder() -> RunFolder | None:
@@ -267,5 +313,8 @@ def write_whole(path: Path, text: str) -> None:
     '| a |'
     """
     partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)

@@ -1,5 +1,6 @@
 """What is read from a checkpoint: which recipe wrote it, the configuration of its run, the trained model."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,9 @@ def configuration_of(checkpoint: Mapping[str, Any], path: Path) -> Configuration
         )
     place = f"{path}: its configuration" if run is None else str(run.config)
     try:
+        if run is not None and held is not None and not _holds_options(run.config):
+            sys.stderr.write(f"{run.config}: cannot be read; the configuration in {path} takes its place\n")
+            run, place = None, f"{path}: its configuration"
         text = held["config"] if run is None and held is not None else run.config.read_text(encoding="utf-8")  # type: ignore[union-attr]
         directory = None if held is None else Path(held["directory"])
         values = yaml.safe_load(text)
@@ -98,6 +102,14 @@ def configuration_of(checkpoint: Mapping[str, Any], path: Path) -> Configuration
     if not isinstance(values.get("data"), dict):
         raise InputError(f"{place} holds no options of the data")
     return Configuration(values, place, directory)
+
+
+def _holds_options(config: Path) -> bool:
+    """Whether it holds any: a power cut may leave a file empty, or in part."""
+    try:
+        return isinstance(yaml.safe_load(config.read_text(encoding="utf-8")), dict)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
 
 
 def check_recipe(checkpoint: Mapping[str, Any], path: Path, recipe: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pictures of a run: its loss, its gradient norm with the threshold, and BLEU where translations are scored."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ class RunPlots(Callback):
         self._draw(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Draw what there is."""
-        self._draw(trainer)
+        """Draw what there is; what goes wrong with that is told, and does not take the place of the exception."""
+        try:
+            self._draw(trainer)
+        except Exception as error:  # a full disk's, above all
+            sys.stderr.write(f"{self._folder.plots}: the run could not be drawn ({error})\n")
 
     def _draw(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:

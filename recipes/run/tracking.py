@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from rnn_blocks.recipes.run.folder import RunFolder
+from rnn_blocks.recipes.run.folder import RunFolder, write_whole
 from rnn_blocks.recipes.run.metrics import read_metrics
 from rnn_blocks.recipes.run.metrics_csv import MetricsCSV
 from rnn_blocks.recipes.run.weights_and_biases.logger import WandbRun
@@ -114,13 +114,19 @@ class TrackedRun(Callback):
         self._run_id = None if logger is None else str(logger.version)
         if not trainer.is_global_zero:
             return
-        path = self._folder.config
-        if path.exists() and path.read_text(encoding="utf-8") != self._config:
-            number = len(list(path.parent.glob("config.before-*.yaml"))) + 1
-            path.rename(path.with_name(f"config.before-{number}.yaml"))
-        path.write_text(self._config, encoding="utf-8")
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial of a few steps leaves no run
+            self._write(self._folder.config)
         if logger is not None:
             logger.experiment.config.update(yaml.safe_load(self._config), allow_val_change=True)
+
+    def _write(self, path: Path) -> None:
+        before = path.read_bytes() if path.exists() else None
+        if before == self._config.encode():
+            return
+        if before is not None:
+            number = len(list(path.parent.glob("config.before-*.yaml"))) + 1
+            path.with_name(f"config.before-{number}.yaml").write_bytes(before)
+        write_whole(path, self._config)
 
     def state_dict(self) -> dict[str, Any]:
         """The run's id."""

@@ -58,6 +58,7 @@ class TranslationCLI(RecipeCLI):
     def _check_monitors(self, options: Namespace) -> None:
         """Refuse to watch BLEU where it is 0 whatever is translated."""
         callbacks = options["trainer"].get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         watched = {options["monitor"], *(callback.get("init_args", {}).get("monitor") for callback in callbacks)}
         if "val/bleu" not in watched:
             return

@@ -182,6 +182,9 @@ BAD_SETTINGS = {
         "the learning-rate schedule ends at step 200; give --model.lr_scheduler.init",
     ),
     "name": ("wide/deep", "--name wide/deep: it becomes part of a folder's name, and cannot hold a '/'"),
+    "samples.max_tokens": (0, "--samples.max_tokens must be at least 1, got 0"),
+    "samples.temperature": (-1, "--samples.temperature must be 0 (the most probable token) or above, got -1"),
+    "trainer.enable_checkpointing": ("false", "--trainer.enable_checkpointing false: a run keeps last.ckpt"),
     "data.tokenizer": ("char", "tokenizer char takes every character; leave vocab_size out"),
 }
 

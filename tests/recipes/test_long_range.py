@@ -155,6 +155,32 @@ def test_a_loader_goes_on_with_the_batch_after_its_state():
     assert len(list(other)) == 5  # a pass after it is whole
 
 
+def test_no_sequence_of_a_training_comes_twice_however_short_its_epochs(tmp_path):
+    class Note(pl.Callback):
+        def __init__(self):
+            self.sums = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.sums.append(batch[0].sum().item())
+
+    def fit(epochs, **options):
+        note = Note()
+        trainer = pl.Trainer(
+            max_epochs=epochs, limit_train_batches=3, callbacks=[note], accelerator="cpu", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0, limit_val_batches=0,
+            enable_model_summary=False, **options,
+        )  # fmt: skip
+        model = LongRangeModel("adding", 5, "gru", hidden_size=4)
+        data = LongRangeData("adding", 5, batch_size=2, eval_sequences=2, eval_batch_size=2)
+        trainer.fit(model, data)
+        return note.sums
+
+    task = make_task("adding", 5)
+    made = [task.batch(2, split="train", seed=1, index=index)[0].sum().item() for index in range(9)]
+    assert fit(3) == made
+    assert fit(2, overfit_batches=2) == made[:2] * 2
+
+
 def test_the_sets_of_evaluation_are_the_same_for_every_seed():
     one, other = (LongRangeData("adding", 9, seed=seed, eval_sequences=20, eval_batch_size=10) for seed in (1, 2))
     for mine, yours in (

@@ -67,6 +67,18 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_result(tmp_path):
     assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".json"]
 
 
+def test_a_training_that_evaluates_after_every_step_can_be_stopped_and_gone_on_with(tmp_path):
+    often = replace(TINY, eval_every=1)
+    whole = train(often, tmp_path / "whole", accelerator="cpu")
+    assert [step for step, _ in whole.curve] == list(range(1, often.max_steps + 1))
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            train(often, tmp_path / "parts", stop=lambda: True, accelerator="cpu")
+        assert (tmp_path / "parts" / f"{often.key()}.ckpt").is_file()
+    parts = train(often, tmp_path / "parts", accelerator="cpu")
+    assert replace(parts, seconds=whole.seconds) == whole
+
+
 def test_a_training_ends_once_it_is_solved(tmp_path):
     result = train(replace(TINY, solved_below=100.0), tmp_path, accelerator="cpu")
     assert (result.solved, result.steps) == (True, 4)

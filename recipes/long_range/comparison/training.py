@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from rnn_blocks.callbacks import NonFiniteGradientError
 from rnn_blocks.recipes.long_range.comparison.flow import gradient_flow
@@ -77,9 +78,12 @@ class _Watch(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Not where an evaluation is due, which whoever goes on from the checkpoint would leave out.
-        step = trainer.global_step
-        if step % self._eval_every == 0 or step == trainer.max_steps:
+        # Where an evaluation is due, after that: whoever goes on from the checkpoint would leave it out.
+        if trainer.global_step % self._eval_every:
+            self._save_or_stop(trainer)
+
+    def _save_or_stop(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step == trainer.max_steps or trainer.should_stop:  # it has come to its end
             return
         stop = self._stop()
         if stop or time.perf_counter() - self._saved > SAVE_EVERY_SECONDS:
@@ -94,6 +98,8 @@ class _Watch(Callback):
         self.accuracy = float(metrics["val/accuracy"]) if "val/accuracy" in metrics else None
         self.curve.append((trainer.global_step, loss))
         self._report(trainer.global_step, loss)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._save_or_stop(trainer)
 
 
 def train(
@@ -162,7 +168,7 @@ def train(
         plugins=[AtomicCheckpointIO()],
         callbacks=[
             *(OwnSignals(), *clipping_callbacks(settings.clipping), StopOnNonFinite()),
-            *(RandomState(), watch, solved),
+            *(RandomState(), solved, watch),
         ],
     )
     diverged = False

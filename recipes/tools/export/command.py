@@ -9,7 +9,16 @@ from rnn_blocks.modules import ClozeModel, LanguageModel, Seq2Seq
 from rnn_blocks.modules.hub import Pretrained
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.checkpoints import read_checkpoint
-from rnn_blocks.recipes.run.folder import AVERAGED, BEST, LAST, OUTPUT_DIR, find_checkpoint, run_of_checkpoint, runs
+from rnn_blocks.recipes.run.folder import (
+    AVERAGED,
+    BEST,
+    LAST,
+    OUTPUT_DIR,
+    find_checkpoint,
+    newest_checkpoint,
+    run_of_checkpoint,
+    runs,
+)
 from rnn_blocks.recipes.run.load import DATA_STATES, load_model
 from rnn_blocks.recipes.run.metrics import read_metrics
 from rnn_blocks.recipes.tools.export.folder import Format, export_model
@@ -89,10 +98,8 @@ def _tokenizers(state: dict[str, Any]) -> dict[str, str]:
 def _find(given: str, parent: Path) -> Path:
     if given not in (BEST, LAST, AVERAGED):
         return find_checkpoint(given, parent)
-    found = [path for recipe in _KINDS for run in runs(parent / recipe) if (path := run.checkpoint(given)).is_file()]
-    if not found:
-        raise InputError(f"{given}: no run of {', '.join(_KINDS)} in {parent} has a checkpoints/{given}.ckpt yet")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+    there = [run for recipe in _KINDS for run in runs(parent / recipe)]
+    return newest_checkpoint(given, there, f"{parent}/{{{','.join(_KINDS)}}}")
 
 
 def _metrics(path: Path) -> dict[str, float]:
@@ -101,7 +108,7 @@ def _metrics(path: Path) -> dict[str, float]:
     if run is None or not run.metrics.is_file():
         return {}
     step = read_checkpoint(path).get("global_step")
-    rows = [row for row in read_metrics(run.metrics) if row["step"] in (str(step), str(int(step or 0) - 1))]
+    rows = [row for row in read_metrics(run.metrics) if row["step"] == str(int(step or 0) - 1)]
     return {name: float(value) for row in rows for name, value in row.items() if name.startswith("val/") and value}
 
 
