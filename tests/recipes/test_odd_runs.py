@@ -124,11 +124,11 @@ def test_a_trial_leaves_the_run_that_it_tries_as_it_is(finished_run, tmp_path):
 
 
 def test_another_rate_than_the_checkpoints_is_refused_where_it_is_an_option_of_the_model(tmp_path, capsys):
-    settings = options(**TINY_LONG_RANGE, output_dir=tmp_path)
+    settings = options(**TINY_LONG_RANGE | {"model.lr": 0.002, "output_dir": tmp_path})
     assert recipe("fit", *settings, of="long-range") == 0
     args = ["--ckpt_path", "last", "--output_dir", str(tmp_path), "--trainer.max_steps", "6", "--model.lr", "0.5"]
     assert recipe("fit", *args, of="long-range") == 2
-    assert "--model.lr 0.5: the checkpoint was trained with 0.001" in capsys.readouterr().err
+    assert "--model.lr 0.5: the checkpoint was trained with 0.002, and its" in capsys.readouterr().err
 
 
 class TestCheckpointsToBeAveraged:
