@@ -238,13 +238,14 @@ def find_checkpoint(given: str, parent: Path, project: str | None = None) -> Pat
     return path
 
 
-def newest_checkpoint(name: str, there: Sequence[RunFolder], place: str) -> Path:
+def newest_checkpoint(name: str, there: Sequence[RunFolder], place: str, option: str = "--ckpt_path ") -> Path:
     """The checkpoint ``name`` of the run that was written to last.
 
     Args:
         name: ``"last"``, ``"best"`` or ``"averaged"``.
         there: the runs to choose from; a folder in which no training began does not count.
         place: where they lie, in words.
+        option: that the name was given by.
 
     Raises:
         InputError: where that run has none, naming one that has.
@@ -255,15 +256,15 @@ def newest_checkpoint(name: str, there: Sequence[RunFolder], place: str) -> Path
     rnn_blocks.recipes.InputError: --ckpt_path best: there is no run in runs yet
     """
     if not there:
-        raise InputError(f"--ckpt_path {name}: there is no run in {place} yet")
+        raise InputError(f"{option}{name}: there is no run in {place} yet")
     begun = sorted((run for run in there if run.is_begun()), key=RunFolder.written_at)
     having = [path for run in begun if (path := run.checkpoint(name)).is_file()]
     if not having:
-        raise InputError(f"--ckpt_path {name}: no run in {place} has a checkpoints/{name}.ckpt yet")
+        raise InputError(f"{option}{name}: no run in {place} has a checkpoints/{name}.ckpt yet")
     if having[-1] != begun[-1].checkpoint(name):
         raise InputError(
-            f"--ckpt_path {name}: the newest run, {begun[-1].path}, has no checkpoints/{name}.ckpt yet; another has "
-            f"one: --ckpt_path {quote(str(having[-1]))}"
+            f"{option}{name}: the newest run, {begun[-1].path}, has no checkpoints/{name}.ckpt yet; another has "
+            f"one: {option}{quote(str(having[-1]))}"
         )
     return having[-1]
 

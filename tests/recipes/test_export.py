@@ -158,7 +158,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys) -> None:
     assert export("no.ckpt") == 2
     assert "no.ckpt: no such file" in capsys.readouterr().err
     assert export("best", "--output_dir", tmp_path) == 2
-    assert f"no run of language-model, translation, cloze in {tmp_path} has" in capsys.readouterr().err
+    assert f"best: there is no run in {tmp_path}/{{language-model,translation,cloze}} yet" in capsys.readouterr().err
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     assert export(tmp_path / "other.ckpt") == 2
     assert "not a checkpoint of language-model, translation, cloze" in capsys.readouterr().err

@@ -79,7 +79,7 @@ class TestTheNewestRun:
         old = begin(tmp_path / "cloze", "2026-01-01_00-00-00", "last", "best", at=1000)
         new = begin(tmp_path / "translation", "2026-01-02_00-00-00", "last", at=2000)
         assert _find("last", tmp_path) == new.checkpoint("last")
-        with pytest.raises(InputError, match=f"another has one: --ckpt_path {old.path}"):
+        with pytest.raises(InputError, match=f"best.ckpt yet; another has one: {old.path}"):
             _find("best", tmp_path)
 
 

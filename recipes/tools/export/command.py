@@ -99,7 +99,7 @@ def _find(given: str, parent: Path) -> Path:
     if given not in (BEST, LAST, AVERAGED):
         return find_checkpoint(given, parent)
     there = [run for recipe in _KINDS for run in runs(parent / recipe)]
-    return newest_checkpoint(given, there, f"{parent}/{{{','.join(_KINDS)}}}")
+    return newest_checkpoint(given, there, f"{parent}/{{{','.join(_KINDS)}}}", option="")
 
 
 def _metrics(path: Path) -> dict[str, float]:
