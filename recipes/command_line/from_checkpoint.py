@@ -135,7 +135,7 @@ class GivenCheckpoint:
 
     def __init__(self, path: Path, recipe: str, split: Split | None) -> None:
         self.path = path
-        self._written = path.stat()
+        self._version = _version(path)
         self.held = read_checkpoint(path)
         self.data_state = check_recipe(self.held, path, recipe)
         if split is None and "optimizer_states" not in self.held:
@@ -146,8 +146,7 @@ class GivenCheckpoint:
 
     def is_outdated(self) -> bool:
         """Whether the file has been written anew since it was read."""
-        now = self.path.stat()
-        return (now.st_mtime_ns, now.st_ino) != (self._written.st_mtime_ns, self._written.st_ino)
+        return _version(self.path) != self._version
 
     def options(self, args: list[str]) -> list[str]:
         """What its configuration adds to a command line, to stand before it.
@@ -256,6 +255,14 @@ def _changed(was: Any, now: Any, option: str) -> tuple[str, Any, Any] | None:
     except (TypeError, ValueError):
         same = was == now
     return None if same else (option, was, now)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Another one each time that the file is written; None where it is not there."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
 
 
 def _missing(path: Path) -> str | None:
