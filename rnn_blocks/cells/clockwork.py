@@ -51,7 +51,7 @@ class Clockwork(CellWrapper):
         super().__init__(cell)
         self.periods = tuple(whole(f"period {k}", period, 1, " step") for k, period in enumerate(periods))
         if not self.periods:
-            raise ValueError("periods must be one number of steps a group, got none")
+            raise ValueError("periods must be one number of steps a group, each at least 1, got []")
         width = hidden_of(first_state(cell)).shape[-1]
         if width % len(self.periods):
             raise ValueError(

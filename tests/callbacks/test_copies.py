@@ -67,6 +67,7 @@ def test_of_the_flow_monitor_whose_history_comes_along():
         assert other.history["net"].seen == 2
 
 
+@pytest.mark.filterwarnings("ignore:NonMonotonicAveraging begins to average once")
 def test_of_the_averages():
     callback = NonMonotonicAveraging()
     copies = Copies(callback)

@@ -281,7 +281,7 @@ def gru():
         (lambda: Leaky(gru(), time_constant=(1, 9), learned=True), r"must start above 1.* got \(1, 9\)"),
         (lambda: SkipThroughTime(gru(), delay=1), "delay must be at least 2 steps .*got 1"),
         (lambda: Clockwork(gru(), []), r"periods must be .* got \[\]"),
-        (lambda: Clockwork(gru(), [1, 0]), r"each at least 1, got \[1, 0\]"),
+        (lambda: Clockwork(gru(), [1, 0]), "period 1 must be at least 1 step, got 0"),
         (lambda: Clockwork(gru(), [1, 2, 4]), r"4 units of the cell do not form 3 groups of equal size.*\[1, 2, 4\]"),
         (lambda: DeepTransition(gru(), layers=0), "layers must be at least 1, got 0"),
         (lambda: DeepTransition(gru(), layers=2, width=0), "width must be at least 1, got 0"),
