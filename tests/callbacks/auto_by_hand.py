@@ -32,7 +32,7 @@ class AutoByHand:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         self.log_norms: list[float] = []
         self.highest_rate = 0.0
-        self.followed = self.smoothed = math.nan
+        self.followed = self.recent = self.usual = math.nan
         self.lowest = math.inf
         self.share = 0.2
         matrices = [p for p in self.parameters if p.ndim > 1 and norm_of([p.detach()])]
@@ -97,18 +97,22 @@ class AutoByHand:
         return threshold if loss > 2 * followed else min(threshold, far * threshold**2 / norm)
 
     def follow(self, loss: float) -> None:
-        """The loss by at most 1 % down and 5 % up, and to ten times the first; its lows open the share."""
+        """The loss by at most 1 % down and 5 % up, and to ten times the first; what it was lately opens the share."""
         if math.isnan(self.followed):
-            self.followed = self.smoothed = self.first_loss = loss
+            self.followed = self.recent = self.usual = self.first_loss = loss
         else:
             self.followed = min(max(loss, 0.99 * self.followed), 1.05 * self.followed, 10 * self.first_loss)
             before = len(self.log_norms) - 1
-            self.smoothed += min(0.5, 16 / (16 + before)) * (loss - self.smoothed)
-        if self.smoothed < self.lowest:
-            self.lowest = self.smoothed
-            self.share = min(1.03 * self.share, 200 * 0.2)
+            self.recent += min(0.5, 16 / (16 + before)) * (loss - self.recent)
+            self.usual += min(0.5, 4 / (4 + before)) * (loss - self.usual)
+        if self.recent < self.lowest:
+            self.lowest = self.recent
+            self.share *= 1.03
+        elif self.recent < 0.96 * self.usual:
+            self.share *= 1.01
         else:
-            self.share = max(0.997 * self.share, 0.2)
+            self.share *= 0.997 if self.recent < 1.05 * self.usual else 0.985
+        self.share = min(max(self.share, 0.2), 200 * 0.2)
 
     def bounded_update(self) -> None:
         """Adam's update at a learning rate at which it is not too long a share of the middle matrix as it was."""

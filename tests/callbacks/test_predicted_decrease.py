@@ -175,21 +175,39 @@ def test_a_loss_that_moves_less_is_followed_as_it_is():
     assert_close([seen["loss"] for seen in histories(losses)], losses)
 
 
-def test_the_share_opens_with_every_new_low_of_the_loss_over_a_sixteenth_of_the_steps_and_closes_without():
-    losses = [5.0, 4.0, 4.6, 4.2, 3.0, 9.0, 9.0, *[9.0] * 60, 1.0]
-    share, smoothed, lowest, shares = 0.2, None, math.inf, []
+def test_the_share_opens_while_the_loss_falls_and_closes_as_it_stands_still_and_faster_as_it_rises():
+    falls = [5.0 * 0.97**step * (1.1 if step % 2 else 0.9) for step in range(40)]
+    losses = [*falls, *[9.0] * 60, *[2.0] * 300, *[1.0] * 40]
+    share, recent, usual, lowest, shares, factors = 0.2, None, None, math.inf, [], []
     for step, loss in enumerate(losses):
-        smoothed = loss if smoothed is None else smoothed + min(0.5, 16 / (16 + step)) * (loss - smoothed)
-        if smoothed < lowest:
-            lowest, share = smoothed, share * 1.03
+        recent = loss if recent is None else recent + min(0.5, 16 / (16 + step)) * (loss - recent)
+        usual = loss if usual is None else usual + min(0.5, 4 / (4 + step)) * (loss - usual)
+        if recent < lowest:
+            lowest, factor = recent, 1.03
+        elif recent < 0.96 * usual:
+            factor = 1.01
         else:
-            share = max(share * 0.997, 0.2)
+            factor = 0.997 if recent < 1.05 * usual else 0.985
+        share = min(max(share * factor, 0.2), 40.0)
         shares.append(share)
+        factors.append(factor)
     seen = histories(losses)
     assert_close([step["share"] for step in seen], shares)
     assert_close(seen[-1]["lowest"], lowest)
+    assert set(factors) == {1.03, 1.01, 0.997, 0.985}
     assert 0.2 in shares  # it has closed down to where it began
-    assert max(shares) > 0.2 * 1.03**2
+    assert max(shares) > 0.2 * 1.03**5
+
+
+def test_a_history_from_before_the_usual_loss_was_known_goes_on_as_if_it_were_the_recent_one():
+    history = PROMISES.initial_history(WEIGHTS)
+    for loss in (5.0, 4.0, 6.0) * 4:
+        history = PROMISES.observe(history, Step(number(1.0), 1.0, WEIGHTS, loss=number(loss)))
+    step = Step(number(1.0), 1.0, WEIGHTS, loss=number(5.0))
+    older = {name: value for name, value in history.items() if name != "usual"}
+    after = PROMISES.observe(older, step)
+    assert_close(after, PROMISES.observe(older | {"usual": history["smoothed"]}, step), rtol=0, atol=0)
+    assert after["usual"] != after["smoothed"]
 
 
 def test_the_loss_is_followed_up_to_ten_times_the_first_and_never_after_one_that_is_not_above_0():

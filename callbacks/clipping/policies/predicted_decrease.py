@@ -9,9 +9,15 @@ from torch import Tensor
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, History, Step
 
 FALL, RISE = 0.99, 1.05  # by how much the followed loss may change in a step
-OPENS, CLOSES = 1.03, 0.997  # what the share is multiplied by with every new low of the loss, and without one
+NEW_LOW = 1.03  # what the share is multiplied by with every new low of the recent loss,
+PROGRESS, LOWER = 1.01, 0.96  # and else where the recent loss is below so much of the usual one,
+CLIMB, HIGHER = 0.985, 1.05  # where it is above so much of it,
+STANDSTILL = 0.997  # and in between
 WIDEST = 200.0  # shares wider than the narrowest one so often
-SMOOTHED = 16  # the loss over one step in so many of those so far, and over two at least: lows of one batch are luck
+RECENT, USUAL = (
+    16,
+    4,
+)  # means over one in so many of the steps so far, and over two at least: lows of one batch are luck
 CEILING = 10.0  # first losses, above which the loss is not followed
 FAR = 4.0  # thresholds; a norm further out is brought down below the threshold
 FIRST = 16  # norms, while fewer are known that begins at one threshold
@@ -33,6 +39,7 @@ class PredictedDecrease(NamedTuple):
             "loss": torch.zeros_like(norm),
             "share": torch.full_like(norm, self.share),
             "smoothed": torch.zeros_like(norm),
+            "usual": torch.zeros_like(norm),
             "lowest": torch.full_like(norm, math.inf),
             "ceiling": torch.zeros_like(norm),
             "highest_rate": torch.zeros_like(norm),
@@ -56,26 +63,35 @@ class PredictedDecrease(NamedTuple):
         return Clip(whole * threshold, whole * target)
 
     def observe(self, history: History, step: Step, loss: Tensor) -> History:
-        """Follow the loss, unless it is not finite; widen the share as it falls.
+        """Follow the loss, unless it is not finite; widen the share as it falls, and narrow it as it rises.
 
         Of ``history`` the norms' ``count``, before this step's, is used as well.
         """
+        history = {"usual": history["smoothed"], **history}  # those of older checkpoints do not have it
         known, followed = loss.isfinite(), history["loss"]
         first = followed == 0
         ceiling = torch.where(first, CEILING * loss, history["ceiling"])
         moved = torch.minimum(followed * (loss / followed).clamp(FALL, RISE), ceiling)
         distrusted = (loss <= 0) | followed.isinf()
         followed = torch.where(first, loss, moved).masked_fill(distrusted, math.inf)
-        before = history["smoothed"]
-        weight = (SMOOTHED / (SMOOTHED + history["count"])).clamp(max=0.5)
-        smoothed = torch.where(first, loss, before + weight * (loss - before))
-        is_new_low = smoothed < history["lowest"]
-        share = history["share"]
-        widened = torch.where(
-            is_new_low, (share * OPENS).clamp(max=WIDEST * self.share), (share * CLOSES).clamp(min=self.share)
+        recent, usual = (
+            torch.where(first, loss, before + (span / (span + history["count"])).clamp(max=0.5) * (loss - before))
+            for before, span in ((history["smoothed"], RECENT), (history["usual"], USUAL))
         )
-        lowest = torch.where(is_new_low, smoothed, history["lowest"])
-        after = {"loss": followed, "share": widened, "smoothed": smoothed, "lowest": lowest, "ceiling": ceiling}
+        is_new_low = recent < history["lowest"]
+        share = history["share"]
+        closed = torch.where(recent < HIGHER * usual, share * STANDSTILL, share * CLIMB)
+        moved_share = torch.where(
+            is_new_low, share * NEW_LOW, torch.where(recent < LOWER * usual, share * PROGRESS, closed)
+        )
+        after = {
+            "loss": followed,
+            "share": moved_share.clamp(self.share, WIDEST * self.share),
+            "smoothed": recent,
+            "usual": usual,
+            "lowest": torch.where(is_new_low, recent, history["lowest"]),
+            "ceiling": ceiling,
+        }
         return {
             **{name: torch.where(known, value, history[name]) for name, value in after.items()},
             "highest_rate": highest_rate(history, step),
