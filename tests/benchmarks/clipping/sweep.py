@@ -4,8 +4,8 @@
 
 Every training (see trainings/) is run without clipping, at fixed thresholds and by each rule, at four learning rates.
 There are 48. The settings of `Auto` were chosen with a view on nine of the first 24. The others (trainings/later/) were
-written after that, to check it; one setting, over how many steps the loss is smoothed, was then chosen with a view on
-ten of these too. The other fourteen had no part in any choice. `Training.chosen_on`, the report's star, says which.
+written after that, to check it; how the rule tells whether a training makes progress was then chosen with a view on
+thirteen of these too. The other eleven had no part in any choice. `Training.chosen_on`, the report's star, says which.
 
 The reduced grid, to be run for every change of the rule, has `none` and `auto`, two seeds and the short length. With
 `--full` there are all fixed thresholds (eight, or three to five in the later trainings), every rule and three seeds,

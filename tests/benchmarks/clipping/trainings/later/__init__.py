@@ -1,7 +1,7 @@
 """Trainings that were written after the clipping rule had been chosen, to check it, by name.
 
-One setting, over how many steps the loss is smoothed, was afterwards, on 2026-11-29, chosen with a view on ten of them:
-those have `chosen_on` set. The other fourteen had no part in any choice.
+How `Auto` tells whether a training makes progress was afterwards, on 2026-11-29, chosen with a view on thirteen of
+them: those have `chosen_on` set. The other eleven had no part in any choice.
 """
 
 from trainings.later.objectives import Contrast, Flow, QLearning, ResNet

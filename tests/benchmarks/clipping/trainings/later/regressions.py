@@ -136,7 +136,7 @@ class LogisticRegression(Tabular):
 
     short, rates = 500, (0.1, 0.5, 2.5, 12.0)
     thresholds = (0.02, 0.06, 0.2, 0.6, 2.0)
-    trivial_loss = 0.8
+    trivial_loss, chosen_on = 0.8, True
     table = staticmethod(breast_cancer)
 
     def __init__(self, seed: int, rate: float, length: int = 1) -> None:
@@ -182,7 +182,7 @@ class Hinge(Drawn):
 
     short, rates = 900, (0.05, 0.25, 1.25, 6.0)
     thresholds = (0.07, 0.22, 0.7, 2.2, 7.0)
-    trivial_loss = 1.05
+    trivial_loss, chosen_on = 1.05, True
     batch_size, test_size = 8, 2000
 
     def __init__(self, seed: int, rate: float, length: int = 1) -> None:

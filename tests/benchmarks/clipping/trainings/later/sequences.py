@@ -112,7 +112,7 @@ class Reversal(Drawn):
 
     short, rates = 600, (0.2, 0.8, 3.0, 12.0)
     thresholds = (0.07, 0.22, 0.7, 2.2, 7.0)
-    trivial_loss = 2.4
+    trivial_loss, chosen_on = 2.4, True
     symbols = 10
 
     def __init__(self, seed: int, rate: float, length: int = 1) -> None:
