@@ -2,16 +2,20 @@
 
 Each model trains on the same pairs of Multi30k in the same order for as many steps, at the same widths, and translates
 the test set once, at a beam of 5; nothing is chosen by the test set. Translations are added to a file as each model
-ends; models that are in it are not trained again. Prints a table and draws a picture of that file.
+ends; models that are in it are not trained again. Prints a table and draws a picture of what such files hold, of
+several that were measured side by side too: means over the seeds, and between which values 95 of 100 lie if sentences
+and seeds are drawn anew.
 
-    python tests/benchmarks/translation_comparison.py --data FOLDER [--file comparison.json] [--to PICTURE]
-    python tests/benchmarks/translation_comparison.py --report comparison.json [--to PICTURE]
+    python tests/benchmarks/translation_comparison.py --data FOLDER [--seeds 3] [--file comparison.json] [--to PICTURE]
+    python tests/benchmarks/translation_comparison.py --report comparison.json … [--to PICTURE]
 
 FOLDER holds `train`, `val` and `test_2016_flickr`, line-aligned, `.en` and `.de`, plain or gzip.
 """
 
 import argparse
+import itertools
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterable
@@ -41,11 +45,12 @@ MODELS = {
 }
 BUCKETS = ((1, 9), (10, 12), (13, 15), (16, 19), (20, 99))  # words of the source
 LEARNING_RATE, CLIP, DROPOUT, BEAM = 3e-3, 1.0, 0.2, 5
+INIT_RANGE = 0.1  # from the layers' own, smaller weights the models take most of their steps to learn the first words
 COLOURS = ("#9aa5b1", "#e07b39", "#c99a2e", "#a0522d", "#7fb3d5", "#3b6fb6", "#1b3a6b")
 
 
-def model_of(name: str, vocab_size: int, width: int) -> rnn_blocks.Seq2Seq:
-    torch.manual_seed(1)
+def model_of(name: str, vocab_size: int, width: int, seed: int) -> rnn_blocks.Seq2Seq:
+    torch.manual_seed(seed)
     layer, options = MODELS[name]
     encoder = rnn_blocks.GRU(width, width // 2 if layer["bidirectional"] else width, **layer)
     besides = 1 + bool(options.get("input_feeding")) + (options["bridge"] == "projected")  # parts of the input
@@ -57,6 +62,7 @@ def model_of(name: str, vocab_size: int, width: int) -> rnn_blocks.Seq2Seq:
         **({"input_feeding": False} | options),
         tie_weights="three-way",
         dropout=DROPOUT,
+        init_range=INIT_RANGE,
     )
 
 
@@ -112,23 +118,24 @@ def measure(options: argparse.Namespace) -> None:
     file = json.loads(options.file.read_text()) if options.file.exists() else {"settings": settings, "models": {}}
     if file["settings"] != settings:
         raise SystemExit(f"{options.file} holds models of other settings, {file['settings']}, than {settings}")
-    for name in options.only or MODELS:
-        if name in file["models"]:
+    for seed, name in itertools.product(range(1, options.seeds + 1), options.only or MODELS):
+        own = file["models"].setdefault(name, {})
+        if str(seed) in own:
             continue
-        print(name, file=sys.stderr)
-        model = model_of(name, data.source_vocab_size, options.width)
+        print(f"{name}, seed {seed}", file=sys.stderr)
+        model = model_of(name, data.source_vocab_size, options.width, seed)
         began = time.process_time()
         train(model, data.train_dataloader(), settings["steps"])  # a loader of its own: the same order for each
         seconds = time.process_time() - began
         validated = translations(model, data, "val", 1)
-        file["models"][name] = {
+        own[str(seed)] = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "cpu_seconds": seconds,
             "val_bleu_greedy": bleu(counts(validated).sum(0)),
             "test": translations(model, data, "test", BEAM),
         }
         options.file.write_text(json.dumps(file, ensure_ascii=False, indent=0))
-        print(f"  {seconds:.0f} s, greedy BLEU on val {file['models'][name]['val_bleu_greedy']:.1f}", file=sys.stderr)
+        print(f"  {seconds:.0f} s, greedy BLEU on val {own[str(seed)]['val_bleu_greedy']:.1f}", file=sys.stderr)
 
 
 def counts(rows: list[list]) -> Tensor:
@@ -156,32 +163,67 @@ def bleu(sums: Tensor) -> float:
     return 100 * ((matches / ngrams).log().mean() + brevity).exp().item()
 
 
-def interval(rows: Tensor, samples: int = 1000) -> tuple[float, float]:
-    """Within which BLEU falls for 95 of 100 sets of as many sentences drawn from these (Koehn 2004)."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(rows), (samples, len(rows)), generator=generator)
-    scores = torch.tensor([bleu(rows[places].sum(0)) for places in drawn])
-    low, high = scores.quantile(torch.tensor([0.025, 0.975])).tolist()
+def mean_bleu(rows: Tensor) -> float:
+    """Mean over the seeds, of ``(seeds, sentences, 10)``."""
+    return statistics.fmean(bleu(own.sum(0)) for own in rows)
+
+
+def draws(rows: Tensor, samples: int = 1000) -> Tensor:
+    """The same of as many sentences, and as many seeds, drawn from these (Koehn 2004), ``(samples,)``.
+
+    The sentences drawn are the same whatever the rows, so that two models can be compared on them.
+    """
+    seeds, sentences, _ = rows.shape
+    of_sentences, of_seeds = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(samples):
+        places = torch.randint(sentences, (sentences,), generator=of_sentences)
+        chosen = torch.randint(seeds, (seeds,), generator=of_seeds)
+        found.append(mean_bleu(rows[:, places][chosen]))
+    return torch.tensor(found)
+
+
+def within(drawn: Tensor) -> tuple[float, float]:
+    """Between which values 95 of 100 lie."""
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
     return low, high
 
 
+def merged(files: list[dict]) -> dict:
+    """The models and seeds of all files, which have the same settings."""
+    if any(file["settings"] != files[0]["settings"] for file in files):
+        raise SystemExit("the files hold models of different settings")
+    models: dict[str, dict] = {}
+    for file in files:
+        for name, seeds in file["models"].items():
+            models.setdefault(name, {}).update(seeds)
+    return {"settings": files[0]["settings"], "models": models}
+
+
 def report(file: dict, to: Path | None) -> None:
-    models = file["models"]
-    by_model = {name: counts(models[name]["test"]) for name in MODELS if name in models}
-    first = next(iter(by_model))
-    words = torch.tensor([row[0] for row in models[first]["test"]])
+    models = {name: list(file["models"][name].values()) for name in MODELS if file["models"].get(name)}
+    by_model = {name: torch.stack([counts(own["test"]) for own in seeds]) for name, seeds in models.items()}
+    words = torch.tensor([row[0] for row in next(iter(models.values()))[0]["test"]])
     buckets = [(words >= low) & (words <= high) for low, high in BUCKETS]
     titles = [f"{low}–{high}" if high < 99 else f"{low}+" for low, high in BUCKETS]
     print("settings: " + ", ".join(f"{name} {value}" for name, value in file["settings"].items()))
     heads = [f"{title} words" for title in titles]
-    print("| model | parameters | val, greedy | test | 95 % | " + " | ".join(heads) + " |")
-    print("| --- " * (5 + len(BUCKETS)) + "|")
-    print(f"| sentences | | | {len(words)} | | " + " | ".join(str(int(bucket.sum())) for bucket in buckets) + " |")
+    print("| model | seeds | parameters | val, greedy | test | 95 % | " + " | ".join(heads) + " |")
+    print("| --- " * (6 + len(BUCKETS)) + "|")
+    print(f"| sentences | | | | {len(words)} | | " + " | ".join(str(int(bucket.sum())) for bucket in buckets) + " |")
+    drawn = {name: draws(rows) for name, rows in by_model.items()}
     for name, rows in by_model.items():
-        low, high = interval(rows)
-        cells = [f"{bleu(rows[bucket].sum(0)):.1f}" for bucket in buckets]
-        parameters, validated = models[name]["parameters"] / 1e6, models[name]["val_bleu_greedy"]
-        cells = [f"{parameters:.2f} M", f"{validated:.1f}", f"{bleu(rows.sum(0)):.1f}", f"{low:.1f}–{high:.1f}", *cells]
+        low, high = within(drawn[name])
+        parameters = models[name][0]["parameters"] / 1e6
+        validated = statistics.fmean(own["val_bleu_greedy"] for own in models[name])
+        cells = [
+            f"{len(rows)}",
+            f"{parameters:.2f} M",
+            f"{validated:.1f}",
+            f"{mean_bleu(rows):.1f}",
+            f"{low:.1f}–{high:.1f}",
+        ]
+        cells += [f"{mean_bleu(rows[:, bucket]):.1f}" for bucket in buckets]
         print(f"| {name} | {' | '.join(cells)} |")
     print("differences in BLEU, by the same sentences drawn for both (95 %):")
     for worse, better in (
@@ -193,20 +235,11 @@ def report(file: dict, to: Path | None) -> None:
         ("attention, both directions", "attention, both, input feeding"),
     ):
         if worse in by_model and better in by_model:
-            low, high = difference(by_model[worse], by_model[better])
-            gain = bleu(by_model[better].sum(0)) - bleu(by_model[worse].sum(0))
+            low, high = within(drawn[better] - drawn[worse])
+            gain = mean_bleu(by_model[better]) - mean_bleu(by_model[worse])
             print(f"  {better} − {worse}: {gain:+.1f} ({low:+.1f} to {high:+.1f})")
     if to is not None:
         draw(by_model, buckets, titles, to)
-
-
-def difference(worse: Tensor, better: Tensor, samples: int = 1000) -> tuple[float, float]:
-    """The same of what the second has more than the first on the same drawn sentences."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(worse), (samples, len(worse)), generator=generator)
-    gains = torch.tensor([bleu(better[places].sum(0)) - bleu(worse[places].sum(0)) for places in drawn])
-    low, high = gains.quantile(torch.tensor([0.025, 0.975])).tolist()
-    return low, high
 
 
 def draw(by_model: dict[str, Tensor], buckets: list[Tensor], titles: list[str], to: Path) -> None:
@@ -214,10 +247,10 @@ def draw(by_model: dict[str, Tensor], buckets: list[Tensor], titles: list[str], 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, (name, rows) in enumerate(by_model.items()):
-        scores = [bleu(rows[bucket].sum(0)) for bucket in buckets]
-        within = [interval(rows[bucket]) for bucket in buckets]
+        scores = [mean_bleu(rows[:, bucket]) for bucket in buckets]
+        ranges = [within(draws(rows[:, bucket])) for bucket in buckets]
         # Sampling with replacement can leave the score itself just outside.
-        bars = [(max(0, y - low), max(0, high - y)) for y, (low, high) in zip(scores, within, strict=True)]
+        bars = [(max(0, y - low), max(0, high - y)) for y, (low, high) in zip(scores, ranges, strict=True)]
         axes.errorbar(
             [place + 0.05 * (number - len(by_model) / 2) for place in range(len(buckets))],
             scores,
@@ -243,11 +276,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the corpus")
     parser.add_argument("--test", default="test_2016_flickr", help="stem of the test set")
     parser.add_argument("--file", type=Path, default=Path("comparison.json"), help="where results go")
-    parser.add_argument("--report", type=Path, help="such a file: print and draw it, train nothing")
+    parser.add_argument("--report", type=Path, nargs="+", help="such files: print and draw them, train nothing")
     parser.add_argument("--to", type=Path, help="the picture")
     parser.add_argument("--only", nargs="+", choices=MODELS, metavar="MODEL", help="some of the models, in this order")
     parser.add_argument("--width", type=int, default=128, help="of embeddings, encoder's outputs, decoder")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seeds", type=int, default=1, help="models of each kind")
     parser.add_argument("--vocab-size", type=int, default=2500)
     parser.add_argument("--batch-tokens", type=int, default=1200)
     options = parser.parse_args()
@@ -256,7 +290,8 @@ def main() -> None:
     if options.data is not None:
         options.stems = {"train": "train", "val": "val", "test": options.test}
         measure(options)
-    report(json.loads((options.report or options.file).read_text()), options.to)
+    files = [json.loads(path.read_text()) for path in options.report or [options.file]]
+    report(merged(files), options.to)
 
 
 if __name__ == "__main__":
