@@ -45,7 +45,7 @@ MODELS = {
 }
 BUCKETS = ((1, 9), (10, 12), (13, 15), (16, 19), (20, 99))  # words of the source
 LEARNING_RATE, CLIP, DROPOUT, BEAM = 3e-3, 1.0, 0.2, 5
-INIT_RANGE = 0.1  # from the layers' own, smaller weights the models take most of their steps to learn the first words
+INIT_RANGE = 0.2  # from the layers' own, smaller weights the models take most of their steps to learn the first words
 COLOURS = ("#9aa5b1", "#e07b39", "#c99a2e", "#a0522d", "#7fb3d5", "#3b6fb6", "#1b3a6b")
 
 
