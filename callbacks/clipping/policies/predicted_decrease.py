@@ -14,10 +14,8 @@ PROGRESS, LOWER = 1.01, 0.96  # and else where the recent loss is below so much 
 CLIMB, HIGHER = 0.985, 1.05  # where it is above so much of it,
 STANDSTILL = 0.997  # and in between
 WIDEST = 200.0  # shares wider than the narrowest one so often
-RECENT, USUAL = (
-    16,
-    4,
-)  # means over one in so many of the steps so far, and over two at least: lows of one batch are luck
+RECENT = 16  # mean over one in so many of the steps so far, and over two at least: lows of one batch are luck
+USUAL = 4  # the same of a longer mean, what the loss used to be
 CEILING = 10.0  # first losses, above which the loss is not followed
 FAR = 4.0  # thresholds; a norm further out is brought down below the threshold
 FIRST = 16  # norms, while fewer are known that begins at one threshold
@@ -81,12 +79,12 @@ class PredictedDecrease(NamedTuple):
         is_new_low = recent < history["lowest"]
         share = history["share"]
         closed = torch.where(recent < HIGHER * usual, share * STANDSTILL, share * CLIMB)
-        moved_share = torch.where(
+        changed = torch.where(
             is_new_low, share * NEW_LOW, torch.where(recent < LOWER * usual, share * PROGRESS, closed)
         )
         after = {
             "loss": followed,
-            "share": moved_share.clamp(self.share, WIDEST * self.share),
+            "share": changed.clamp(self.share, WIDEST * self.share),
             "smoothed": recent,
             "usual": usual,
             "lowest": torch.where(is_new_low, recent, history["lowest"]),
