@@ -1,5 +1,6 @@
 """Layers on top of each other."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -34,7 +35,8 @@ class Stack(Layer):
         layers: from the bottom up; each takes what the skip says.
         skip: the path across layers.
         dropout: the part of the features that is zeroed between layers, as in Zaremba et al. (2014): in what a layer
-            takes from layers below it. The stack's input, its output, and what passes a layer by are left whole.
+            takes from layers below it. The stack's input, its output, and what passes a layer by are left whole; of a
+            single layer nothing is zeroed, which a warning says.
 
     Raises:
         ValueError: where there is no layer, the widths do not fit, ``skip`` is none of these, ``dropout`` is not in
@@ -59,6 +61,9 @@ class Stack(Layer):
         batch_first = layers[0].batch_first
         if any(layer.batch_first != batch_first for layer in layers):
             raise ValueError(f"the layers must agree on batch_first, got {[layer.batch_first for layer in layers]}")
+        if dropout and len(layers) == 1:
+            told = f"{type(self).__name__}: dropout {dropout} does nothing to a single layer, it falls between layers"
+            warnings.warn(told, stacklevel=4)  # where an LSTM or another ready-made layer was made
         super().__init__(layers[0].input_size, layers[-1].output_size, batch_first=batch_first)
         self.layers = nn.ModuleList(layers)
         self.skip = skip

@@ -1,7 +1,7 @@
 """What the trainings that predict tokens share: losses weighted by tokens, throughput, optimizer and schedule."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 
+from rnn_blocks.cells.settled import writable
 from rnn_blocks.modules.hub import Pretrained
 from rnn_blocks.modules.token_loss import TokenLoss
 
@@ -137,30 +138,45 @@ class TokenModule(pl.LightningModule, Pretrained):
 
 
 def init_tokens(
-    module: nn.Module, embeddings: Iterable[nn.Embedding], output: nn.Module, init_range: float | None
+    module: nn.Module,
+    embeddings: Sequence[nn.Embedding],
+    output: nn.Module,
+    init_range: float | None,
+    *,
+    embedding_range: float = 0.1,
+    tied_range: float = 0.1,
 ) -> None:
     """How a model over tokens starts.
 
     Args:
-        module: the whole model; with ``init_range`` all its weights start uniform within ± that.
-        embeddings: without one these start within ±0.1, as the output does, whose bias starts at zero; the rest stays.
-        output: the output layer; one that is not linear stays as it is.
-        init_range: see ``module``.
+        module: the whole model; with ``init_range`` its matrices start uniform within ± that. Vectors stay: biases, but
+            also gains of a normalisation and decays of a linear recurrence, which near zero would carry nothing.
+        embeddings: those of the model.
+        output: its output layer, whose bias starts at zero; one that is not linear starts as it says itself.
+        init_range: see ``module``. Without one the output starts uniform within ±0.1, and all but the embeddings as it
+            says itself.
+        embedding_range: without ``init_range``, embeddings start uniform within ± this. Larger than 0.1, a language
+            model of words begins faster and ends worse.
+        tied_range: the same of weights that are the output's as well.
 
     >>> words, output = nn.Embedding(9, 4), nn.Linear(4, 9)
     >>> init_tokens(nn.ModuleList([words, output]), [words], output, None)
     >>> words.weight.abs().max().item() <= 0.1, output.bias.abs().max().item()
     (True, 0.0)
     """
+    if isinstance(output, nn.Linear):
+        nn.init.zeros_(output.bias)
     if init_range is not None:
-        for parameter in module.parameters():
-            nn.init.uniform_(parameter, -init_range, init_range)
+        with torch.no_grad(), writable(module) as plain:
+            for parameter in plain.parameters():
+                if parameter.dim() > 1:
+                    parameter.uniform_(-init_range, init_range)
         return
     for embedding in embeddings:
-        nn.init.uniform_(embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(embedding.weight, -embedding_range, embedding_range)
     if isinstance(output, nn.Linear):
-        nn.init.uniform_(output.weight, -0.1, 0.1)
-        nn.init.zeros_(output.bias)
+        bound = tied_range if any(embedding.weight is output.weight for embedding in embeddings) else 0.1
+        nn.init.uniform_(output.weight, -bound, bound)
 
 
 @contextmanager

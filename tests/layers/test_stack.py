@@ -51,7 +51,8 @@ def test_dropout_falls_between_layers_only_and_only_in_training(stepwise):
 @pytest.mark.parametrize("make", [LSTM, GRU, Elman])
 def test_dropout_of_ready_made_layers_is_the_stacks(make):
     assert make(3, 4, num_layers=2, dropout=0.3).dropout == 0.3
-    one = make(3, 4, num_layers=1, dropout=0.9)
+    with pytest.warns(UserWarning, match=f"{make.__name__}: dropout 0.9 does nothing to a single layer"):
+        one = make(3, 4, num_layers=1, dropout=0.9)
     inputs = torch.randn(2, 5, 3)
     assert torch.equal(one(inputs)[0], one.eval()(inputs)[0])
 

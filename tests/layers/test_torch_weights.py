@@ -110,7 +110,10 @@ def test_dtype_and_mode_go_along(kind):
 
 
 def test_dropout_of_one_layer_goes_to_torch_without_its_warning():
-    assert LSTM(3, 4, dropout=0.3).to_torch().dropout == 0.3
+    with pytest.warns(UserWarning, match=r"LSTM: dropout 0\.3 does nothing to a single layer") as warned:
+        layer = LSTM(3, 4, dropout=0.3)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert layer.to_torch().dropout == 0.3
 
 
 def test_another_module_is_refused():

@@ -46,7 +46,7 @@ LAYERS = {
     **zoo_layers.LAYERS,
     "a stack of any cell": lambda: RecurrentStack(partial(GRUCell, reset_after=False), 3, [4, 2], bidirectional=True),
     "a stack of a class": lambda: RecurrentStack(LSTMCell, 3, 4, num_layers=2, init="orthogonal"),
-    "deep both ways": lambda: RHN(3, 4, depth=2, bidirectional=True, dropout=0.3),
+    "deep both ways": lambda: RHN(3, 4, depth=2, num_layers=2, bidirectional=True, dropout=0.3),
 }
 SOME = (
     "lstm",
@@ -202,7 +202,7 @@ def test_a_layer_that_was_changed_after_it_was_made_is_refused():
     layer.layers[1].cell = GRUCell(4, 4)
     with pytest.raises(NotDescribableError, match=r"layers.1.cell would be LSTMCell, not GRUCell"):
         describe(layer)
-    lopsided = Bidirectional(LSTM(3, 4, dropout=0.1), LSTM(3, 4, dropout=0.2))
+    lopsided = Bidirectional(LSTM(3, 4, num_layers=2, dropout=0.1), LSTM(3, 4, num_layers=2, dropout=0.2))
     assert [way.dropout for way in rebuild(describe(lopsided)).children()] == [0.1, 0.2]
 
 

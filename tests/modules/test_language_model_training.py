@@ -11,7 +11,20 @@ from streams import VOCABULARY, Watch, as_loader, fit, make_stream, make_trainer
 from torch.testing import assert_close
 
 import rnn_blocks
-from rnn_blocks import GRU, LSTM, LanguageModel, TextBatch, map_state
+from rnn_blocks import (
+    GRU,
+    LRU,
+    LSTM,
+    RGLRU,
+    RHN,
+    SRU,
+    IndRNN,
+    LanguageModel,
+    LayerNormGRU,
+    LayerNormLSTM,
+    TextBatch,
+    map_state,
+)
 from rnn_blocks.cells.slstm import EMPTY
 from rnn_blocks.engine import state_tensors
 
@@ -225,12 +238,42 @@ def test_dropout_falls_after_the_embedding_and_before_the_output_in_training_alo
     assert (logits[..., 0] == 400).all()
 
 
-def test_init_range_draws_every_weight_uniformly():
+def test_init_range_draws_every_matrix_uniformly():
     model = LanguageModel(LSTM(40, 40), 300, init_range=0.03)
-    for name, parameter in model.named_parameters():
-        assert parameter.abs().max() <= 0.03, name
-        assert parameter.abs().max() > 0.029, name
-        assert parameter.std().item() == pytest.approx(0.03 / 3**0.5, rel=0.15), name
+    matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() > 1}
+    assert len(matrices) == 4
+    for name, matrix in matrices.items():
+        assert matrix.abs().max() <= 0.03, name
+        assert matrix.abs().max() > 0.029, name
+        assert matrix.std().item() == pytest.approx(0.03 / 3**0.5, rel=0.15), name
+    assert not model.output.bias.any()
+
+
+@pytest.mark.parametrize("layer", [LSTM, LayerNormLSTM, LayerNormGRU, LRU, RGLRU, IndRNN, RHN, SRU])
+def test_init_range_leaves_gains_decays_and_biases_as_the_cell_says(layer):
+    made = layer(8, 8)
+    vectors = {name: value.clone() for name, value in made.named_parameters() if value.dim() < 2}
+    model = LanguageModel(made, 30, init_range=0.01)
+    now = dict(model.layer.named_parameters())
+    assert vectors
+    assert all(torch.equal(value, now[name]) for name, value in vectors.items())
+    assert all(value.abs().max() <= 0.01 for value in now.values() if value.dim() > 1)
+
+
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_init_range_draws_a_weight_that_is_computed(tie_weights):
+    layer = LSTM(8, 8)
+    torch.nn.utils.parametrizations.weight_norm(layer.layers[0].cell, "weight_hh")
+    torch.nn.utils.prune.l1_unstructured(layer.layers[0].cell, "weight_ih", amount=0.5)
+    pruned = layer.layers[0].cell.weight_ih == 0
+    model = LanguageModel(layer, 30, init_range=0.01, tie_weights=tie_weights)
+    cell = model.layer.layers[0].cell
+    assert 0.005 < cell.weight_hh.abs().max() <= 0.01 + 1e-6
+    assert (cell.parametrizations.weight_hh.original0 > 0).all()
+    assert torch.equal(cell.weight_ih == 0, pruned)
+    assert 0.005 < cell.weight_ih.abs().max() <= 0.01
+    assert (model.output.weight is model.embedding.weight) == tie_weights
+    assert 0.005 < model.output.weight.abs().max() <= 0.01
 
 
 def test_without_init_range_the_layers_weights_stay_as_its_cells_drew_them():

@@ -103,15 +103,20 @@ def test_three_way_tying_shares_the_sources_as_well():
 
 def test_first_weights_are_as_asked():
     model = make_model(init_range=0.03)
-    assert all(0 < parameter.abs().max() <= 0.03 for parameter in model.parameters())
+    assert all(0 < parameter.abs().max() <= 0.03 for parameter in model.parameters() if parameter.dim() > 1)
     torch.manual_seed(0)
     encoder, decoder = GRU(4, 6), GRU(3 + 5, 5)
     before = [parameter.clone() for layer in (encoder, decoder) for parameter in layer.parameters()]
     model = Seq2Seq(encoder, decoder, 200, 300)
     assert all(map(torch.equal, before, [*encoder.parameters(), *decoder.parameters()]))
     assert not model.decoder.output.bias.any()
-    for weight in (model.encoder.embedding.weight, model.decoder.embedding.weight, model.decoder.output.weight):
-        assert 0.098 < weight.abs().max() <= 0.1
+    assert 0.098 < model.decoder.output.weight.abs().max() <= 0.1
+    for embedding in (model.encoder.embedding, model.decoder.embedding):
+        assert embedding.weight.std().item() == pytest.approx(1.0, rel=0.1)
+        assert embedding.weight.abs().max() <= 3**0.5
+    sizes, decoder = (TARGET_VOCAB, TARGET_VOCAB), GRU(4 + 4, 5)
+    tied = make_model(tie_weights="three-way", sizes=sizes, decoder=decoder, attentional_size=4, init_range=None)
+    assert 0.35 < tied.decoder.output.weight.abs().max() <= 0.4
 
 
 @pytest.mark.parametrize(

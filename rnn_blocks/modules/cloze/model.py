@@ -61,8 +61,8 @@ class ClozeModel(TokenModule):
         tie_weights: whether the output's weights are the embedding's (Inan et al. 2017; Press & Wolf 2017); where the
             layer gives more or fewer features than it takes, a linear projection comes between.
         dropout: the part zeroed after the embedding and before the output.
-        init_range: all weights start uniform within ± this; by default the layer's start as its cell says, the
-            embedding and the output within ±0.1, the output's bias at zero.
+        init_range: all matrices start uniform within ± this, and biases, gains and decays as each part says; by default
+            the layer starts as its cell says, the embedding and the output within ±0.1, the output's bias at zero.
         optimizer: makes the optimizer from the parameters.
         lr_scheduler: makes the learning-rate schedule from the optimizer.
         lr_interval: whether the schedule steps each ``"epoch"`` or each ``"step"``.

@@ -64,8 +64,9 @@ class LanguageModel(Writing):
         sum_over_time: differentiate the loss summed over the steps of a chunk and averaged over the lanes, as Zaremba
             et al. and other early recipes do, whose learning rates and clipping thresholds are for that; by default it
             is averaged over all tokens. What is logged is the average in either case.
-        init_range: all weights start uniform within ± this, as in Zaremba et al.; by default the layer's start as its
-            cell says, the embedding and the output within ±0.1, the output's bias at zero.
+        init_range: all matrices start uniform within ± this, as in Zaremba et al., and biases, gains and decays as each
+            part says; by default the layer starts as its cell says, the embedding and the output within ±0.1, the
+            output's bias at zero.
         optimizer: makes the optimizer from the parameters.
         lr_scheduler: makes the learning-rate schedule from the optimizer.
         lr_interval: whether the schedule steps each ``"epoch"`` or each ``"step"``.

@@ -80,8 +80,9 @@ class Seq2Seq(Translating):
         bos: the id that targets begin with.
         eos: the id that ends sequences.
         pad: an id that is never to be written.
-        init_range: all weights start uniform within ± this; by default each part's as it says, embeddings within
-            ± 0.1.
+        init_range: all matrices start uniform within ± this, and biases, gains and decays as each part says; by default
+            every part starts as it says, but embeddings within ±√3, with variance one, the output within ±0.1 with its
+            bias at zero, and weights that are both within ±0.4.
         detokenize: makes text of the ids of several sentences, for the scores; by default the data module's
             ``detokenize``, if it has one.
         optimizer: makes the optimizer from the parameters.
@@ -194,7 +195,15 @@ class Seq2Seq(Translating):
         )
         if tie_weights == "three-way":
             self._tie_source()
-        init_tokens(self, [self.encoder.embedding, self.decoder.embedding], self.decoder.output, init_range)
+        init_tokens(
+            self,
+            [self.encoder.embedding, self.decoder.embedding],
+            self.decoder.output,
+            init_range,
+            # through encoder, attention and decoder smaller ones would pass next to nothing on to the first words
+            embedding_range=math.sqrt(3),
+            tied_range=0.4,
+        )
         self.label_smoothing = label_smoothing
         self.coverage_loss = coverage_loss
         self.scheduled_sampling = scheduled_sampling
