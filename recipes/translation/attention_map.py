@@ -36,8 +36,9 @@ def draw_attention(
     axes.grid(False)
     picture = axes.imshow(weights.float().numpy(), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     letters = max(4.0, min(9.0, cell * 30))
-    axes.set_xticks(range(columns), source_tokens, rotation=90, fontsize=letters)
-    axes.set_yticks(range(rows), target_tokens, fontsize=letters)
+    # a token may hold dollar signs, between which matplotlib would read a formula
+    axes.set_xticks(range(columns), source_tokens, rotation=90, fontsize=letters, parse_math=False)
+    axes.set_yticks(range(rows), target_tokens, fontsize=letters, parse_math=False)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[["top", "right", "bottom", "left"]].set_visible(False)

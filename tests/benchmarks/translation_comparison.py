@@ -114,6 +114,7 @@ def measure(options: argparse.Namespace) -> None:
     )
     data.prepare()
     settings = {name: getattr(options, name) for name in ("width", "steps", "vocab_size", "batch_tokens")}
+    settings |= {"learning_rate": LEARNING_RATE, "init_range": INIT_RANGE, "dropout": DROPOUT}
     print(f"an epoch has {len(data.train_dataloader())} steps", file=sys.stderr)
     file = json.loads(options.file.read_text()) if options.file.exists() else {"settings": settings, "models": {}}
     if file["settings"] != settings:

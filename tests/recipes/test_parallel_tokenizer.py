@@ -172,3 +172,11 @@ def test_bpe_dropout_gives_other_pieces_of_the_same_text_and_the_same_for_a_seed
         assert ids.tolist() == bpe.encode(line).ids
     if rate == 1.0:
         assert len(ids) == len((" " + normalise(bpe, line)).encode()) * bool(normalise(bpe, line))
+
+
+_BYTES = bpe_tokenizer(["a"], 4 + 256)
+
+
+@given(st.lists(st.integers(0, _BYTES.get_vocab_size() - 1), max_size=30))
+def test_whatever_ids_are_written_are_one_line(ids: list[int]) -> None:
+    assert not set(decode(_BYTES, ids)) & set("\n\r\v\f\t\x85\u2028\u2029")

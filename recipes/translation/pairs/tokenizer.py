@@ -17,6 +17,7 @@ PAD, BOS, EOS, UNK = range(4)
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]
 NUM_BYTES = 256
 
+_ONE_SPACE = normalizers.Replace(Regex(r"\s+"), " ")
 # A word with the space before it, so that nothing is lost; punctuation and digits stand apart. Marks are part of their
 # word: vowels of Bengali, Hindi or Thai are marks.
 _WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
@@ -127,6 +128,8 @@ def normalise(tokenizer: Tokenizer, line: str) -> str:
 def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """The text of token ids up to the first ``<eos>``; padding and ``<bos>`` are left out, ``<unk>`` stays to be seen.
 
+    It is one line, whatever bytes an untrained model writes: runs of whitespace are one space, as in what is encoded.
+
     >>> decode(char_tokenizer(["abc"]), [1, 4, 5, 3, 2, 6])
     'ab<unk>'
     """
@@ -136,18 +139,23 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
             break
         if token not in (PAD, BOS):
             text.append(token)
-    return str(tokenizer.decode(text, skip_special_tokens=False)).strip(" ")
+    return str(_ONE_SPACE.normalize_str(tokenizer.decode(text, skip_special_tokens=False))).strip(" ")
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token as a label: a word's beginning marked by ``▁``, bytes that are no whole character as ``�``.
+    r"""A token as a label: a word's beginning marked by ``▁``, bytes that are no whole character as ``�``.
+
+    What no font or terminal shows, such as control characters, is told as in a string of Python.
 
     >>> token_text(word_tokenizer(["two words"]), 4)
     '▁two'
+    >>> print(token_text(char_tokenizer(["\x1b"]), 4))
+    \x1b
     """
     if token < len(SPECIALS):
         return SPECIALS[token]
-    return str(tokenizer.decode([token], skip_special_tokens=False)).replace(" ", "▁")
+    text = str(tokenizer.decode([token], skip_special_tokens=False)).replace(" ", "▁")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _on_bytes(model: models.Model, lowercase: bool) -> Tokenizer:
@@ -164,7 +172,7 @@ def _on_bytes(model: models.Model, lowercase: bool) -> Tokenizer:
 
 
 def _normalizer(lowercase: bool, prefix: str = "") -> normalizers.Normalizer:
-    steps = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    steps = [_ONE_SPACE, normalizers.Strip()]
     steps += [normalizers.Lowercase()] if lowercase else []
     steps += [normalizers.Prepend(prefix)] if prefix else []
     return normalizers.Sequence(steps)

@@ -1,0 +1,32 @@
+"""Pictures of where a translation looked, whatever its tokens are."""
+
+from io import BytesIO
+
+import pytest
+import torch
+from PIL import Image
+
+from rnn_blocks.recipes.translation.attention_map import attention_text, draw_attention
+from rnn_blocks.recipes.translation.pairs.tokenizer import bpe_tokenizer, token_text
+
+
+@pytest.mark.parametrize("token", ["$$", "$5$", "$\\foo$", "{", "\\", "_^"])
+def test_a_token_is_drawn_as_it_is_and_not_as_a_formula(token):
+    figure = draw_attention(torch.eye(2), [token, "a"], ["b", token])
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    assert Image.open(file).width > 100
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [token, "a"]
+    assert not any(label.get_parse_math() for label in [*axes.get_xticklabels(), *axes.get_yticklabels()])
+
+
+def test_what_cannot_be_shown_is_told_as_an_escape():
+    tokenizer = bpe_tokenizer(["ü"], 4 + 256)
+    labels = [token_text(tokenizer, token) for token in range(tokenizer.get_vocab_size())]
+    assert all(label.isprintable() for label in labels)
+    assert {r"\x0b", r"\x1b", r"\x7f", r"\n", "▁", "a", "<eos>"} <= set(labels)
+    shown = [label for label in labels if "\\" in label]
+    square = torch.eye(len(shown))
+    draw_attention(square, shown, shown).savefig(BytesIO(), format="png")  # a missing glyph would warn
+    assert len(attention_text(square, shown, shown).splitlines()) == len(shown) + 1
