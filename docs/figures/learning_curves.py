@@ -1,0 +1,54 @@
+"""Trainings by shipped configurations, step by step: ``python docs/figures/learning_curves.py``.
+
+The numbers are those of their ``metrics.csv``, as docs/recipes tell.
+"""
+
+from draw import FAINT, RED, TEAL, VIOLET, Picture
+
+PTB_QUICK = [234.0, 154.8, 133.2, 122.3, 115.0, 109.3, 104.8, 101.6, 100.1, 99.8]  # 2026-11-27
+PTB_10M = [  # 2026-11-29
+    *(223.0, 145.4, 123.6, 113.0, 106.1, 102.0, 98.4, 96.2, 94.0, 91.8),
+    *(89.6, 88.5, 87.5, 86.5, 85.7, 84.8, 84.5, 84.0, 83.6, 83.6),
+]
+PUBLISHED = 78.8  # srush/cs287, after 30 epochs
+
+BETWEEN = 400  # steps from one validation of multi30k to the next; three trainings of 2026-11-29
+MULTI30K = [
+    *(11.5, 23.4, 27.0, 28.5, 31.4, 32.0, 32.3, 34.0, 35.1, 35.4, 35.7),
+    *(36.5, 36.8, 36.0, 37.5, 37.1, 37.7, 37.3, 37.9, 37.6, 37.9, 38.1),
+]
+WITHIN_TENTH = [10.6, 23.2, 26.6, 26.5, 30.5, 30.7, 32.8, 33.7, 33.5, 33.6, 35.2, 35.2, 35.0, 35.2, 35.2]
+SMALL = [0.4, 3.3, 7.6, 13.0, 18.6, 21.7, 25.0, 26.0, 27.3]
+
+
+def small_budget() -> None:
+    """Draw validation perplexity over epochs, of words of the Penn Treebank."""
+    picture = Picture(11.4, 6.0)
+    axes = picture.inset(1.15, 1.0, 9.8, 4.6)
+    for name, values, colour in (("ptb-quick", PTB_QUICK, TEAL), ("ptb-10m", PTB_10M, RED)):
+        axes.plot(range(1, len(values) + 1), values, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
+    axes.axhline(PUBLISHED, color=FAINT, lw=1.2, ls="--", label="2 × 512, tied, after 30 epochs (srush/cs287)")
+    axes.set(xlim=(0.5, 20.5), ylim=(74, 160), xlabel="epochs", ylabel="validation perplexity", xticks=range(2, 21, 2))
+    axes.legend(frameon=False)
+    picture.save("small_budget")
+
+
+def initial_weights() -> None:
+    """Draw BLEU of greedy translations over steps, by what the weights started from."""
+    picture = Picture(11.4, 5.6)
+    axes = picture.inset(1.15, 1.0, 9.8, 4.2)
+    for name, values, colour in (
+        ("embeddings within ±0.4, layers as they say, as shipped", MULTI30K, RED),
+        ("all weights within ±0.1, dropout 0.4, 6,000 steps", WITHIN_TENTH, VIOLET),
+        ("embeddings within ±0.1, layers as they say, dropout 0.4, broken off", SMALL, TEAL),
+    ):
+        steps = [BETWEEN * (number + 1) for number in range(len(values))]
+        axes.plot(steps, values, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
+    axes.set(xlim=(0, 9200), ylim=(0, 40), xlabel="steps", ylabel="validation BLEU, greedy")
+    axes.legend(frameon=False, loc="lower right")
+    picture.save("initial_weights")
+
+
+if __name__ == "__main__":
+    small_budget()
+    initial_weights()
