@@ -150,7 +150,7 @@ def init_tokens(
 
     Args:
         module: the whole model; with ``init_range`` its matrices start uniform within ± that. Vectors stay: biases, but
-            also gains of a normalisation and decays of a linear recurrence, which near zero would carry nothing.
+            also gains of a normalisation and decays of a linear recurrence, which are not made to start near zero.
         embeddings: those of the model.
         output: its output layer, whose bias starts at zero; one that is not linear starts as it says itself.
         init_range: see ``module``. Without one the output starts uniform within ±0.1, and all but the embeddings as it
