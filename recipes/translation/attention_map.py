@@ -1,6 +1,7 @@
 """Where a translation looked: the attention as a picture, as text, and as pairs of words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -36,14 +37,48 @@ def draw_attention(
     axes.grid(False)
     picture = axes.imshow(weights.float().numpy(), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     letters = max(4.0, min(9.0, cell * 30))
+    fonts = font_families([*source_tokens, *target_tokens])
     # a token may hold dollar signs, between which matplotlib would read a formula
-    axes.set_xticks(range(columns), source_tokens, rotation=90, fontsize=letters, parse_math=False)
-    axes.set_yticks(range(rows), target_tokens, fontsize=letters, parse_math=False)
+    axes.set_xticks(range(columns), source_tokens, rotation=90, fontsize=letters, family=fonts, parse_math=False)
+    axes.set_yticks(range(rows), target_tokens, fontsize=letters, family=fonts, parse_math=False)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
     figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02).ax.tick_params(labelsize=8)
     return figure
+
+
+def font_families(texts: Iterable[str]) -> list[str]:
+    """Matplotlib's own font, then installed ones that have the letters it lacks, as of Hangul or Han.
+
+    >>> font_families(["ein", "Mann"])
+    ['DejaVu Sans']
+    """
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+    own = findfont(FontProperties())
+    families = [get_font(own).family_name]
+    lacking = {ord(letter) for text in texts for letter in text} - letters_of(own)
+    regular = {font.name: font.fname for font in fontManager.ttflist if font.style == "normal" and font.weight == 400}
+    regular = {name: file for name, file in regular.items() if not name.startswith("Last Resort")}  # boxes for all
+    while lacking and regular:
+        most = max(sorted(regular), key=lambda name: len(lacking & letters_of(regular[name])))
+        if not lacking & letters_of(regular[most]):
+            break
+        families.append(most)
+        lacking -= letters_of(regular[most])
+    return families
+
+
+@cache
+def letters_of(font_file: str) -> frozenset[int]:
+    """The code points that a font has glyphs for; of one that cannot be read, none."""
+    from matplotlib.font_manager import get_font
+
+    try:
+        return frozenset(get_font(font_file).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def attention_text(weights: Tensor, source_tokens: Sequence[str], target_tokens: Sequence[str]) -> str:

@@ -1,12 +1,14 @@
 """Pictures of where a translation looked, whatever its tokens are."""
 
+import warnings
 from io import BytesIO
 
 import pytest
 import torch
+from matplotlib.font_manager import findfont
 from PIL import Image
 
-from rnn_blocks.recipes.translation.attention_map import attention_text, draw_attention
+from rnn_blocks.recipes.translation.attention_map import attention_text, draw_attention, font_families, letters_of
 from rnn_blocks.recipes.translation.pairs.tokenizer import bpe_tokenizer, token_text
 
 
@@ -30,3 +32,20 @@ def test_what_cannot_be_shown_is_told_as_an_escape():
     square = torch.eye(len(shown))
     draw_attention(square, shown, shown).savefig(BytesIO(), format="png")  # a missing glyph would warn
     assert len(attention_text(square, shown, shown).splitlines()) == len(shown) + 1
+
+
+def test_letters_that_the_usual_font_lacks_are_drawn_with_an_installed_one_that_has_them():
+    usual, other = (letters_of(findfont(name)) for name in ("DejaVu Sans", "STIXGeneral"))  # both come with matplotlib
+    letter = next(chr(code) for code in sorted(other - usual) if chr(code).isprintable())
+    families = font_families(["ein", letter])
+    assert families[0] == "DejaVu Sans"
+    assert len(families) == 2
+    figure = draw_attention(torch.eye(2), ["a", letter], ["ein", "Mann"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a missing glyph
+        figure.savefig(BytesIO(), format="png")
+
+
+def test_a_letter_that_no_font_has_is_no_error():
+    assert font_families(["\U000e1234"]) == ["DejaVu Sans"]
+    assert letters_of("no/such/font.ttf") == frozenset()
