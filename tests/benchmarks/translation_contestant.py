@@ -35,6 +35,12 @@ class Contestant(ABC):
         """Make this many updates: `seconds` of CPU time, target `tokens` (no padding), the last batch's `loss`."""
 
     @abstractmethod
+    def score(self, sentences: int) -> dict[str, list[list[list[float]]]]:
+        """Of each of the first sentences of the validation set, at each step of its reference: `log_probs` of all
+        pieces, in the order of `read_vocabulary`.
+        """
+
+    @abstractmethod
     def search(self, sentences: int, beam_size: int) -> list[str]:
         """Translate the first sentences of the validation set, into lines of pieces."""
 
@@ -53,7 +59,7 @@ def serve(contestant: Callable[[], Contestant]) -> None:
     print(json.dumps({"parameters": side.parameters}), file=answers, flush=True)
     for line in sys.stdin:
         request, number = json.loads(line)
-        answer = {"train": side.train, "translate": side.translate}[request](number)
+        answer = {"train": side.train, "score": side.score, "translate": side.translate}[request](number)
         print(json.dumps({**answer, "peak_mb": peak_mb()}), file=answers, flush=True)
 
 

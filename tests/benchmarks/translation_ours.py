@@ -44,7 +44,7 @@ class Ours(Contestant):
         self.text = options.text
         self.pieces = read_vocabulary(self.text)
         self.sources, self.targets = (read_ids(self.text, "train", language) for language in ("en", "de"))
-        self.validation = read_ids(self.text, "val", "en")
+        self.validation, self.references = (read_ids(self.text, "val", language) for language in ("en", "de"))
         vocab_size = len(self.pieces)
         self.model = rnn_blocks.Seq2Seq(
             rnn_blocks.GRU(HIDDEN, HIDDEN, bidirectional=True),
@@ -88,6 +88,14 @@ class Ours(Contestant):
             tokens += sum(len(self.targets[line]) for line in lines)
         seconds = time.process_time() - began
         return {"seconds": seconds, "tokens": tokens, "loss": loss.item()}
+
+    def score(self, sentences: int) -> dict[str, list[list[list[float]]]]:
+        targets = self.references[:sentences]
+        batch = parallel_batch(self.validation[:sentences], targets)
+        with torch.no_grad():
+            logits = self.model.eval()(batch.source, batch.source_lengths, batch.target_inputs)
+        steps = zip(logits.log_softmax(-1), targets, strict=True)
+        return {"log_probs": [rows[: len(target)].tolist() for rows, target in steps]}
 
     def search(self, sentences: int, beam_size: int) -> list[str]:
         """In batches of 64 of like lengths, as JoeyNMT has it but for the lengths, back in order."""

@@ -17,8 +17,9 @@ JoeyNMT needs a Python of its own, with the torch of this one:
 
     python tests/benchmarks/translation_race.py --data multi30k --joey-python joey/bin/python [--work build/race]
 
-It times training alone. To time translating as well, by one and the same trained model on both sides, and to see what
-training costs up to a BLEU, train first (JoeyNMT for its BLEU alone):
+It times training alone. To time translating as well, by one and the same trained model on both sides (which is
+checked: it fails where they give pieces of references other log-probabilities), and to see what training costs up to a
+BLEU, train first (JoeyNMT for its BLEU alone):
 
     python tests/benchmarks/translation_race.py … --train ours --epochs 7
     python tests/benchmarks/translation_race.py … --train joey --epochs 7
@@ -32,13 +33,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from machine import described
 from translation_text import bucketed_batches, random_batches, read_ids, write_text
 
 HERE = Path(__file__).resolve().parent
 HOST = HERE.parent.parent / "recipes" / "run" / "host" / "process.py"
 BATCH = 80
-TRAINED = "ours/latest.ckpt"  # what both sides translate with: the weights are the same, only the names differ
+TRAINED = "ours/latest.ckpt"  # what both sides translate with: only names and the numbers of special pieces differ
+SCORED, TOLERANCE = 3, 1e-4  # sentences that show it, and how far their log-probabilities may be apart
 
 # side, batches (None: the side's own), host settings
 TRAINING = {
@@ -101,12 +104,30 @@ def side_command(options: argparse.Namespace, side: str) -> list[str]:
     return [sys.executable, str(HERE / "translation_ours.py")]
 
 
+def check_same_model(processes: dict[str, Process]) -> None:
+    """Raise RuntimeError where a variant does not give the references the log-probabilities that the first gives."""
+    (first, expected), *others = [
+        (name, process.ask("score", SCORED)["log_probs"]) for name, process in processes.items()
+    ]
+    for name, found in others:
+        for number, sentences in enumerate(zip(expected, found, strict=True), 1):
+            one, other = map(torch.tensor, sentences)
+            apart = (one - other).abs().max().item() if one.shape == other.shape else float("inf")
+            if not apart <= TOLERANCE:
+                raise RuntimeError(
+                    f"'{name}' and '{first}' do not translate with the same model: their log-probabilities at the "
+                    f"reference of sentence {number} of the validation set are up to {apart:.2g} apart"
+                )
+
+
 def race(
     options: argparse.Namespace, variants: dict, request: str, number: int, trained: bool
 ) -> dict[str, list[dict]]:
     """What each variant answered, round by round."""
     chosen = {name: variant for name, variant in variants.items() if variant[0] in options.only}
     processes = {name: Process(options, variant, trained) for name, variant in chosen.items()}
+    if trained:
+        check_same_model(processes)
     for name, process in processes.items():
         process.ask(request, number)  # a round to warm up
         print(f"{name}: {process.parameters:,} parameters", file=sys.stderr)

@@ -28,7 +28,7 @@ from translation_contestant import (
     options_of,
     serve,
 )
-from translation_text import read_references
+from translation_text import read_references, read_vocabulary
 from translation_weights import joey_weights
 
 
@@ -47,6 +47,7 @@ def configuration(text: Path, folder: Path, epochs: int, validation_freq: int) -
             "dataset_type": "plain",
             "src": {"lang": "en", **side},
             "trg": {"lang": "de", **side},
+            "special_symbols": {"bos_token": "<bos>", "eos_token": "<eos>"},  # as the other side has it; not in order
         },
         "model": {
             # as in the recurrent configurations that JoeyNMT ships: by its default it learns more slowly
@@ -146,9 +147,10 @@ class JoeyNMT(Contestant):
         self.model, self.training, self.validation, _ = joeynmt.prediction.prepare(arguments, rank=0, mode="train")
         self.text, self.test, self.autocast = options.text, arguments.test, arguments.autocast
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.numbers = [self.model.trg_vocab.lookup(piece) for piece in read_vocabulary(self.text)]
         if options.checkpoint is not None:
             checkpoint = torch.load(options.checkpoint)
-            self.model.load_state_dict(joey_weights(checkpoint))
+            self.model.load_state_dict(joey_weights(checkpoint, self.numbers))
         self.manager = joeynmt.training.TrainManager(
             rank=0,
             model=self.model,
@@ -175,6 +177,16 @@ class JoeyNMT(Contestant):
             tokens += batch.ntokens
         seconds = time.process_time() - began
         return {"seconds": seconds, "tokens": tokens, "loss": loss}
+
+    def score(self, sentences: int) -> dict[str, list[list[list[float]]]]:
+        model, data = self.model.eval(), self.validation
+        batch = data.collate_fn([data[line] for line in range(sentences)], model.pad_index, model.eos_index)
+        back = batch.sort_by_src_length()
+        with torch.no_grad():
+            _, log_probs, _, _ = model(return_type="loss", **vars(batch))
+        lengths = batch.trg_mask.sum((1, 2))
+        steps = zip(log_probs[back][..., self.numbers], lengths[back], strict=True)
+        return {"log_probs": [rows[:length].tolist() for rows, length in steps]}
 
     def search(self, sentences: int, beam_size: int) -> list[str]:
         whole = self.validation.data
