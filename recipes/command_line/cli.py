@@ -11,13 +11,14 @@ import lightning.pytorch as pl
 import yaml
 from filelock import FileLock
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.arguments import map_values
 from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, given_option
 from rnn_blocks.recipes.command_line.parser import RecipeParser
+from rnn_blocks.recipes.command_line.run_callbacks import add_callbacks
 from rnn_blocks.recipes.command_line.run_options import (
     add_run_options,
     check_kept_options,
@@ -27,24 +28,13 @@ from rnn_blocks.recipes.command_line.run_options import (
 from rnn_blocks.recipes.command_line.shipped_configs import DEFAULT, config_path, shipped_configs
 from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.command_line.trainer import RecipeTrainer
-from rnn_blocks.recipes.command_line.weights_and_biases import check_wandb_options, model_logging, watching
+from rnn_blocks.recipes.command_line.weights_and_biases import check_wandb_options
 from rnn_blocks.recipes.data.corpora.corpus import Split
 from rnn_blocks.recipes.run.averaging import validate_average
-from rnn_blocks.recipes.run.checkpoints import (
-    AtomicCheckpointIO,
-    KeptCheckpoints,
-    LastCheckpoint,
-    Mode,
-    MovedFolder,
-    RandomState,
-    best_checkpoint,
-    check_disk_space,
-    check_fits,
-)
-from rnn_blocks.recipes.run.ending.callback import EndInGoodOrder, OwnSignals
+from rnn_blocks.recipes.run.checkpoints import AtomicCheckpointIO, Mode, check_disk_space, check_fits
+from rnn_blocks.recipes.run.ending.callback import OwnSignals
 from rnn_blocks.recipes.run.ending.job import begun_run, remember_job
 from rnn_blocks.recipes.run.ending.signals import interruption, signal_of
-from rnn_blocks.recipes.run.finite import StopOnNonFinite
 from rnn_blocks.recipes.run.folder import (
     BEST,
     ENVIRONMENT,
@@ -56,14 +46,11 @@ from rnn_blocks.recipes.run.folder import (
     new_run_folder,
     run_of_checkpoint,
 )
-from rnn_blocks.recipes.run.host.precision import BegunPrecision, begun_precision, choose
-from rnn_blocks.recipes.run.host.watch import ThreadWatch
+from rnn_blocks.recipes.run.host.precision import begun_precision, choose
 from rnn_blocks.recipes.run.load import carried
-from rnn_blocks.recipes.run.plots import RunPlots
 from rnn_blocks.recipes.run.progress_bar import RecipeProgressBar
 from rnn_blocks.recipes.run.ranks.place import is_first_rank, note_rank, on_this_host
-from rnn_blocks.recipes.run.ranks.same_training import SameTraining
-from rnn_blocks.recipes.run.tracking import TrackedRun, make_loggers, tracked_run_id
+from rnn_blocks.recipes.run.tracking import make_loggers, tracked_run_id
 from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_project
 
 SPLITS: dict[str, Split] = {"validate": "val", "test": "test"}  # that a command evaluates
@@ -304,7 +291,16 @@ class RecipeCLI(LightningCLI):
             precision=precision,
             plugins=self._plugins(AtomicCheckpointIO(carried(config))),
         )
-        self._add_callbacks(trainer, options, config)
+        add_callbacks(
+            trainer,
+            self.folder,
+            options,
+            recipe=self.recipe,
+            mode=self.monitors[options["monitor"]],
+            config=config,
+            step=0 if self._checkpoint is None else int(held["global_step"]),
+            extra=self.extra_callbacks(options),
+        )
         return trainer
 
     def _as_yaml(self, options: Namespace) -> str:
@@ -324,43 +320,6 @@ class RecipeCLI(LightningCLI):
         if chosen.told is not None and is_first_rank():
             sys.stderr.write(f"{chosen.told}\n")
         return chosen.precision
-
-    def _add_callbacks(self, trainer: pl.Trainer, options: Namespace, config: str) -> None:
-        assert self.folder is not None
-        monitor, mode = options["monitor"], self.monitors[options["monitor"]]
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        best = best_checkpoint(self.folder, monitor, mode)
-        for one in callbacks:
-            if isinstance(one, ModelCheckpoint) and one.dirpath is None:
-                one.dirpath = best.dirpath
-            if one.state_key == best.state_key:
-                raise InputError(
-                    f"trainer.callbacks: a ModelCheckpoint by {monitor} is the run's own already, best.ckpt; "
-                    "--average_checkpoints N keeps the N best"
-                )
-        step = 0 if self._checkpoint is None else int(self._checkpoint.held["global_step"])
-        shared = "--average_checkpoints" if options["average_checkpoints"] else None
-        chosen = {"trainer.precision": str(trainer.precision)}
-        callbacks[:0] = [
-            ThreadWatch(),
-            SameTraining(self.folder, config, step=step, shared=shared, chosen=chosen),
-            TrackedRun(self.folder, config),
-            *watching(options),
-            *self.extra_callbacks(options),
-        ]
-        last = LastCheckpoint(self.folder, options["checkpoint_every_n_steps"])
-        callbacks += [
-            BegunPrecision(str(trainer.precision)),
-            MovedFolder(),
-            RandomState(),
-            StopOnNonFinite(),
-            RunPlots(self.folder),
-            best,
-        ]
-        if options["average_checkpoints"]:
-            callbacks.append(KeptCheckpoints(self.folder, monitor, mode, options["average_checkpoints"]))
-        callbacks.append(last)  # it holds what the others have just written
-        callbacks += [*model_logging(options, self.folder, self.recipe, mode), EndInGoodOrder(last)]
 
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """The recipe's own callbacks."""
