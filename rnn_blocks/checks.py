@@ -1,6 +1,9 @@
-"""Arguments that are refused by their name, before anything is made of them."""
+"""Arguments refused by their name before anything is made of them, and warnings at the line that gives them."""
 
+import math
 import operator
+import sys
+import warnings
 from typing import Any
 
 
@@ -30,3 +33,51 @@ def whole(name: str, value: Any, least: int = 1, unit: str = "") -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}{unit}, got {value}")
     return number
+
+
+def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> float:
+    """A finite number in a range as a ``float``.
+
+    Args:
+        name: of the argument.
+        value: that was given.
+        low: the least that it may be.
+        high: what it must be below.
+        above: whether it must be above ``low``, too.
+
+    Raises:
+        ValueError: where it is another thing, or out of the range.
+
+    >>> number("label_smoothing", 0, high=1)
+    0.0
+    >>> number("label_smoothing", 1, high=1)
+    Traceback (most recent call last):
+    ...
+    ValueError: label_smoothing must be at least 0 and below 1, got 1
+    """
+    within = f"{'above' if above else 'at least'} {low:g}{'' if high == math.inf else f' and below {high:g}'}"
+    try:
+        is_finite = math.isfinite(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a number, {within}, got {value!r}") from None
+    if not is_finite:
+        raise ValueError(f"{name} must be {within}, a finite number, got {value}")
+    if not (low < value if above else low <= value) or not value < high:
+        raise ValueError(f"{name} must be {within}, got {value}")
+    return float(value)
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user's that led here: the nearest that is not of this package.
+
+    >>> with warnings.catch_warnings(record=True) as told:
+    ...     warnings.simplefilter("always")
+    ...     warn("a dropout that does nothing")
+    >>> [str(one.message) for one in told]
+    ['a dropout that does nothing']
+    """
+    package = __name__.partition(".")[0]
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

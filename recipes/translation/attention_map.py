@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
+from unicodedata import combining, east_asian_width
 
 from torch import Tensor
 
@@ -91,13 +92,22 @@ def attention_text(weights: Tensor, source_tokens: Sequence[str], target_tokens:
       Mann     ██  man
     """
     columns = weights.shape[1]
-    width = max(map(len, target_tokens), default=0) + 2
+    width = max(map(cells_of, target_tokens), default=0) + 2
     lines = [" " * width + "  " + " ".join(f"{column % 100:>2}" for column in range(columns))]
     for token, row in zip(target_tokens, weights.tolist(), strict=True):
         cells = " ".join(SHADES[min(4, round(weight * 4))] * 2 for weight in row)
         best = max(range(columns), key=row.__getitem__)
-        lines.append(f"{token:>{width}}  {cells}  {source_tokens[best]}")
+        lines.append(f"{' ' * (width - cells_of(token))}{token}  {cells}  {source_tokens[best]}")
     return "\n".join(lines)
+
+
+def cells_of(text: str) -> int:
+    """How many cells of a terminal a text takes: letters of East Asia and emoji take two, marks none.
+
+    >>> cells_of("한글"), cells_of("naïve"), cells_of("e\N{COMBINING ACUTE ACCENT}")
+    (4, 5, 1)
+    """
+    return sum(1 + (east_asian_width(one) in "WF") for one in text if not combining(one))
 
 
 def alignment_pairs(weights: Tensor, num_source: int, num_target: int) -> str:

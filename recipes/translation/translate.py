@@ -75,7 +75,8 @@ def translate(
         ):
             done, told = 0, set[str]()
             try:
-                groups = read_groups(source, input, wait=options.seed is not None)
+                is_file = input != STANDARD and Path(input).is_file()
+                groups = read_groups(source, input, wait=is_file or options.seed is not None)
                 for lines in _of_length(translator, groups, input, max_source_length):
                     if missing := [part for part in translator.missing(lines) if part not in told]:
                         told.update(missing)
@@ -136,7 +137,7 @@ def _rows(found: Sequence[Translation], n_best: int, scores: bool, alignments: b
     """The output lines of one input line: as many as asked for, empty where the search found no more."""
     rows = []
     for text, hypothesis in found:
-        columns = [" ".join(text.split("\n")).replace("\t", " ").replace("\r", " ")]
+        columns = [text]
         if scores:
             columns.append(f"{hypothesis.score:.4f}")
         if alignments:

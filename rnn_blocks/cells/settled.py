@@ -131,7 +131,11 @@ def writable(module: AnyModule) -> Iterator[AnyModule]:
                 parameters[name] = weight.detach().clone()
                 weights.append((part, name, weight.detach().clone(), parameters[name]))
     yield plain
-    written = [(part, name, after) for part, name, before, after in weights if not torch.equal(before, after)]
+    written = [
+        (part, name, after)
+        for part, name, before, after in weights
+        if not after.is_meta and not torch.equal(before, after)  # on the meta device there are no numbers
+    ]
     for part, name, _ in written:
         if is_parametrized(part, name):
             kinds = [type(one) for one in part.parametrizations[name]]  # type: ignore[index]

@@ -1,12 +1,12 @@
 """Layers on top of each other."""
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from rnn_blocks.checks import warn
 from rnn_blocks.engine import State
 from rnn_blocks.layers.layer import Layer, check_layer
 from rnn_blocks.layers.skip_paths import SKIPS, HighwayPath, ResidualPath, Skip
@@ -63,7 +63,7 @@ class Stack(Layer):
             raise ValueError(f"the layers must agree on batch_first, got {[layer.batch_first for layer in layers]}")
         if dropout and len(layers) == 1:
             told = f"{type(self).__name__}: dropout {dropout} does nothing to a single layer, it falls between layers"
-            warnings.warn(told, stacklevel=4)  # where an LSTM or another ready-made layer was made
+            warn(told)
         super().__init__(layers[0].input_size, layers[-1].output_size, batch_first=batch_first)
         self.layers = nn.ModuleList(layers)
         self.skip = skip

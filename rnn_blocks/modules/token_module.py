@@ -150,7 +150,8 @@ def init_tokens(
 
     Args:
         module: the whole model; with ``init_range`` its matrices start uniform within ± that. Vectors stay: biases, but
-            also gains of a normalisation and decays of a linear recurrence, which are not made to start near zero.
+            also gains of a normalisation and decays of a linear recurrence, which are not made to start near zero; and
+            so does what starts at zero, such as a learned first state.
         embeddings: those of the model.
         output: its output layer, whose bias starts at zero; one that is not linear starts as it says itself.
         init_range: see ``module``. Without one the output starts uniform within ±0.1, and all but the embeddings as it
@@ -169,7 +170,7 @@ def init_tokens(
     if init_range is not None:
         with torch.no_grad(), writable(module) as plain:
             for parameter in plain.parameters():
-                if parameter.dim() > 1:
+                if parameter.dim() > 1 and (parameter.is_meta or parameter.any()):
                     parameter.uniform_(-init_range, init_range)
         return
     for embedding in embeddings:

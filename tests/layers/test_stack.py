@@ -57,6 +57,14 @@ def test_dropout_of_ready_made_layers_is_the_stacks(make):
     assert torch.equal(one(inputs)[0], one.eval()(inputs)[0])
 
 
+@pytest.mark.parametrize("make", [lambda: LSTM(3, 4, dropout=0.3), lambda: Stack([GRU(3, 4)], dropout=0.3)])
+def test_what_a_single_layers_dropout_does_is_told_where_it_was_made(make):
+    with pytest.warns(UserWarning, match="single layer") as told:
+        make()
+    assert [one.filename for one in told] == [__file__]
+    assert [one.lineno for one in told] == [make.__code__.co_firstlineno]
+
+
 def test_a_stack_is_its_layers_one_after_the_other():
     lower, upper = LSTM(3, 8), GRU(8, 4)
     inputs = torch.randn(2, 7, 3)

@@ -22,6 +22,9 @@ from rnn_blocks import (
     LanguageModel,
     LayerNormGRU,
     LayerNormLSTM,
+    LearnedState,
+    LRUCell,
+    Recurrent,
     TextBatch,
     map_state,
 )
@@ -258,6 +261,22 @@ def test_init_range_leaves_gains_decays_and_biases_as_the_cell_says(layer):
     assert vectors
     assert all(torch.equal(value, now[name]) for name, value in vectors.items())
     assert all(value.abs().max() <= 0.01 for value in now.values() if value.dim() > 1)
+
+
+def test_init_range_leaves_a_first_state_that_is_learned_at_zero():
+    cell = LearnedState(LRUCell(8, 8))  # of complex numbers, which are pairs of real ones
+    model = LanguageModel(Recurrent(cell), 30, init_range=0.01)
+    assert cell.starts[0].dim() == 2
+    assert not cell.starts[0].any()
+    assert 0.005 < model.embedding.weight.abs().max() <= 0.01
+
+
+def test_init_range_is_taken_without_numbers():
+    with torch.device("meta"):
+        layer = LSTM(8, 8)
+        torch.nn.utils.parametrizations.weight_norm(layer.layers[0].cell, "weight_hh")
+        model = LanguageModel(layer, 30, init_range=0.01)
+    assert model.embedding.weight.is_meta
 
 
 @pytest.mark.parametrize("tie_weights", [False, True])

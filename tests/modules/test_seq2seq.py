@@ -119,6 +119,14 @@ def test_first_weights_are_as_asked():
     assert 0.35 < tied.decoder.output.weight.abs().max() <= 0.4
 
 
+def test_a_number_for_coverage_that_starts_at_zero_stays_there_whatever_the_range():
+    attention = MultiHeadAttention(6, 12, num_heads=2, coverage=True)
+    model = Seq2Seq(GRU(4, 6, bidirectional=True), GRU(3 + 6, 6), 20, 30, attention=attention, init_range=0.05)
+    assert model.decoder.attention.coverage_weight.shape == (2, 1, 1)
+    assert not model.decoder.attention.coverage_weight.any()
+    assert 0.04 < model.decoder.attention.query_layer.weight.abs().max() <= 0.05
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -131,13 +139,13 @@ def test_first_weights_are_as_asked():
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
         ({"coverage_loss": -1.0}, "coverage_loss must be at least 0, got -1.0"),
         ({"coverage_loss": 1.0}, "coverage_loss 1.0 needs coverage=True"),
-        ({"length_penalty": -1.0}, "length_penalty must be at least 0 and below inf, got -1.0"),
-        ({"coverage_penalty": float("nan")}, "coverage_penalty must be at least 0 and below inf, got nan"),
+        ({"length_penalty": -1.0}, "length_penalty must be at least 0, got -1.0"),
+        ({"coverage_penalty": float("nan")}, "coverage_penalty must be at least 0, a finite number, got nan"),
         (
             {"coverage_penalty": 0.2, "attention": None, "input_feeding": False},
             "coverage_penalty 0.2 needs an attention",
         ),
-        ({"max_length_ratio": float("inf")}, "max_length_ratio must be at least 0 and below inf, got inf"),
+        ({"max_length_ratio": float("inf")}, "max_length_ratio must be at least 0, a finite number, got inf"),
         ({"bos": 2}, "bos and eos are both 2: no translation could end"),
         ({"pad": 2}, "pad and eos are both 2: no translation could end"),
         ({"coverage": True, "attention": None, "input_feeding": False}, "coverage needs an attention"),
@@ -150,8 +158,12 @@ def test_first_weights_are_as_asked():
         ({"eos": TARGET_VOCAB}, "eos 11 is no id of the 11 target tokens"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"output_dropout": -0.1}, "output_dropout must be at least 0 and below 1, got -0.1"),
-        ({"init_range": -1.0}, "init_range must be at least 0, got -1.0"),
-        ({"max_length_ratio": -1.0}, "max_length_ratio must be at least 0 and below inf, got -1.0"),
+        ({"init_range": -1.0}, "init_range must be above 0, got -1.0"),
+        ({"init_range": 0.0}, "init_range must be above 0, got 0.0"),
+        ({"init_range": float("inf")}, "init_range must be above 0, a finite number, got inf"),
+        ({"init_range": "0.1"}, "init_range must be a number, above 0, got '0.1'"),
+        ({"coverage_loss": float("inf")}, "coverage_loss must be at least 0, a finite number, got inf"),
+        ({"max_length_ratio": -1.0}, "max_length_ratio must be at least 0, got -1.0"),
         ({"lr_interval": "batch"}, "lr_interval must be 'epoch' or 'step', got 'batch'"),
         ({"decoder": Bidirectional(Recurrent(GRUCell(8, 5)))}, "causal"),
     ],

@@ -8,7 +8,13 @@ import torch
 from matplotlib.font_manager import findfont
 from PIL import Image
 
-from rnn_blocks.recipes.translation.attention_map import attention_text, draw_attention, font_families, letters_of
+from rnn_blocks.recipes.translation.attention_map import (
+    attention_text,
+    cells_of,
+    draw_attention,
+    font_families,
+    letters_of,
+)
 from rnn_blocks.recipes.translation.pairs.tokenizer import bpe_tokenizer, token_text
 
 
@@ -49,3 +55,9 @@ def test_letters_that_the_usual_font_lacks_are_drawn_with_an_installed_one_that_
 def test_a_letter_that_no_font_has_is_no_error():
     assert font_families(["\U000e1234"]) == ["DejaVu Sans"]
     assert letters_of("no/such/font.ttf") == frozenset()
+
+
+def test_rows_of_text_stand_below_each_other_whatever_letters_their_labels_have():
+    labels = ["한글", "b", "😀", "e\N{COMBINING ACUTE ACCENT}"]
+    _, *rows = attention_text(torch.eye(4), labels, labels).splitlines()
+    assert len({cells_of(row[: row.index(label) + len(label)]) for row, label in zip(rows, labels, strict=True)}) == 1

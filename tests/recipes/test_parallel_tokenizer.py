@@ -1,6 +1,7 @@
 import json
 import random
 import re
+import unicodedata
 from collections import Counter
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.data.corpora.plain import decode_line
 from rnn_blocks.recipes.translation.pairs.codec import TextCodec
 from rnn_blocks.recipes.translation.pairs.dropout import BpeDropout
 from rnn_blocks.recipes.translation.pairs.settings import ParallelTokenizerSettings
@@ -178,5 +180,7 @@ _BYTES = bpe_tokenizer(["a"], 4 + 256)
 
 
 @given(st.lists(st.integers(0, _BYTES.get_vocab_size() - 1), max_size=30))
-def test_whatever_ids_are_written_are_one_line(ids: list[int]) -> None:
-    assert not set(decode(_BYTES, ids)) & set("\n\r\v\f\t\x85\u2028\u2029")
+def test_whatever_ids_are_written_are_one_line_without_control_characters(ids: list[int]) -> None:
+    text = decode(_BYTES, ids)
+    assert not {one for one in text if unicodedata.category(one) == "Cc"} | set(text) & set("\u2028\u2029")
+    assert decode_line("text", 1, f"{text}\n".encode()) == text.removeprefix("\ufeff")

@@ -203,6 +203,19 @@ def test_a_reader_that_goes_away_ends_it_quietly(finished_translation: RunFolder
     process.stderr.close()
 
 
+def test_a_file_is_read_in_whole_groups(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def spied(*arguments: Any, **options: Any) -> Any:
+        for group in read_groups(*arguments, **options):
+            found.append(len(group))
+            yield group
+
+    monkeypatch.setattr(module, "read_groups", spied)
+    run(["a man"] * 2_500, "--beam-size", "1")
+    assert found == [1000, 1000, 500]
+
+
 def test_lines_that_are_there_come_in_groups_and_a_slow_writer_is_not_waited_for() -> None:
     reading, writing = os.pipe()
     with open(reading, "rb") as file:

@@ -18,6 +18,7 @@ SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]
 NUM_BYTES = 256
 
 _ONE_SPACE = normalizers.Replace(Regex(r"\s+"), " ")
+_PRINTED = normalizers.Replace(Regex(r"[\s\p{Cc}]+"), " ")  # without control characters
 # A word with the space before it, so that nothing is lost; punctuation and digits stand apart. Marks are part of their
 # word: vowels of Bengali, Hindi or Thai are marks.
 _WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
@@ -128,7 +129,8 @@ def normalise(tokenizer: Tokenizer, line: str) -> str:
 def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     """The text of token ids up to the first ``<eos>``; padding and ``<bos>`` are left out, ``<unk>`` stays to be seen.
 
-    It is one line, whatever bytes an untrained model writes: runs of whitespace are one space, as in what is encoded.
+    It is one line that a terminal shows and a corpus may hold, whatever bytes a model writes: runs of whitespace and
+    control characters are one space.
 
     >>> decode(char_tokenizer(["abc"]), [1, 4, 5, 3, 2, 6])
     'ab<unk>'
@@ -139,7 +141,7 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
             break
         if token not in (PAD, BOS):
             text.append(token)
-    return str(_ONE_SPACE.normalize_str(tokenizer.decode(text, skip_special_tokens=False))).strip(" ")
+    return str(_PRINTED.normalize_str(tokenizer.decode(text, skip_special_tokens=False))).strip(" ")
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

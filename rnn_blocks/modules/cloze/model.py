@@ -1,6 +1,5 @@
 """A model that fills in blanks, from what stands before and after them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 from rnn_blocks.engine import dropout
 from rnn_blocks.layers import Layer
 from rnn_blocks.layers.layer import check_layer, checked_lengths, without_padding
@@ -102,8 +101,8 @@ class ClozeModel(TokenModule):
         whole("vocab_size", vocab_size, 2, ", a token and the mask")
         if not 0 <= mask_id < vocab_size:
             raise ValueError(f"mask_id must be an id of the vocabulary, from 0 to {vocab_size - 1}, got {mask_id}")
-        if init_range is not None and not 0 < init_range < math.inf:
-            raise ValueError(f"init_range must be above 0, got {init_range}")
+        if init_range is not None:
+            number("init_range", init_range, above=True)
         check_layer(type(self).__name__, layer)
         self.layer = layer
         self.mask_id = mask_id

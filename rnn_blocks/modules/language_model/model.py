@@ -11,7 +11,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 from rnn_blocks.engine import State, detach_state, dropout, dropout_mask, map_state, state_tensors
 from rnn_blocks.layers import (
     Layer,
@@ -128,8 +128,8 @@ class LanguageModel(Writing):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {weight}")
         whole("vocab_size", vocab_size, 2)
-        if init_range is not None and not 0 < init_range < math.inf:
-            raise ValueError(f"init_range must be above 0, got {init_range}")
+        if init_range is not None:
+            number("init_range", init_range, above=True)
         check_layer(type(self).__name__, layer)
         if not layer.causal:
             raise ValueError(

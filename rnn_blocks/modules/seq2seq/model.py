@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 from rnn_blocks.engine import State, detach_state, map_state
 from rnn_blocks.layers import Layer
 from rnn_blocks.layers.layer import check_layer
@@ -150,14 +150,16 @@ class Seq2Seq(Translating):
         self.save_hyperparameters(ignore=["detokenize"] if from_command_line else ["detokenize", *objects])
         for layer in (encoder, decoder):
             check_layer(type(self).__name__, layer)
-        _check_numbers(
-            label_smoothing=(label_smoothing, 0, 1),
-            coverage_loss=(coverage_loss, 0, None),
-            init_range=(init_range, 0, None),
-            max_length_ratio=(max_length_ratio, 0, math.inf),
-            length_penalty=(length_penalty, 0, math.inf),
-            coverage_penalty=(coverage_penalty, 0, math.inf),
-        )
+        number("label_smoothing", label_smoothing, high=1)
+        for name, value in (
+            ("coverage_loss", coverage_loss),
+            ("max_length_ratio", max_length_ratio),
+            ("length_penalty", length_penalty),
+            ("coverage_penalty", coverage_penalty),
+        ):
+            number(name, value)
+        if init_range is not None:
+            number("init_range", init_range, above=True)
         for name, size in (("val_beam_size", val_beam_size), ("test_beam_size", test_beam_size)):
             whole(name, size)
         for name, token in (("bos", bos), ("eos", eos), ("pad", pad)):
@@ -369,9 +371,3 @@ class Seq2Seq(Translating):
             return self.detokenize
         data: Any = getattr(self.trainer, "datamodule", None)
         return getattr(data, "detokenize", None)
-
-
-def _check_numbers(**numbers: tuple[float | None, float, float | None]) -> None:
-    for name, (value, low, high) in numbers.items():
-        if value is not None and not (low <= value and (high is None or value < high)):
-            raise ValueError(f"{name} must be at least {low}{f' and below {high}' if high else ''}, got {value}")

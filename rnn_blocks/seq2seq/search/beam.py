@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 from rnn_blocks.engine import State
 from rnn_blocks.seq2seq.search.history import History
-from rnn_blocks.seq2seq.search.limits import LimitOptions, Limits, check_number, check_source_lengths
+from rnn_blocks.seq2seq.search.limits import LimitOptions, Limits, check_source_lengths
 from rnn_blocks.seq2seq.search.logits import StepLogits
 from rnn_blocks.seq2seq.search.step import Hypothesis, StepFunction
 from rnn_blocks.seq2seq.search.survivors import Survivors, select_rows, spread_rows
@@ -166,8 +166,8 @@ def beam_search(
 def _check(
     beam_size: int, n_best: int, groups: int, length_penalty: float, coverage_penalty: float, diversity: float
 ) -> None:
-    for name, number in (("beam_size", beam_size), ("n_best", n_best), ("groups", groups)):
-        whole(name, number)
+    for name, count in (("beam_size", beam_size), ("n_best", n_best), ("groups", groups)):
+        whole(name, count)
     if n_best > beam_size:
         raise ValueError(f"n_best must be at most beam_size ({beam_size}), got {n_best}")
     if beam_size % groups:
@@ -177,7 +177,7 @@ def _check(
         ("coverage_penalty", coverage_penalty),
         ("diversity", diversity),
     ):
-        check_number(name, value)
+        number(name, value)
 
 
 def _length_norm(length: int | Tensor, length_penalty: float) -> float | Tensor:

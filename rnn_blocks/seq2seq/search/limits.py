@@ -1,6 +1,5 @@
 """What a search is asked for, checked before its first step."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -139,18 +138,6 @@ class Limits:
         """What may not be the token that makes hypotheses ``length`` long; known after :meth:`check_step`."""
         assert self._forbidden is not None
         return self._forbidden[length < self.min_length]
-
-
-def check_number(name: str, value: float) -> None:
-    """Raise ValueError where ``value`` is not a finite number from 0.
-
-    >>> check_number("length_penalty", -1.0)
-    Traceback (most recent call last):
-    ...
-    ValueError: length_penalty must be a finite number, 0 or above, got -1.0
-    """
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
 
 
 def check_source_lengths(lengths: Tensor | None, batch: int) -> None:
