@@ -1,7 +1,7 @@
 """Recurrent nets in trainings of a few batches, and the gradient-flow monitor that measures each of their steps."""
 
 import torch
-from lightnings import LightningModule
+from lightnings import Callback, LightningModule
 from torch import nn
 
 from rnn_blocks.callbacks import GradientFlowMonitor
@@ -38,3 +38,18 @@ def batches(count, steps=6):
 
 def monitor_of(**options):
     return GradientFlowMonitor(**({"every_n_steps": 1, "figures": False} | options))
+
+
+class KeepTrueNorms(Callback):
+    """``‖∂L/∂h_t‖`` of an `nn.LSTM` by a loop of cells over each batch, before the update, last step first."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        net, state, hidden = pl_module.net, (torch.zeros(4, 5), torch.zeros(4, 5)), []
+        for x in batch.unbind(1):
+            state = torch.lstm_cell(x, state, *net._flat_weights)
+            hidden.append(state[0])
+        loss = (state[0].sum(-1) - 1).square().mean()
+        self.norms.append([float(g.norm()) for g in torch.autograd.grad(loss, hidden[::-1])])

@@ -23,6 +23,17 @@ SWEEP: dict[str, Any] = {
         "model.optimizer.init_args.lr": {"values": [0.01, 0.1]},
     },
 }
+SPREAD = {"a": {"min": 0.0, "max": 1.0}, "b": {"min": 1, "max": 9}, "c": {"values": ["x", "y"]}}
+
+
+def chosen(search: Search, most: int = 100, loss: Any = None) -> list[dict[str, Any]]:
+    """The values of the points that a search visits, told their loss where there is one."""
+    values: list[dict[str, Any]] = []
+    while len(values) < most and (trial := search.ask()) is not None:
+        values.append(search.point(trial).values)
+        if loss is not None:
+            search.tell(trial, Outcome("done", loss(values[-1])))
+    return values
 
 
 def written(folder: Path, **changes: Any) -> Path:

@@ -1,11 +1,7 @@
 """Which points Optuna chooses for a sweep, and how they are trained, ended, and gone on with."""
 
-import csv
 import json
 import math
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +12,16 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FixedTrial, TrialState
-from pretend_sweep import PretendRunner, run, spec_of, written
-from tiny_runs import TINY, load
+from pretend_sweep import SPREAD, PretendRunner, chosen, spec_of, written
 
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.folder import RunFolder
-from rnn_blocks.recipes.tools.sweep import command as tool
 from rnn_blocks.recipes.tools.sweep import runner as runner_module
 from rnn_blocks.recipes.tools.sweep.parameters import distribution, read_parameter, suggest
-from rnn_blocks.recipes.tools.sweep.report import _shown, draw, ranked, short_names, table, write_csv
+from rnn_blocks.recipes.tools.sweep.report import table
 from rnn_blocks.recipes.tools.sweep.runner import DONE, read_outcome, saved_outcome
-from rnn_blocks.recipes.tools.sweep.search import AT_RANDOM, Outcome, Point, Search
-from rnn_blocks.recipes.tools.sweep.spec import SweepSpec, read_sweep, shipped_sweeps
-
-SPREAD = {"a": {"min": 0.0, "max": 1.0}, "b": {"min": 1, "max": 9}, "c": {"values": ["x", "y"]}}
+from rnn_blocks.recipes.tools.sweep.search import AT_RANDOM, Outcome, Search
+from rnn_blocks.recipes.tools.sweep.spec import read_sweep, shipped_sweeps
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +31,6 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def storage_in(folder: Path) -> RDBStorage:
     return RDBStorage(f"sqlite:///{folder / 'optuna.db'}")
-
-
-def chosen(search: Search, most: int = 100, loss: Any = None) -> list[dict[str, Any]]:
-    """The values of the points that a search visits, told their loss where there is one."""
-    values: list[dict[str, Any]] = []
-    while len(values) < most and (trial := search.ask()) is not None:
-        values.append(search.point(trial).values)
-        if loss is not None:
-            search.tell(trial, Outcome("done", loss(values[-1])))
-    return values
 
 
 @pytest.mark.parametrize(
@@ -318,235 +300,3 @@ def test_a_done_mark_that_is_damaged_counts_as_none(tmp_path: Path) -> None:
     assert saved_outcome(tmp_path, spec) is None
     (tmp_path / DONE).write_text(json.dumps({"other": 1}))
     assert saved_outcome(tmp_path, spec) is None
-
-
-def outcomes_of(spec: SweepSpec) -> dict[Point, Outcome]:
-    values = [3.0, 2.0, None, 2.5, 1.5, 4.0]
-    return {
-        point: Outcome("failed", reason="it broke")
-        if best is None
-        else Outcome("done", best, 9, best + 0.1, 60.0, "run")
-        for point, best in zip(Search(spec).points(), values, strict=True)
-    }
-
-
-@pytest.mark.parametrize(("goal", "first"), [("minimize", 1.5), ("maximize", 4.0)])
-def test_the_table_is_sorted_by_the_metric_and_failures_come_last(goal: str, first: float, tmp_path: Path) -> None:
-    spec = spec_of(tmp_path, metric={"name": "val/loss", "goal": goal})
-    outcomes = outcomes_of(spec)
-    assert [outcome.best for _, outcome in ranked(outcomes, goal)][::5] == [first, None]
-    lines = table(outcomes, spec).splitlines()
-    assert lines[0].split() == ["dropout", "lr", "val/loss", "at", "step", "at", "the", "end", "minutes"]
-    assert lines[1].split()[2] == f"{first:g}"
-    assert lines[-1].split()[-1] == "failed"
-    write_csv(tmp_path / "sweep.csv", outcomes, spec)
-    with (tmp_path / "sweep.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["status"] for row in rows] == ["done"] * 5 + ["failed"]
-    assert rows[-1]["reason"] == "it broke"
-
-
-def test_names_are_short_where_they_stay_apart_and_what_does_not_vary_is_left_out() -> None:
-    values = {"a.lr": 1, "b.lr": 2, "c.size": 3, "d.constant": 4}
-    outcomes = {Point(values, ("1",)): Outcome("done")}
-    outcomes[Point({name: 9 * value for name, value in values.items()} | {"d.constant": 4}, ("2",))] = Outcome("done")
-    assert short_names(outcomes) == {"a.lr": "a.lr", "b.lr": "b.lr", "c.size": "size"}
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("goal", ["minimize", "maximize"])
-def test_optunas_pictures_are_drawn_where_they_can_be_made(goal: str, tmp_path: Path) -> None:
-    cells = {"layer": {"values": ["LSTM", "GRU", None]}, "a.lr": {"values": [0.01, 0.1]}, "b.lr": {"values": [1]}}
-    metric = {"name": "val/loss", "goal": goal}
-    grid = Search(spec_of(tmp_path, parameters=cells, metric=metric))
-    short = {"layer": "layer", "a.lr": "lr"}
-    assert draw(tmp_path, grid.study, short, "val/loss") == [], "of nothing"
-    chosen(grid, 1, loss=lambda values: 2.0)
-    assert [path.name for path in draw(tmp_path, grid.study, short, "val/loss")] == ["sweep.png", "history.png"]
-    chosen(grid, loss=lambda values: values["a.lr"])
-    drawn = draw(tmp_path, grid.study, short, "val/loss")
-    assert [path.stem for path in drawn] == ["sweep", "history", "parallel", "rank"]
-    free = Search(spec_of(tmp_path, parameters=SPREAD, method="random", metric=metric), count=12)
-    chosen(free, loss=lambda values: 1e9 if values["a"] > 0.8 else values["a"])
-    drawn = draw(tmp_path, free.study, {name: name for name in SPREAD}, "val/loss")
-    assert [path.stem for path in drawn] == ["sweep", "history", "parallel", "importances"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
-
-
-def test_a_run_that_diverged_does_not_press_the_others_flat_in_the_pictures(tmp_path: Path) -> None:
-    for goal, sign in (("minimize", 1), ("maximize", -1)):
-        metric = {"name": "val/loss", "goal": goal}
-        search = Search(spec_of(tmp_path, parameters=SPREAD, method="random", metric=metric), count=20)
-        chosen(search, loss=lambda values, sign=sign: sign * (1e9 if values["a"] > 0.8 else 1 + values["a"]))
-        values = [sign * trial.value for trial in _shown(search.study, {"a": "a"}).trials]
-        assert max(values) < 2
-        assert values.count(max(values)) > 1
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """`rnn-blocks sweep` with trainings that are only pretended; what PretendRunner takes."""
-    settings: dict[str, Any] = {}
-
-    def pretend(spec: SweepSpec, folder: Path, search: Search, processes: int) -> PretendRunner:
-        return PretendRunner(spec, folder, search, processes=processes, **settings)
-
-    monkeypatch.setattr(tool, "SweepRunner", pretend)
-    monkeypatch.setattr(tool, "_check", lambda spec, point: None)
-    return settings
-
-
-def test_a_sweep_ends_with_a_table_pictures_and_the_dashboards_command(
-    pretended: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pretended["losses"] = lambda name: [3.0, 2.0 + len(name) / 99]
-    args = [str(written(tmp_path)), "--output_dir", str(tmp_path)]
-    assert run(*args, "--count", "2") == 0
-    folder = tmp_path / "sweeps" / "mine"
-    said = capsys.readouterr().out
-    assert f"Dashboard  optuna-dashboard sqlite:///{folder / 'optuna.db'}" in said
-    assert f"Table      {folder / 'sweep.csv'}" in said
-    assert f"Plot       {folder / 'sweep.png'}" in said
-    assert run(*args, "--dry_run") == 0
-    said = capsys.readouterr().out
-    assert said.count("rnn-blocks language-model fit --model.dropout=") == 6
-    assert said.count("(done)") == 2
-    assert f"6 points, in {folder}" in said
-    pretended["interrupted_at"] = 1
-    with pytest.raises(KeyboardInterrupt):
-        tool.sweep(*args[:1], output_dir=str(tmp_path))
-    assert f"Interrupted; the same command goes on from here: {folder}" in capsys.readouterr().err
-    pretended.update(interrupted_at=None, code=1)
-    assert run(*args) == 1
-    said = capsys.readouterr()
-    assert "2/6" in said.err, "the bar begins with those that are done"
-    assert "error: exit code 1: Killed" in said.err
-    assert "4 of 6 points failed; the same command tries them again" in said.err
-    pretended["code"] = 0
-    assert run(*args) == 0
-    with (folder / "sweep.csv").open() as file:
-        assert [row["status"] for row in csv.DictReader(file)] == ["done"] * 6
-
-
-@pytest.mark.processes
-def test_a_bayes_search_shows_beforehand_what_it_draws_at_random(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spread = {"model.dropout": {"min": 0.0, "max": 0.5}}
-    path = written(tmp_path, parameters=spread, method="bayes", run_cap=30)
-    assert run(str(path), "--output_dir", str(tmp_path), "--dry_run") == 0
-    said = capsys.readouterr().out
-    assert said.count("rnn-blocks language-model fit --model.dropout=") == AT_RANDOM
-    assert f"… and {30 - AT_RANDOM} chosen by what these come to" in said
-    assert "30 points" in said
-    assert not (tmp_path / "sweeps").exists()
-
-
-def test_what_lies_in_the_place_of_optunas_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "sweeps" / "mine"
-    folder.mkdir(parents=True)
-    (folder / "optuna.db").write_text("no database" * 100)
-    assert run(str(written(tmp_path)), "--output_dir", str(tmp_path)) == 2
-    assert f"{folder / 'optuna.db'}: Optuna cannot read this" in capsys.readouterr().err
-
-
-STUB = """#!{python} -S
-import pathlib, sys, time
-out = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1])
-with (out / "starts.txt").open("a") as file:
-    file.write("resumed " if "--ckpt_path" in sys.argv else "new ")
-(out / "busy").touch(exist_ok=False)
-run = out / "language-model" / "2026-01-01"
-(run / "checkpoints").mkdir(parents=True, exist_ok=True)
-(run / "checkpoints" / "last.ckpt").touch()
-time.sleep(1.5)
-(run / "metrics.csv").write_text("step,val/loss\\n1,2.5\\n")
-(out / "busy").unlink()
-"""
-SWEEPING = """
-import sys
-from rnn_blocks.recipes.__main__ import main
-sys.executable = sys.argv[1]
-sys.exit(main(["sweep", *sys.argv[2:]]))
-"""
-
-
-@pytest.mark.processes
-def test_a_sweep_that_is_killed_is_gone_on_with_by_two_processes_and_no_point_is_trained_twice_at_once(
-    tmp_path: Path,
-) -> None:
-    stub = tmp_path / "stub"
-    stub.write_text(STUB.format(python=sys.executable))
-    stub.chmod(0o755)
-    values = {"model.dropout": {"values": [number / 20 for number in range(10)]}}
-    path = written(tmp_path, parameters=values)
-    folder = tmp_path / "sweeps" / "mine"
-
-    def start() -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", SWEEPING, str(stub), str(path), "--output_dir", str(tmp_path)]
-        return subprocess.Popen(
-            [*command, "--processes", "2"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    killed = start()
-    while len(list(folder.glob("*/starts.txt"))) < 3:
-        assert killed.poll() is None, killed.communicate()
-        time.sleep(0.01)
-    killed.kill()
-    killed.communicate()
-    both = [start(), start()]
-    for process in both:
-        said, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
-        assert said.count("2.5") >= 10, "each waits for the other's points"
-    starts = [path.read_text().split() for path in folder.glob("*/starts.txt")]
-    assert len(starts) == 10
-    assert all(one == ["new"] or one == ["new", "resumed"] for one in starts)
-    assert sum(len(one) - 1 for one in starts) <= 2, "only what was broken off is begun again"
-    assert not list(folder.glob("*/busy"))
-
-
-@pytest.mark.processes
-def test_a_sweep_trains_its_points_and_tells_which_failed_and_why(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    few = TINY | {"data.source": text, "trainer.max_steps": 4, "trainer.val_check_interval": 2}
-    path = written(tmp_path, parameters={"model.dropout": {"values": [0.0, 1.5]}})
-    args = [str(path), "--output_dir", str(tmp_path), "--processes", "2"]
-    args += ["--options", *(f"{name}={value}" for name, value in few.items())]
-    assert run(*args) == 1
-    said = capsys.readouterr()
-    folder = tmp_path / "sweeps" / "mine"
-    with (folder / "sweep.csv").open() as file:
-        done, failed = csv.DictReader(file)
-    assert (done["model.dropout"], done["status"], failed["model.dropout"], failed["status"]) == (
-        *("0.0", "done", "1.5", "failed"),
-    )
-    assert "dropout must be at least 0 and below 1, got 1.5" in failed["reason"]
-    assert "dropout must be at least 0 and below 1, got 1.5" in said.err
-    assert "1 of 2 points failed" in said.err
-    assert "log.txt" in said.err
-    assert 1 < float(done["val/loss"]) < 10
-    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert Path(done["run"]).is_dir()
-    marked = [(path / DONE).is_file() for path in sorted(folder.glob("dropout*"))]
-    assert marked == [True, False]
-
-
-@pytest.mark.processes
-def test_early_terminate_ends_a_real_training_in_good_order(text: Path, tmp_path: Path) -> None:
-    few = TINY | {"data.source": text, "trainer.max_steps": 150}
-    rates = {"model.lr_scheduler.init_args.max_lr": {"values": [0.03, 1e-7]}}
-    hyperband = {"type": "hyperband", "min_iter": 1, "eta": 2}
-    path = written(tmp_path, parameters=rates, early_terminate=hyperband)
-    options = tuple(f"--{name}={value}" for name, value in few.items())
-    spec = read_sweep(path, options=options)
-    seed = next(n for n in range(99) if chosen(Search(spec, seed=n), 1)[0] == {next(iter(rates)): 0.03})
-    tool.sweep(str(path), output_dir=str(tmp_path), seed=seed, options=[option[2:] for option in options])
-    with (tmp_path / "sweeps" / "mine" / "sweep.csv").open() as file:
-        good, bad = csv.DictReader(file)
-    assert (good["status"], bad["status"]) == ("done", "pruned")
-    assert float(bad["val/loss"]) > float(good["val/loss"])
-    ended = RunFolder(Path(bad["run"]))
-    assert 0 < load(ended)["global_step"] < 150, "its last checkpoint is there"
-    assert "ended by SIGTERM; go on with: " in (Path(bad["run"]).parents[1] / "log.txt").read_text()
