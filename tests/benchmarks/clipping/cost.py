@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rnn_blocks.callbacks import AdaptiveGradientClipping, Auto, GradientNormMonitor
 from rnn_blocks.callbacks.clipping.update_bound import EVERY, UpdateBound
+from rnn_blocks.callbacks.measuring.scale_invariance import FIRST_LOOKS
 
 LOG_EVERY = 50
 BOUND = "bound on updates (Adam), a step"
@@ -113,6 +114,9 @@ def measure(module: LightningModule, repeats: int) -> dict[str, float]:
     step = callbacks_step(module, optimizer, Auto())
     # No gradient promises as little; torch's, which came before, has left it a norm of 1.
     clipping_step = callbacks_step(module, torch.optim.SGD(parameters, lr=1.0), Auto(largest_decrease=1e-9))
+    for _ in range(FIRST_LOOKS):  # these steps and every hundredth look for scale-invariant weights
+        step(False)
+        clipping_step(False)
     return medians(
         {
             "training step": train,
