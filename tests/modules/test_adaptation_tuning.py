@@ -73,7 +73,7 @@ def test_a_rate_that_diverges_is_no_choice() -> None:
 
 
 def test_nothing_to_choose_on_is_refused() -> None:
-    with pytest.raises(ValueError, match="no text to choose"):
+    with pytest.raises(ValueError, match="nothing to evaluate"):
         tune_cache(LanguageModel(LSTM(6, 6), VOCABULARY), [])
-    with pytest.raises(ValueError, match="no text to choose"):
+    with pytest.raises(ValueError, match="nothing to evaluate"):
         tune_dynamic_evaluation(LanguageModel(LSTM(6, 6), VOCABULARY), list, DynamicEvaluation("sgd"))

@@ -160,6 +160,12 @@ def test_targets_that_do_not_count_change_nothing() -> None:
         torch.testing.assert_close(losses[name].compute(), expected[name].compute())
 
 
+@pytest.mark.parametrize("batches", [[], [TextBatch(torch.zeros(1, 4).long(), torch.full((1, 4), -100))]])
+def test_a_text_of_which_nothing_is_to_be_predicted_is_refused(batches) -> None:
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        evaluate_adaptively(LanguageModel(LSTM(6, 6), VOCABULARY), batches, cache=NeuralCache())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -182,9 +182,10 @@ def test_a_name_makes_its_attention():
         (lambda: AdditiveAttention(3, -1), "memory_size must be at least 1, got -1"),
         (lambda: AdditiveAttention(3, 4, attention_size=0), "attention_size must be at least 1, got 0"),
         (lambda: MultiHeadAttention(6, 4, num_heads=4), "num_heads must divide query_size 6 evenly, got 4"),
+        (lambda: GeneralAttention(3, 4, coverage=0.5), "coverage must be True or False, got 0.5"),
     ],
 )
-def test_sizes_that_do_not_fit_are_told(make_it, message):
+def test_arguments_that_do_not_fit_are_told(make_it, message):
     with pytest.raises(ValueError, match=message):
         make_it()
 

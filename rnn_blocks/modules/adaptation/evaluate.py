@@ -59,7 +59,8 @@ def evaluate_adaptively(
         ``cache`` given, that of the same mixed with the cache.
 
     Raises:
-        ValueError: for ``"rms"`` without its mean squares, and for ``dynamic`` where all weights are frozen.
+        ValueError: for ``"rms"`` without its mean squares, for ``dynamic`` where all weights are frozen, and for a text
+            in which nothing is to be predicted.
         FloatingPointError: where dynamic evaluation diverges.
 
     >>> import rnn_blocks
@@ -74,6 +75,7 @@ def evaluate_adaptively(
     state: State | None = None
     text: CachedText | None = None
     adapted: AdaptedWeights | None = None
+    scored = False
     with ExitStack() as stack:
         if dynamic is not None:
             stack.enter_context(differentiable_evaluation(model))
@@ -92,6 +94,7 @@ def evaluate_adaptively(
             num_tokens = (batch.targets != IGNORED).sum()  # where the batch lies, mostly on the host
             if not num_tokens:
                 continue
+            scored = True
             tokens = num_tokens.to(model.device)
             if cache is not None:
                 known = hidden.detach()
@@ -113,6 +116,8 @@ def evaluate_adaptively(
             f"dynamic evaluation diverged: the loss is not finite. Lower its learning rate, which is {dynamic.rate:g}, "
             f"or raise its decay, which is {dynamic.decay:g}"
         )
+    if not scored:
+        raise ValueError("there is nothing to evaluate: the batches hold no token with one before it")
     return losses
 
 

@@ -48,7 +48,7 @@ class Attention(nn.Module):
             which starts at 0, unless the kind of attention says otherwise.
 
     Raises:
-        ValueError: where a size is not positive.
+        ValueError: where a size is not positive, or ``coverage`` neither True nor False.
 
     >>> import torch
     >>> class Distance(Attention):
@@ -65,6 +65,8 @@ class Attention(nn.Module):
         super().__init__()
         self.query_size = whole("query_size", query_size)
         self.memory_size = self.output_size = whole("memory_size", memory_size)
+        if not isinstance(coverage, bool):
+            raise ValueError(f"coverage must be True or False, got {coverage!r}")
         self.coverage = coverage
         self.coverage_weight = nn.Parameter(torch.zeros(())) if coverage else None
 
