@@ -45,7 +45,6 @@ MODELS = {
 }
 BUCKETS = ((1, 9), (10, 12), (13, 15), (16, 19), (20, 99))  # words of the source
 LEARNING_RATE, CLIP, DROPOUT, BEAM = 3e-3, 1.0, 0.2, 5
-INIT_RANGE = 0.2  # from the layers' own, smaller weights the models take most of their steps to learn the first words
 COLOURS = ("#9aa5b1", "#e07b39", "#c99a2e", "#a0522d", "#7fb3d5", "#3b6fb6", "#1b3a6b")
 
 
@@ -62,7 +61,6 @@ def model_of(name: str, vocab_size: int, width: int, seed: int) -> rnn_blocks.Se
         **({"input_feeding": False} | options),
         tie_weights="three-way",
         dropout=DROPOUT,
-        init_range=INIT_RANGE,
     )
 
 
@@ -114,7 +112,7 @@ def measure(options: argparse.Namespace) -> None:
     )
     data.prepare()
     settings = {name: getattr(options, name) for name in ("width", "steps", "vocab_size", "batch_tokens")}
-    settings |= {"learning_rate": LEARNING_RATE, "init_range": INIT_RANGE, "dropout": DROPOUT}
+    settings |= {"learning_rate": LEARNING_RATE, "dropout": DROPOUT}
     print(f"an epoch has {len(data.train_dataloader())} steps", file=sys.stderr)
     file = json.loads(options.file.read_text()) if options.file.exists() else {"settings": settings, "models": {}}
     if file["settings"] != settings:
