@@ -98,6 +98,8 @@ class AutoByHand:
 
     def follow(self, loss: float) -> None:
         """The loss by at most 1 % down and 5 % up, and to ten times the first; what it was lately opens the share."""
+        beyond = math.exp(self.log_norms[-1]) ** 2 * self.highest_rate > 0.1 * self.share * self.followed
+        widest = max((1e4 if beyond else 200) * 0.2, self.share)
         if math.isnan(self.followed):
             self.followed = self.recent = self.usual = self.first_loss = loss
         else:
@@ -112,7 +114,7 @@ class AutoByHand:
             self.share *= 1.01
         else:
             self.share *= 0.997 if self.recent < 1.05 * self.usual else 0.985
-        self.share = min(max(self.share, 0.2), 200 * 0.2)
+        self.share = min(max(self.share, 0.2), widest)
 
     def bounded_update(self) -> None:
         """Adam's update at a learning rate at which it is not too long a share of the middle matrix as it was."""

@@ -218,9 +218,17 @@ def test_the_loss_is_followed_up_to_ten_times_the_first_and_never_after_one_that
     assert [step["loss"] for step in seen[1:]] == [math.inf] * 21
 
 
-def test_the_share_opens_no_wider_than_200_times():
-    seen = histories([0.99**step for step in range(400)])
-    assert_close(max(step["share"] for step in seen), 40.0)
+def test_the_share_opens_wider_than_200_times_only_where_steps_promise_more_and_never_10000_times():
+    losses = [0.99**step for step in range(600)]
+    shares = [step["share"] for step in histories(losses, [1e-3] * 600)]  # promises of nothing
+    assert_close(max(shares), 40.0)
+    shares = [step["share"] for step in histories(losses, [1e3] * 600)]
+    assert_close(max(shares), 2000.0)
+    seen = histories([*losses, *[1.0] * 20], [*[1e3] * 250, *[1e-3] * 370])
+    shares = [step["share"] for step in seen]
+    assert 45 < shares[249] < 2000
+    assert shares[599] == shares[249]  # no step needs more
+    assert shares[619] < shares[599]
 
 
 @FAST

@@ -38,11 +38,13 @@ class Auto(ClippingPolicy):
 
     Hand-set thresholds of well-known recipes, squared, times their learning rates and over their losses, are 0.15 to
     0.6; c begins at `largest_decrease` = 0.2, which it is at least, and opens as far as 200 times that for a training
-    that keeps its promises, for such a one may make larger ones. What tells are two moving averages of the loss, the
-    recent one over one in 16 of the steps so far, the usual one over one in four, both over two at least, as single
-    batches vary and progress slows down. With every new low of the recent loss c opens by 3 %, else, where it is 4 %
-    below the usual one, by 1 %; where it is 5 % above it c closes by 1.5 %, and in between by 0.3 %. f is 4, and 1
-    until 16 norms are known, while nothing is known of what the training bears and a momentum's velocity builds up.
+    that keeps its promises, for such a one may make larger ones, and beyond that, up to 10,000 times, with steps that
+    promise a tenth of what they may: a momentum of 0.9 bears 380 times, one of 0.99 4,000. What tells are two moving
+    averages of the loss, the recent one over one in 16 of the steps so far, the usual one over one in four, both over
+    two at least, as single batches vary and progress slows down. With every new low of the recent loss c opens by 3 %,
+    else, where it is 4 % below the usual one, by 1 %; where it is 5 % above it c closes by 1.5 %, and in between by
+    0.3 %. f is 4, and 1 until 16 norms are known, while nothing is known of what the training bears and a momentum's
+    velocity builds up.
     L is the loss as it was, followed by at most 1 % down and 5 % up a step, and up to ten times the first one, so that
     one batch changes little and no blow-up raises its own threshold for long. Where the loss is above 2·L the target is
     the threshold: the velocity carries the weights away, and a gradient cut to nothing could not turn it.

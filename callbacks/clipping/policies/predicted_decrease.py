@@ -13,7 +13,8 @@ NEW_LOW = 1.03  # what the share is multiplied by with every new low of the rece
 PROGRESS, LOWER = 1.01, 0.96  # and else where the recent loss is below so much of the usual one,
 CLIMB, HIGHER = 0.985, 1.05  # where it is above so much of it,
 STANDSTILL = 0.997  # and in between
-WIDEST = 200.0  # shares wider than the narrowest one so often
+WIDE = 200.0  # shares wider than the narrowest one so often,
+WIDEST, NEAR = 1e4, 0.1  # and with steps that promise at least so much of what they may so often
 RECENT = 16  # mean over one in so many of the steps so far, and over two at least: lows of one batch are luck
 USUAL = 4  # the same of a longer mean, what the loss used to be
 CEILING = 10.0  # first losses, above which the loss is not followed
@@ -82,9 +83,12 @@ class PredictedDecrease(NamedTuple):
         changed = torch.where(
             is_new_low, share * NEW_LOW, torch.where(recent < LOWER * usual, share * PROGRESS, closed)
         )
+        sensitive = step.norm if step.sensitive_norm is None else step.sensitive_norm
+        promised = sensitive.square() * highest_rate(history, step)
+        widest = torch.where(promised > NEAR * share * history["loss"], WIDEST, WIDE) * self.share
         after = {
             "loss": followed,
-            "share": changed.clamp(self.share, WIDEST * self.share),
+            "share": changed.clamp(min=self.share).minimum(widest.maximum(share)),
             "smoothed": recent,
             "usual": usual,
             "lowest": torch.where(is_new_low, recent, history["lowest"]),

@@ -168,7 +168,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ptb", type=Path, help="folder with ptb.train.txt.gz and ptb.valid.txt.gz")
     parser.add_argument("--full", action="store_true", help="the whole grid: hours of a core")
+    parser.add_argument("--long", action="store_true", help="at five times the length, in place of the short one")
     parser.add_argument("--seeds", type=int, help="2, or 3 of the full grid")
+    parser.add_argument("--rates", nargs="*", type=float, default=[], help="some of the learning rates; else all")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", nargs="*", choices=TRAININGS, default=list(TRAININGS), metavar="NAME")
     parser.add_argument("--rules", nargs="*", default=[], help="'none', 'fixed 0.1', 'auto', …; else those of the grid")
@@ -180,7 +182,9 @@ def main() -> None:
         print("words-lstm-sgd is left out: give Penn Treebank's folder as --ptb", file=sys.stderr)
     done = load(options.results)
     runs = grid(names, options.rules, options.seeds or (3 if options.full else 2), options.full)
-    todo = [run for run in runs if run not in done]
+    if options.long:
+        runs = [(name, rule, rate, seed, LONG) for name, rule, rate, seed, length in runs if length == 1]
+    todo = [run for run in runs if run not in done and (not options.rates or run[2] in options.rates)]
     context = multiprocessing.get_context("spawn")
     with context.Pool(options.workers, start_worker, (options.ptb,)) as pool, options.results.open("a") as file:
         for result in tqdm(pool.imap_unordered(train, todo), total=len(todo), disable=None):
