@@ -70,7 +70,7 @@ def test_values_stay_in_their_bounds_and_on_their_steps(data: st.DataObject) -> 
     kept, share = distribution(parameter), data.draw(st.floats(0, 1))
     width = kept.high - kept.low
     inside = kept.low + (share * width if kept.step is None else round(share * width / kept.step) * kept.step)
-    value = suggest(FixedTrial({"a": inside}), "a", parameter)
+    value = suggest(FixedTrial({"a": min(inside, kept.high)}), "a", parameter)  # a product's last digit may be beyond
     assert low * (1 - 1e-5) <= value <= high * (1 + 1e-5)
     assert len(str(value)) <= 12
     if kind.startswith("q_"):
