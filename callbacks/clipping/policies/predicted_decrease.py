@@ -52,7 +52,7 @@ class PredictedDecrease(NamedTuple):
         followed = torch.where(history["loss"] == 0, loss, history["loss"])
         threshold = (history["share"] * followed / highest_rate(history, step)).sqrt()
         threshold = threshold.masked_fill(~(threshold > 0), math.inf)  # NaN too, as of a loss below 0
-        sensitive = step.norm if step.sensitive_norm is None else step.sensitive_norm
+        sensitive = sensitive_norm(step)
         far = torch.where(history["count"] < FIRST, 1.0, FAR)
         short = torch.minimum(threshold, far * threshold.square() / sensitive)
         target = torch.where(loss > RUNAWAY * followed, threshold, short)
@@ -83,8 +83,8 @@ class PredictedDecrease(NamedTuple):
         changed = torch.where(
             is_new_low, share * NEW_LOW, torch.where(recent < LOWER * usual, share * PROGRESS, closed)
         )
-        sensitive = step.norm if step.sensitive_norm is None else step.sensitive_norm
-        promised = sensitive.square() * highest_rate(history, step)
+        rate = highest_rate(history, step)
+        promised = sensitive_norm(step).square() * rate
         widest = torch.where(promised > NEAR * share * history["loss"], WIDEST, WIDE) * self.share
         after = {
             "loss": followed,
@@ -96,8 +96,13 @@ class PredictedDecrease(NamedTuple):
         }
         return {
             **{name: torch.where(known, value, history[name]) for name, value in after.items()},
-            "highest_rate": highest_rate(history, step),
+            "highest_rate": rate,
         }
+
+
+def sensitive_norm(step: Step) -> Tensor:
+    """The norm that promises: without scale-invariant weights, where they are told apart."""
+    return step.norm if step.sensitive_norm is None else step.sensitive_norm
 
 
 def highest_rate(history: History, step: Step) -> Tensor:

@@ -75,7 +75,6 @@ def evaluate_adaptively(
     state: State | None = None
     text: CachedText | None = None
     adapted: AdaptedWeights | None = None
-    scored = False
     with ExitStack() as stack:
         if dynamic is not None:
             stack.enter_context(differentiable_evaluation(model))
@@ -94,7 +93,6 @@ def evaluate_adaptively(
             num_tokens = (batch.targets != IGNORED).sum()  # where the batch lies, mostly on the host
             if not num_tokens:
                 continue
-            scored = True
             tokens = num_tokens.to(model.device)
             if cache is not None:
                 known = hidden.detach()
@@ -116,7 +114,7 @@ def evaluate_adaptively(
             f"dynamic evaluation diverged: the loss is not finite. Lower its learning rate, which is {dynamic.rate:g}, "
             f"or raise its decay, which is {dynamic.decay:g}"
         )
-    if not scored:
+    if not losses["model"].tokens:
         raise ValueError("there is nothing to evaluate: the batches hold no token with one before it")
     return losses
 
