@@ -133,7 +133,7 @@ class Auto(ClippingPolicy):
         """Put the log-norm in the place of the oldest, unless it is not finite, and follow the loss."""
         log_norms, count = history["log_norms"], history["count"]
         log_norm = step.norm.log()
-        takes = log_norm.isfinite()
+        takes = log_norm.abs() < math.inf  # in half of the operations of `isfinite`
         log_norms = put_into_ring(log_norms, count, log_norm, takes)
         seen = history | {"log_norms": log_norms, "count": count + takes}
         if self._promises is None or step.loss is None or step.learning_rate is None:

@@ -67,11 +67,11 @@ class PredictedDecrease(NamedTuple):
         Of ``history`` the norms' ``count``, before this step's, is used as well.
         """
         history = {"usual": history["smoothed"], **history}  # those of older checkpoints do not have it
-        known, followed = loss.isfinite(), history["loss"]
+        known, followed = loss.abs() < math.inf, history["loss"]  # in half of the operations of `isfinite`
         first = followed == 0
         ceiling = torch.where(first, CEILING * loss, history["ceiling"])
         moved = torch.minimum(followed * (loss / followed).clamp(FALL, RISE), ceiling)
-        distrusted = (loss <= 0) | followed.isinf()
+        distrusted = (loss <= 0) | (followed == math.inf)
         followed = torch.where(first, loss, moved).masked_fill(distrusted, math.inf)
         recent, usual = (
             torch.where(first, loss, before + (span / (span + history["count"])).clamp(max=0.5) * (loss - before))
@@ -85,7 +85,7 @@ class PredictedDecrease(NamedTuple):
         )
         rate = highest_rate(history, step)
         promised = sensitive_norm(step).square() * rate
-        widest = torch.where(promised > NEAR * share * history["loss"], WIDEST, WIDE) * self.share
+        widest = torch.where(promised > NEAR * share * history["loss"], WIDEST * self.share, WIDE * self.share)
         after = {
             "loss": followed,
             "share": changed.clamp(min=self.share).minimum(widest.maximum(share)),
