@@ -35,7 +35,15 @@ def whole(name: str, value: Any, least: int = 1, unit: str = "") -> int:
     return number
 
 
-def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> float:
+def number(
+    name: str,
+    value: Any,
+    low: float = 0.0,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    up_to: bool = False,
+) -> float:
     """A finite number in a range as a ``float``.
 
     Args:
@@ -44,6 +52,7 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, a
         low: the least that it may be.
         high: what it must be below.
         above: whether it must be above ``low``, too.
+        up_to: whether it may be ``high``, too.
 
     Raises:
         ValueError: where it is another thing, or out of the range.
@@ -55,15 +64,15 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, a
     ...
     ValueError: label_smoothing must be at least 0 and below 1, got 1
     """
-    within = f"{'above' if above else 'at least'} {low:g}{'' if high == math.inf else f' and below {high:g}'}"
+    within = f"{'above' if above else 'at least'} {low:g}"
+    within += "" if high == math.inf else f" and {'at most' if up_to else 'below'} {high:g}"
     try:
         is_finite = math.isfinite(value)
     except TypeError:
         raise ValueError(f"{name} must be a number, {within}, got {value!r}") from None
-    if not is_finite:
-        raise ValueError(f"{name} must be {within}, a finite number, got {value}")
-    if not (low < value if above else low <= value) or not value < high:
-        raise ValueError(f"{name} must be {within}, got {value}")
+    if not (low < value if above else low <= value) or not (value <= high if up_to else value < high):
+        finite = "" if is_finite or high < math.inf else ", a finite number"
+        raise ValueError(f"{name} must be {within}{finite}, got {value}")
     return float(value)
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
 from rnn_blocks.cells.weights import WeightedCell
+from rnn_blocks.checks import number
 from rnn_blocks.engine import State, input_product
 
 
@@ -42,8 +43,7 @@ class LayerNormLSTMCell(WeightedCell):
     gate_names = ("i", "f", "g", "o")
 
     def __init__(self, input_size: int, hidden_size: int, *, eps: float = 1e-5) -> None:
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps}")
+        number("eps", eps, above=True)
         super().__init__(input_size, hidden_size, num_gates=4)
         self.eps = eps
         self.gain_ih = nn.Parameter(torch.empty(4 * hidden_size))

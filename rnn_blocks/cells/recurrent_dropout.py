@@ -5,6 +5,7 @@ from torch import Tensor
 
 from rnn_blocks.cells.cell import Cell
 from rnn_blocks.cells.wrapper import CellWrapper
+from rnn_blocks.checks import number
 from rnn_blocks.engine import State, hidden_of
 
 
@@ -44,8 +45,7 @@ class RecurrentDropout(CellWrapper):
 
     def __init__(self, cell: Cell, p: float, *, each_call: bool = False) -> None:
         super().__init__(cell)
-        if not 0 <= p < 1:
-            raise ValueError(f"p must be at least 0 and below 1, got {p}")
+        number("p", p, high=1)
         self.p = p
         self.each_call = each_call
 

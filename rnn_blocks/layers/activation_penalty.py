@@ -1,11 +1,11 @@
 """Penalties on what a recurrent layer gives, to be added to a loss."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from rnn_blocks.checks import number
 from rnn_blocks.layers.layer import checked_lengths
 
 
@@ -74,8 +74,7 @@ def _checked(
 ) -> tuple[Tensor, Tensor | None]:
     """The outputs with time first, and which steps count, ``(time, batch)``."""
     for name, value in weight.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+        number(name, value)
     if outputs.dim() != 3:
         raise ValueError(f"outputs must be three-dimensional, as layers give them, got shape {tuple(outputs.shape)}")
     outputs = outputs.transpose(0, 1) if batch_first else outputs

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from rnn_blocks.checks import number
+
 
 class EmbeddingDropout(nn.Module):
     """An embedding that forgets whole words of its vocabulary, other ones at each call in training.
@@ -24,7 +26,7 @@ class EmbeddingDropout(nn.Module):
 
     def __init__(self, embedding: nn.Embedding, p: float) -> None:
         super().__init__()
-        _check(p)
+        number("p", p, high=1)
         self.embedding = embedding
         self.p = p
 
@@ -61,14 +63,9 @@ def embedding_dropout(embedding: nn.Embedding, ids: Tensor, p: float, training: 
     >>> torch.equal(first, second), first.tolist() in ([0.0, 0.0], [2.0, 2.0])
     (True, True)
     """
-    _check(p)
+    number("p", p, high=1)
     vectors: Tensor = embedding(ids)
     if not training or not p:
         return vectors
     kept = torch.rand(embedding.num_embeddings, device=ids.device) >= p  # (vocabulary,)
     return torch.where(kept[ids].unsqueeze(-1), vectors / (1 - p), 0.0)
-
-
-def _check(p: float) -> None:
-    if not 0 <= p < 1:
-        raise ValueError(f"p must be at least 0 and below 1, got {p}")

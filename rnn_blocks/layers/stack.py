@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from rnn_blocks.checks import warn
+from rnn_blocks.checks import number, warn
 from rnn_blocks.engine import State
 from rnn_blocks.layers.layer import Layer, check_layer
 from rnn_blocks.layers.skip_paths import SKIPS, HighwayPath, ResidualPath, Skip
@@ -53,8 +53,7 @@ class Stack(Layer):
     def __init__(self, layers: Sequence[Layer], *, skip: Skip | None = None, dropout: float = 0.0) -> None:
         if not layers:
             raise ValueError("a stack needs at least one layer, got none")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        number("dropout", dropout, high=1)
         for layer in layers:
             check_layer("Stack", layer)
         _check_widths(layers, skip)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 from rnn_blocks.engine import State
 from rnn_blocks.layers.layer import Layer
 
@@ -44,8 +44,7 @@ class VariationalDropout(Layer):
 
     def __init__(self, size: int, p: float, *, each_call: bool = False, batch_first: bool = True) -> None:
         whole("size", size)
-        if not 0 <= p < 1:
-            raise ValueError(f"p must be at least 0 and below 1, got {p}")
+        number("p", p, high=1)
         super().__init__(size, size, batch_first=batch_first)
         self.p = p
         self.each_call = each_call

@@ -8,6 +8,7 @@ from torch.func import functional_call
 from torch.nn.functional import dropout
 
 from rnn_blocks.cells.settled import computed, original, weight_names
+from rnn_blocks.checks import number
 from rnn_blocks.engine import MethodCall, State
 from rnn_blocks.layers.layer import Layer, check_layer
 
@@ -43,8 +44,7 @@ class WeightDrop(Layer):
     """
 
     def __init__(self, layer: Layer, p: float, *, weights: Sequence[str] = ("weight_hh",)) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"p must be at least 0 and below 1, got {p}")
+        number("p", p, high=1)
         check_layer("WeightDrop", layer)
         names = weight_names(layer)
         unknown = [name for name in weights if name not in names]

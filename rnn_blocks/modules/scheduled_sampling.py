@@ -3,6 +3,8 @@
 import math
 from typing import Literal, TypeAlias, get_args
 
+from rnn_blocks.checks import number
+
 Decay: TypeAlias = Literal["linear", "exponential", "inverse-sigmoid"]
 
 
@@ -32,10 +34,8 @@ class ScheduledSampling:
     def __init__(self, decay: Decay = "inverse-sigmoid", *, k: float = 2000.0, floor: float = 0.0) -> None:
         if decay not in get_args(Decay):
             raise ValueError(f"decay must be one of {', '.join(map(repr, get_args(Decay)))}, got {decay!r}")
-        if not 0 < k < math.inf:
-            raise ValueError(f"k must be above 0, got {k}")
-        if not 0 <= floor <= 1:
-            raise ValueError(f"floor must be at least 0 and at most 1, got {floor}")
+        number("k", k, above=True)
+        number("floor", floor, high=1, up_to=True)
         self.decay = decay
         self.k = k
         self.floor = floor

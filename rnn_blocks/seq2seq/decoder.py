@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_blocks.cells.settled import settled
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 from rnn_blocks.engine import State, dropout, dropout_mask, hidden_of, map_state, run_loop, state_tensors
 from rnn_blocks.layers import Layer, Recurrent
 from rnn_blocks.layers.recurrent import Engine
@@ -68,8 +68,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         for name, part in (("dropout", dropout), ("output_dropout", output_dropout)):
-            if not 0 <= part < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {part}")
+            number(name, part, high=1)
         whole("vocab_size", vocab_size, 2)
         cell = DecoderCell(
             layer,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 from rnn_blocks.engine import State, dropout
 from rnn_blocks.layers import Layer
 from rnn_blocks.layers.bidirectional import reverse_time
@@ -58,8 +58,7 @@ class Encoder(nn.Module):
         super().__init__()
         check_layer("Encoder", layer)
         whole("vocab_size", vocab_size)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        number("dropout", dropout, high=1)
         self.embedding = nn.Embedding(vocab_size, layer.input_size)
         self.layer = layer
         self.dropout = dropout

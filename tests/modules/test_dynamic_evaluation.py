@@ -291,7 +291,7 @@ def test_rms_without_its_statistics_is_refused() -> None:
     [
         ({"method": "adam"}, "method must be one of rms, sgd, got 'adam'"),
         ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
-        ({"lr": float("nan")}, "lr must be at least 0, got nan"),
+        ({"lr": float("nan")}, "lr must be at least 0, a finite number, got nan"),
         ({"decay": 1.5}, "decay must be at least 0 and at most 1, got 1.5"),
         ({"epsilon": 0.0}, "epsilon must be above 0, got 0.0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),

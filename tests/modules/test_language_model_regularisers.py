@@ -116,8 +116,8 @@ def test_the_input_dropout_is_the_dropout_unless_said_otherwise():
     [
         ("embedding_dropout", 1.0, "embedding_dropout must be at least 0 and below 1, got 1.0"),
         ("input_dropout", -0.1, "input_dropout must be at least 0 and below 1, got -0.1"),
-        ("activation_regularisation", -1.0, "activation_regularisation must be at least 0 and finite, got -1.0"),
-        ("temporal_activation_regularisation", math.inf, "must be at least 0 and finite, got inf"),
+        ("activation_regularisation", -1.0, "activation_regularisation must be at least 0, got -1.0"),
+        ("temporal_activation_regularisation", math.inf, "must be at least 0, a finite number, got inf"),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_name(name, value, message):

@@ -171,7 +171,7 @@ def test_a_text_of_which_nothing_is_to_be_predicted_is_refused(batches) -> None:
     [
         ({"window": 0}, "window must be at least 1 step, got 0"),
         ({"theta": -1.0}, "theta must be at least 0, got -1.0"),
-        ({"theta": math.nan}, "theta must be at least 0, got nan"),
+        ({"theta": math.nan}, "theta must be at least 0, a finite number, got nan"),
         ({"weight": 1.0}, "weight must be at least 0 and below 1, got 1.0"),
         ({"weight": -0.1}, "weight must be at least 0 and below 1, got -0.1"),
     ],

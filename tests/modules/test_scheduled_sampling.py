@@ -50,7 +50,7 @@ def test_a_schedule_is_shown_as_it_was_made():
     [
         ({"decay": "cosine"}, "decay must be one of 'linear', 'exponential', 'inverse-sigmoid', got 'cosine'"),
         ({"k": 0}, "k must be above 0, got 0"),
-        ({"k": math.inf}, "k must be above 0, got inf"),
+        ({"k": math.inf}, "k must be above 0, a finite number, got inf"),
         ({"floor": 1.5}, "floor must be at least 0 and at most 1, got 1.5"),
     ],
 )

@@ -1,6 +1,5 @@
 """Dynamic evaluation: a model that goes on learning from the text it has just been tested on."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 from rnn_blocks.engine import State, detach_state
 from rnn_blocks.modules.adaptation.segments import IGNORED
 from rnn_blocks.modules.language_model.model import LanguageModel
@@ -60,12 +59,9 @@ class DynamicEvaluation:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.lr is None:
             object.__setattr__(self, "lr", 5e-5 if self.method == "rms" else 0.1)
-        if not 0 <= self.rate < math.inf:
-            raise ValueError(f"lr must be at least 0, got {self.lr}")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must be at least 0 and at most 1, got {self.decay}")
-        if not 0 < self.epsilon < math.inf:
-            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+        number("lr", self.lr)
+        number("decay", self.decay, high=1, up_to=True)
+        number("epsilon", self.epsilon, above=True)
         whole("steps", self.steps)
 
     @property

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 
 IGNORED = -100
 STEPS = 256  # at a time: bounds the scores held at once to lanes x STEPS x (STEPS + window)
@@ -68,10 +68,8 @@ class NeuralCache:
 
     def __post_init__(self) -> None:
         whole("window", self.window, 1, " step")
-        if not 0 <= self.theta < math.inf:
-            raise ValueError(f"theta must be at least 0, got {self.theta}")
-        if not 0 <= self.weight < 1:
-            raise ValueError(f"weight must be at least 0 and below 1, got {self.weight}")
+        number("theta", self.theta)
+        number("weight", self.weight, high=1)
 
     def mix(
         self, hidden: Tensor, targets: Tensor, log_probs: Tensor, text: CachedText | None = None

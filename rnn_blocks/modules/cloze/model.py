@@ -96,8 +96,7 @@ class ClozeModel(TokenModule):
         # in Python are left out, and load_from_checkpoint needs the layer again.
         from_command_line = _given_hyperparameters.get() is not None
         self.save_hyperparameters(ignore=[] if from_command_line else ["layer", "optimizer", "lr_scheduler"])
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        number("dropout", dropout, high=1)
         whole("vocab_size", vocab_size, 2, ", a token and the mask")
         if not 0 <= mask_id < vocab_size:
             raise ValueError(f"mask_id must be an id of the vocabulary, from 0 to {vocab_size - 1}, got {mask_id}")

@@ -1,6 +1,5 @@
 """A recurrent language model: predict the next token."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -118,15 +117,13 @@ class LanguageModel(Writing):
         input_dropout = dropout if input_dropout is None else input_dropout
         parts = {"dropout": dropout, "input_dropout": input_dropout, "embedding_dropout": embedding_dropout}
         for name, part in parts.items():
-            if not 0 <= part < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {part}")
+            number(name, part, high=1)
         penalties = {
             "activation_regularisation": activation_regularisation,
             "temporal_activation_regularisation": temporal_activation_regularisation,
         }
         for name, weight in penalties.items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {weight}")
+            number(name, weight)
         whole("vocab_size", vocab_size, 2)
         if init_range is not None:
             number("init_range", init_range, above=True)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import number, whole
 
 
 def sample_token(
@@ -65,5 +65,5 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         raise ValueError(f"temperature must be 0 (the most probable token) or above, got {temperature}")
     if top_k is not None:
         whole("top_k", top_k)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    if top_p is not None:
+        number("top_p", top_p, high=1, above=True, up_to=True)
