@@ -1,4 +1,4 @@
-"""`rnn-blocks`: help, configurations by name, and bad input told in one line."""
+"""`rnn-blocks`: help, configurations by name, and what a command reads."""
 
 import locale
 import math
@@ -7,15 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from tiny_runs import WORDS, load, only_run, options, recipe, tiny, write_text
+from tiny_runs import assert_refused, load, only_run, options, recipe, tiny
 
 from rnn_blocks.recipes.__main__ import COMMANDS, RECIPES, main
 from rnn_blocks.recipes.command_line.arguments import spelled_out
@@ -106,7 +104,7 @@ def test_a_configuration_in_another_encoding_is_refused_by_name(
 ) -> None:
     config = tmp_path / "latin.yaml"
     config.write_text("samples: {prompts: [the sea: blé]}\n", encoding="latin-1")
-    _assert_refused(["language-model", "fit", "--config", str(config)], f"{config}: not text in UTF-8: ", capsys)
+    assert_refused(["language-model", "fit", "--config", str(config)], f"{config}: not text in UTF-8: ", capsys)
 
 
 def test_a_layer_of_another_kind_is_chosen_by_an_option(text: Path, tmp_path: Path) -> None:
@@ -139,7 +137,7 @@ def test_what_does_not_exist_is_answered_by_what_is_near(
     args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _assert_refused(args, message, capsys)
+    assert_refused(args, message, capsys)
     assert os.listdir(tmp_path) == []
 
 
@@ -169,156 +167,6 @@ def test_a_switch_may_stand_before_what_has_no_name(tmp_path: Path, capsys: pyte
     assert "1 points, in " in capsys.readouterr().out
 
 
-BAD_SETTINGS = {
-    "model.layer.init_args.hidden_size": (-1, "hidden_size must be at least 1, got -1"),
-    "model.layer.init_args.input_size": (24, "tie_weights needs a layer that gives as many features as it takes"),
-    "model.dropout": (1.5, "dropout must be at least 0 and below 1, got 1.5"),
-    "data.batch_size": (0, "batch_size 0: give 1 or more"),
-    "data.vocab_size": (10, "vocab_size 10: byte-level BPE needs at least 256"),
-    "checkpoint_every_n_steps": (0, "--checkpoint_every_n_steps must be at least 1, got 0"),
-    "data.train": ("train.txt", "train, val and test go together; missing: val, test"),
-    "trainer.max_steps": (
-        201,
-        "the learning-rate schedule ends at step 200; give --model.lr_scheduler.init",
-    ),
-    "name": ("wide/deep", "--name wide/deep: it becomes part of a folder's name, and cannot hold a '/'"),
-    "samples.max_tokens": (0, "--samples.max_tokens must be at least 1, got 0"),
-    "samples.temperature": (-1, "--samples.temperature must be 0 (the most probable token) or above, got -1"),
-    "trainer.enable_checkpointing": ("false", "--trainer.enable_checkpointing false: a run keeps last.ckpt"),
-    "data.tokenizer": ("char", "tokenizer char takes every character; leave vocab_size out"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_SETTINGS)
-def test_a_setting_out_of_its_range_is_refused_with_its_name_and_leaves_no_run(
-    name: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    value, message = BAD_SETTINGS[name]
-    _assert_refused(["language-model", "fit", *tiny(text, tmp_path, **{name: value})], message, capsys)
-    assert runs(tmp_path / "language-model") == []
-
-
-BAD_TEXTS = {
-    "missing": (None, "text.txt: no such file"),
-    "empty": (b"", "text.txt: the file is empty"),
-    "binary": (b"plain, then \xff\xfe" * 999, "text.txt: line 1 is not text in UTF-8: byte 0xff at place 13"),
-    "cut gzip": (b"\x1f\x8b\x08\x00 not gzip at all", "text.txt"),
-    "short": (b"a few words\n" * 5, "one batch needs 129 (batch_size 8 × bptt 16 + 1): lower batch_size or bptt"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_TEXTS)
-def test_a_text_that_cannot_be_used_is_refused_with_its_place_and_leaves_no_run(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    content, message = BAD_TEXTS[kind]
-    path = tmp_path / "text.txt"
-    if content is not None:
-        path.write_bytes(content)
-    _assert_refused(["language-model", "fit", *tiny(path, tmp_path)], message, capsys)
-    assert runs(tmp_path / "language-model") == []
-
-
-def test_a_vocabulary_without_unk_is_refused(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    vocabulary = tmp_path / "words.txt"
-    vocabulary.write_text("\n".join(WORDS))
-    settings = {"data.tokenizer": "word", "data.vocab_size": "null", "data.vocabulary": vocabulary}
-    args = ["language-model", "fit", *tiny(text, tmp_path, **settings)]
-    _assert_refused(args, "words.txt: the vocabulary has no <unk>", capsys)
-
-
-@pytest.mark.parametrize("below", [".", "deeper/down"])
-def test_an_output_folder_that_is_a_file_is_refused_and_another_one_named(
-    below: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "taken").write_text("mine")
-    args = ["language-model", "fit", *tiny(text, tmp_path / "taken" / below)]
-    _assert_refused(args, "cannot write here (Not a directory); give another folder by --output_dir", capsys)
-    assert (tmp_path / "taken").read_text() == "mine"
-
-
-def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_training(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    usage = namedtuple("usage", "total used free")(100, 0, 2**19)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    _assert_refused(["language-model", "fit", *tiny(text, tmp_path)], "MiB are free, the checkpoints of this", capsys)
-    assert runs(tmp_path / "language-model") == []
-
-
-def test_without_any_run_last_and_best_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    where = ["--output_dir", str(tmp_path)]
-    nothing = f"there is no run in {tmp_path / 'language-model'} yet"
-    _assert_refused(["language-model", "fit", "--ckpt_path", "last", *where], nothing, capsys)
-    _assert_refused(["language-model", "test", *where], nothing, capsys)
-    _assert_refused(["language-model", "generate", "--prompt", "def", *where], nothing, capsys)
-    new_run_folder(tmp_path / "language-model")
-    _assert_refused(["language-model", "test", *where], "has a checkpoints/best.ckpt yet", capsys)
-
-
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "generate"])
-def test_a_checkpoint_that_is_missing_or_cut_off_is_refused_by_every_command(
-    command: str, finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, cut = finished_run.checkpoint("best").read_bytes(), tmp_path / "cut.ckpt"
-    cut.write_bytes(whole[: len(whole) // 2])
-    prompt = ["--prompt", "def"] if command == "generate" else []
-    args = ["language-model", command, *prompt, "--output_dir", str(tmp_path), "--ckpt_path"]
-    _assert_refused([*args, "no.ckpt"], "no.ckpt: no such file; valid are a checkpoint, a run's folder", capsys)
-    _assert_refused([*args, str(cut)], f"{cut}: not a checkpoint, or cut off ({len(whole) // 2:,} bytes)", capsys)
-    _assert_refused([*args, str(tmp_path)], "this folder holds no checkpoints/best.ckpt or checkpoints/last", capsys)
-    assert os.listdir(tmp_path) == ["cut.ckpt"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"model.layer.init_args.num_layers": 2}, "a checkpoint of another model: it lacks 'layer.layers.1."),
-        ({"data.vocab_size": 310}, "'embedding.weight' is (300, 16) there and (310, 16) in this configuration"),
-        ({"data.source": "other.txt"}, "the checkpoint was trained on other text"),
-    ],
-)
-def test_a_checkpoint_of_another_model_or_text_is_refused_and_leaves_no_run(
-    settings: dict[str, object],
-    message: str,
-    finished_run: RunFolder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_text(Path("other.txt")).write_text(write_text(Path("other.txt")).read_text().replace("97", "79") + "x = 1\n")
-    args = ["fit", "--ckpt_path", str(finished_run.checkpoint("best")), *options(output_dir=tmp_path, **settings)]
-    _assert_refused(["language-model", *args], message, capsys)
-    assert runs(tmp_path / "language-model") == []
-
-
-def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "weights.pt"
-    torch.save({"weight": torch.zeros(3)}, path)
-    args = ["language-model", "generate", "--prompt", "def", "--ckpt_path", str(path)]
-    _assert_refused(args, "holds no tokenizer: not a checkpoint of the language-model recipe", capsys)
-    torch.save([1, 2], path)
-    _assert_refused(args, "not a checkpoint: it holds a list", capsys)
-
-
-def test_lightnings_own_logger_option_is_refused_with_the_one_to_use(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    logger = '{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "x"}}'
-    args = ["language-model", "fit", *tiny(text, tmp_path, **{"trainer.logger": logger})]
-    _assert_refused(args, "--trainer.logger: choose by --logger wandb|tensorboard|csv", capsys)
-
-
-def test_a_device_that_is_not_there_is_refused_in_one_line(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    args = ["language-model", "fit", *tiny(text, tmp_path, **{"trainer.accelerator": "gpu"})]
-    _assert_refused(args, "No supported gpu backend found!", capsys)
-    assert runs(tmp_path / "language-model") == []
-
-
 def test_a_progress_bar_and_a_checkpoint_of_the_users_are_used(text: Path, tmp_path: Path) -> None:
     bar, own = "lightning.pytorch.callbacks.TQDMProgressBar", "lightning.pytorch.callbacks.ModelCheckpoint"
     args = tiny(text, tmp_path, **{"trainer.max_steps": 2, "trainer.val_check_interval": 2})
@@ -336,7 +184,7 @@ def test_a_second_checkpoint_by_what_is_monitored_is_refused_with_the_option_to_
 ) -> None:
     own = '{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val/loss"}}'
     args = ["language-model", "fit", *tiny(text, tmp_path), f"--trainer.callbacks+={own}"]
-    _assert_refused(args, "--average_checkpoints N keeps the N best", capsys)
+    assert_refused(args, "--average_checkpoints N keeps the N best", capsys)
     assert runs(tmp_path / "language-model") == []
 
 
@@ -376,7 +224,7 @@ def test_a_second_process_is_kept_out_of_a_run_that_is_training(
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        _assert_refused(args, f"{folder.path}: another process is training in this folder", capsys)
+        assert_refused(args, f"{folder.path}: another process is training in this folder", capsys)
         assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
         holder.communicate()
     assert recipe(*args[1:3], str(folder.checkpoint("last")), *args[4:]) == 0
@@ -426,31 +274,3 @@ def test_generation_starts_with_the_prompt_and_repeats_with_its_seed(
     assert written(seed=4, temperature=1.0) != one
     assert written(seed=3, temperature=0) == written(seed=4, temperature=0) == written(seed=5, top_k=1)
     assert written(seed=3, ckpt_path="best", output_dir=finished_run.path.parents[1], temperature=1.0) == one
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"prompt": ""}, "--prompt: the tokenizer makes no token of it"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"temperature": -1}, "temperature must be 0 (the most probable token) or above, got -1.0"),
-        ({"max_tokens": 0}, "--max_tokens must be at least 1, got 0"),
-    ],
-)
-def test_a_sampling_option_out_of_its_range_is_refused_before_anything_is_written(
-    settings: dict[str, object], message: str, finished_run: RunFolder, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = {"prompt": "def", "ckpt_path": finished_run.path} | settings
-    _assert_refused(["language-model", "generate", *options(**given)], message, capsys)
-
-
-def _assert_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2, the message on standard error, nothing on standard output and no traceback."""
-    capsys.readouterr()
-    code = recipe(*args[1:]) if args[0] == "language-model" else main(args)
-    shown = capsys.readouterr()
-    assert code == 2, shown.err
-    assert f"error: {message}" in shown.err or ("error: " in shown.err and message in shown.err), shown.err
-    assert "Traceback" not in shown.err
-    assert shown.out == ""

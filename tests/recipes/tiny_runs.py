@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import wandb
 
@@ -209,3 +210,14 @@ def assert_same(one: Any, other: Any, place: str = "") -> None:
         assert torch.equal(one, other), place
     else:
         assert one == other, place
+
+
+def assert_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, the message on standard error, nothing on standard output and no traceback."""
+    capsys.readouterr()
+    code = recipe(*args[1:]) if args[0] == "language-model" else main(args)
+    shown = capsys.readouterr()
+    assert code == 2, shown.err
+    assert f"error: {message}" in shown.err or ("error: " in shown.err and message in shown.err), shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
