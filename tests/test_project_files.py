@@ -3,14 +3,19 @@
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -26,8 +31,12 @@ def read(path: str | Path) -> Any:
 
 
 def pins(path: str) -> dict[str, str]:
+    """Versions by name, as this Python has them."""
     lines = [line.split("#")[0].strip() for line in (ROOT / path).read_text().splitlines()]
-    return dict(line.split("==") for line in lines if line)
+    requirements = [Requirement(line) for line in lines if line]
+    here = [one for one in requirements if one.marker is None or one.marker.evaluate()]
+    assert len({canonicalize_name(one.name) for one in here}) == len(here), "a package is pinned twice"
+    return {one.name: str(one.specifier).removeprefix("==") for one in here}
 
 
 def steps(workflow: str, job: str) -> list[dict[str, Any]]:

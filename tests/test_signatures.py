@@ -1,9 +1,10 @@
 """Options that are said once: what `with_options_of` makes of a signature and a docstring."""
 
 import inspect
-from typing import TypedDict, Unpack, get_type_hints
+from typing import TypedDict, get_type_hints
 
 import pytest
+from typing_extensions import Unpack
 
 from rnn_blocks.signatures import with_options_of
 
