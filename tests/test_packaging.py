@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "seq2seq.search": ("signatures", "checks", "engine"),
     "seq2seq.attention": ("checks", "engine", "layers"),
     "seq2seq": ("checks", "engine", "cells", "layers", "seq2seq.search", "seq2seq.attention"),
-    "modules": ("engine", "cells", "layers", "seq2seq.search"),
+    "modules": ("checks", "engine", "cells", "layers", "seq2seq.search"),
     "modules.language_model": ("checks", "engine", "layers", "modules"),
     "modules.cloze": ("checks", "engine", "layers", "modules"),
     "modules.seq2seq": ("checks", "engine", "layers", "seq2seq", "seq2seq.attention", "modules"),
