@@ -99,6 +99,7 @@ def test_a_release_is_built_from_a_tag_and_published_without_a_password():
     assert "secrets." not in (ROOT / ".github" / "workflows" / "release.yml").read_text()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a release is made with a Python that reads TOML by itself")
 @pytest.mark.parametrize(
     ("tag", "heading", "told"),
     [
