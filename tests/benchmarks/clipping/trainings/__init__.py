@@ -18,6 +18,7 @@ from trainings.sequences import AddingProblem, SpeltNumbers
 from trainings.tables import Ratings, RatingsAdagrad, RatingsSGD, RatingsSparseAdam
 from trainings.text import Characters, CharactersGPT, CharactersRMSprop, CharactersTransformer, PennTreebankWords
 from trainings.training import Training
+from trainings.unseen import UNSEEN
 
 TRAININGS: dict[str, type[Training]] = {
     "words-lstm-sgd": PennTreebankWords,
@@ -45,4 +46,5 @@ TRAININGS: dict[str, type[Training]] = {
     "vae-adam": VAE,
     "policy-gradient-sgd": PolicyGradient,
     **LATER,
+    **UNSEEN,
 }
