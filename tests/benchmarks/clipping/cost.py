@@ -134,19 +134,21 @@ def main() -> None:
     """Print one table."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"{'':34}{'500 small tensors':>28}{'20M-parameter LSTM LM':>32}")
-    print(f"{'':34}{'ms':>10}{'÷ torch':>9}{'% step':>9}{'ms':>14}{'÷ torch':>9}{'% step':>9}")
-    columns = [measure(SmallTensors(), 200), measure(LargeLanguageModel(), 15)]
+    models = {"10 small tensors": (SmallTensors(10), 400), "500 small tensors": (SmallTensors(), 200)}
+    models["20M-parameter LSTM LM"] = (LargeLanguageModel(), 15)
+    print(" " * 34 + "".join(f"{name:>30}" for name in models))
+    print(" " * 34 + f"{'ms':>12}{'÷ torch':>9}{'% step':>9}" * len(models))
+    columns = [measure(model, repeats) for model, repeats in models.values()]
     for column in columns:
         between, logging = column["monitor + clipping, between"], column["monitor + clipping, logging"]
         column[BOUND] /= EVERY
         column[f"monitor + clipping, 1 in {LOG_EVERY}"] = (between * (LOG_EVERY - 1) + logging) / LOG_EVERY
     for name in columns[0]:
         row = f"{name:34}"
-        for column, width in zip(columns, (10, 14), strict=True):
+        for column in columns:
             share = column[name] / column["training step"]
             ratio = column[name] / column["clip_grad_norm_(foreach=True)"]
-            row += f"{column[name] * 1e3:{width}.3f}{ratio:9.2f}{share:9.2%}"
+            row += f"{column[name] * 1e3:12.3f}{ratio:9.2f}{share:9.2%}"
         print(row)
 
 
