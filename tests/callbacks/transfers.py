@@ -1,12 +1,14 @@
 """A CPU as if it were an accelerator: counting what is read from it, and clipping that reads nothing between logs."""
 
 from collections import Counter
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_blocks.callbacks import AdaptiveGradientClipping
+from rnn_blocks.callbacks.clipping.policies import numbers
 
 READS = {"tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"}
 
@@ -44,3 +46,7 @@ class OnTheDevice(AdaptiveGradientClipping):
         clipper = super()._clipper(trainer, module, optimizer)
         clipper._reads_flags = lambda record: False
         return clipper
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        with mock.patch.object(numbers, "is_one_on_a_cpu", return_value=False):
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rnn_blocks.callbacks.clipping.policies.numbers import logarithm, minimum, on_numbers
 from rnn_blocks.callbacks.clipping.policies.outliers import outlier_clip
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring
 from rnn_blocks.callbacks.clipping.policies.predicted_decrease import PredictedDecrease
@@ -119,21 +120,27 @@ class Auto(ClippingPolicy):
 
     def clip(self, history: History, step: Step) -> Clip:
         """The lower of the two rules' thresholds."""
+        return on_numbers(self._clip, history, step)
+
+    def observe(self, history: History, step: Step) -> History:
+        """Put the log-norm in the place of the oldest, unless it is not finite, and follow the loss."""
+        return on_numbers(self._observe, history, step)
+
+    def _clip(self, history: History, step: Step) -> Clip:
         outlier = outlier_clip(history["log_norms"], history["count"], step.norm, self.deviations)
         if self._promises is None or step.loss is None or step.learning_rate is None:
             return outlier
         promise = self._promises.clip(history, step, step.loss)
         return Clip(
-            torch.minimum(outlier.threshold, promise.threshold),
-            torch.minimum(outlier.target, promise.target),
-            (promise.target < outlier.target).long(),
+            minimum(outlier.threshold, promise.threshold),
+            minimum(outlier.target, promise.target),
+            (promise.target < outlier.target) * 1,
         )
 
-    def observe(self, history: History, step: Step) -> History:
-        """Put the log-norm in the place of the oldest, unless it is not finite, and follow the loss."""
+    def _observe(self, history: History, step: Step) -> History:
         log_norms, count = history["log_norms"], history["count"]
-        log_norm = step.norm.log()
-        takes = log_norm.abs() < math.inf  # in half of the operations of `isfinite`
+        log_norm = logarithm(step.norm)
+        takes = abs(log_norm) < math.inf  # in half of the operations of `isfinite`
         log_norms = put_into_ring(log_norms, count, log_norm, takes)
         seen = history | {"log_norms": log_norms, "count": count + takes}
         if self._promises is None or step.loss is None or step.learning_rate is None:

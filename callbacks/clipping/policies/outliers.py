@@ -5,6 +5,17 @@ import math
 import torch
 from torch import Tensor
 
+from rnn_blocks.callbacks.clipping.policies.numbers import (
+    Number,
+    clamped,
+    exponential,
+    logarithm,
+    lower_median,
+    maximum,
+    minimum,
+    root,
+    where,
+)
 from rnn_blocks.callbacks.clipping.policies.policy import Clip
 
 PRIOR_WEIGHT = 8.0
@@ -13,8 +24,8 @@ LATEST = 5
 GROWTH, FIRST_GROWTH = 3.0, 1000.0  # times the latest norms; while there are fewer than `LATEST`, times all of them
 
 
-def outlier_clip(log_norms: Tensor, count: Tensor, norm: Tensor, deviations: float) -> Clip:
-    """`Auto`'s outlier rule.
+def outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: float) -> Clip:
+    """`Auto`'s outlier rule, of tensors or numbers.
 
     Args:
         log_norms: natural logarithms of norms, ``(window, *S)``, a ring, infinite where not yet filled.
@@ -22,27 +33,32 @@ def outlier_clip(log_norms: Tensor, count: Tensor, norm: Tensor, deviations: flo
         norm: norm of this step, S.
         deviations: k.
     """
-    filled = count.clamp(max=len(log_norms))
-    middle = ((filled - 1) // 2).clamp(min=0).unsqueeze(0)
-    median = log_norms.sort(dim=0).values.gather(0, middle).squeeze(0)
-    # Infinity less a finite median sorts last again, so `middle` is the median's place here too.
-    deviation = 1.4826 * (log_norms - median).abs().sort(dim=0).values.gather(0, middle).squeeze(0)
-    variance = (filled * deviation.square() + PRIOR_WEIGHT * PRIOR_DEVIATION**2) / (filled + PRIOR_WEIGHT)
-    sigma = variance.sqrt()
-    z = ((norm.log() - median) / sigma).clamp(min=deviations)
+    filled = clamped(count, high=len(log_norms))
+    median = lower_median(log_norms, filled)
+    # Infinity less a finite median sorts last again, so the median's place is the same here.
+    deviation = 1.4826 * lower_median(_distances(log_norms, median), filled)
+    variance = (filled * (deviation * deviation) + PRIOR_WEIGHT * PRIOR_DEVIATION**2) / (filled + PRIOR_WEIGHT)
+    sigma = root(variance)
+    z = clamped((logarithm(norm) - median) / sigma, low=deviations)
     early = count < LATEST
-    latest = torch.where(early, median, _median_of_latest(log_norms, count))
-    margin = early.to(sigma.dtype) * math.log(FIRST_GROWTH / GROWTH) + math.log(GROWTH)
-    threshold = torch.maximum(median + deviations * sigma, latest + margin).exp()
-    target = torch.maximum(median + deviations**2 * sigma / z, latest).exp()
-    target = torch.where(norm > threshold, torch.minimum(target, threshold), threshold)
-    unknown = count == 0
-    return Clip(threshold.masked_fill(unknown, math.inf), target.masked_fill(unknown, math.inf))
+    latest = where(early, median, _median_of_latest(log_norms, count))
+    grown = where(early, latest + math.log(FIRST_GROWTH), latest + math.log(GROWTH))
+    threshold = exponential(maximum(median + deviations * sigma, grown))
+    target = exponential(maximum(median + deviations**2 * sigma / z, latest))
+    target = where(norm > threshold, minimum(target, threshold), threshold)
+    known = count > 0
+    return Clip(where(known, threshold, math.inf), where(known, target, math.inf))
 
 
-def _median_of_latest(log_norms: Tensor, count: Tensor) -> Tensor:
+def _distances(values: Number, middle: Number) -> Number:
+    return (values - middle).abs() if isinstance(values, Tensor) else [abs(value - middle) for value in values]
+
+
+def _median_of_latest(log_norms: Number, count: Number) -> Number:
     """Of the last five; of no meaning before there are as many."""
     number = min(LATEST, len(log_norms))
+    if not isinstance(log_norms, Tensor):
+        return sorted(log_norms[(count - back) % len(log_norms)] for back in range(1, number + 1))[(number - 1) // 2]
     back = torch.arange(1, number + 1, device=count.device).view(-1, *[1] * count.ndim)
     latest = log_norms.gather(0, (count - back) % len(log_norms))
     return latest.sort(dim=0).values[(number - 1) // 2]  # `median` is refused on a GPU under deterministic algorithms

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -131,11 +131,11 @@ def usable(norm: Tensor) -> Tensor:
     return (norm > 0) & (norm < math.inf)
 
 
-def put_into_ring(ring: Tensor, count: Tensor, value: Tensor, takes: Tensor) -> Tensor:
+def put_into_ring(ring: Any, count: Any, value: Any, takes: Any) -> Any:
     """A ring with a value in the place of its oldest.
 
     Args:
-        ring: ``(window, *S)``.
+        ring: ``(window, *S)``, or a list of numbers; then the others are numbers too.
         count: how many values it has been given before, S, int64.
         value: S.
         takes: where the value is taken at all, bool, S.
@@ -145,5 +145,8 @@ def put_into_ring(ring: Tensor, count: Tensor, value: Tensor, takes: Tensor) -> 
     >>> put_into_ring(ring, count, torch.tensor(9.0), torch.tensor(True))
     tensor([1., 9., 3.])
     """
+    if isinstance(ring, list):
+        place = count % len(ring)
+        return [*ring[:place], value, *ring[place + 1 :]] if takes else ring
     places = torch.arange(len(ring), device=ring.device).view(-1, *[1] * count.ndim)
     return torch.where((places == count % len(ring)) & takes, value, ring)

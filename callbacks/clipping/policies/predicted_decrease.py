@@ -6,6 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rnn_blocks.callbacks.clipping.policies.numbers import (
+    Number,
+    clamped,
+    divided,
+    maximum,
+    minimum,
+    root,
+    where,
+)
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, History, Step
 
 FALL, RISE = 0.99, 1.05  # by how much the followed loss may change in a step
@@ -44,71 +53,73 @@ class PredictedDecrease(NamedTuple):
             "highest_rate": torch.zeros_like(norm),
         }
 
-    def clip(self, history: History, step: Step, loss: Tensor) -> Clip:
+    def clip(self, history: History, step: Step, loss: Number) -> Clip:
         """Where a step begins to predict too much, S; infinite without a learning rate or a loss to be trusted.
 
         Of ``history`` the norms' ``count`` is used as well.
         """
-        followed = torch.where(history["loss"] == 0, loss, history["loss"])
-        threshold = (history["share"] * followed / highest_rate(history, step)).sqrt()
-        threshold = threshold.masked_fill(~(threshold > 0), math.inf)  # NaN too, as of a loss below 0
+        followed = where(history["loss"] == 0, loss, history["loss"])
+        threshold = root(divided(history["share"] * followed, highest_rate(history, step)))
+        threshold = where(threshold > 0, threshold, math.inf)  # NaN too, as of a loss below 0
         sensitive = sensitive_norm(step)
-        far = torch.where(history["count"] < FIRST, 1.0, FAR)
-        short = torch.minimum(threshold, far * threshold.square() / sensitive)
-        target = torch.where(loss > RUNAWAY * followed, threshold, short)
+        far = (history["count"] >= FIRST) * (FAR - 1) + 1
+        short = minimum(threshold, divided(far * (threshold * threshold), sensitive))
+        target = where(loss > RUNAWAY * followed, threshold, short)
         if step.sensitive_norm is None:
             return Clip(threshold, target)
-        whole = torch.where(step.sensitive_norm > 0, step.norm / step.sensitive_norm, math.inf)
+        whole = where(step.sensitive_norm > 0, divided(step.norm, step.sensitive_norm), math.inf)
         return Clip(whole * threshold, whole * target)
 
-    def observe(self, history: History, step: Step, loss: Tensor) -> History:
+    def observe(self, history: History, step: Step, loss: Number) -> History:
         """Follow the loss, unless it is not finite; widen the share as it falls, and narrow it as it rises.
 
         Of ``history`` the norms' ``count``, before this step's, is used as well.
         """
         history = {"usual": history["smoothed"], **history}  # those of older checkpoints do not have it
-        known, followed = loss.abs() < math.inf, history["loss"]  # in half of the operations of `isfinite`
+        known, followed = abs(loss) < math.inf, history["loss"]  # in half of the operations of `isfinite`
         first = followed == 0
-        ceiling = torch.where(first, CEILING * loss, history["ceiling"])
-        moved = torch.minimum(followed * (loss / followed).clamp(FALL, RISE), ceiling)
-        distrusted = (loss <= 0) | (followed == math.inf)
-        followed = torch.where(first, loss, moved).masked_fill(distrusted, math.inf)
+        ceiling = where(first, CEILING * loss, history["ceiling"])
+        moved = minimum(followed * clamped(divided(loss, followed), FALL, RISE), ceiling)
+        trusted = (loss > 0) & (followed < math.inf)
+        followed = where(trusted, where(first, loss, moved), math.inf)
         recent, usual = (
-            torch.where(first, loss, before + (span / (span + history["count"])).clamp(max=0.5) * (loss - before))
+            where(first, loss, before + clamped(span / (span + history["count"]), high=0.5) * (loss - before))
             for before, span in ((history["smoothed"], RECENT), (history["usual"], USUAL))
         )
         is_new_low = recent < history["lowest"]
         share = history["share"]
-        closed = torch.where(recent < HIGHER * usual, share * STANDSTILL, share * CLIMB)
-        changed = torch.where(
-            is_new_low, share * NEW_LOW, torch.where(recent < LOWER * usual, share * PROGRESS, closed)
-        )
+        closed = where(recent < HIGHER * usual, share * STANDSTILL, share * CLIMB)
+        changed = where(is_new_low, share * NEW_LOW, where(recent < LOWER * usual, share * PROGRESS, closed))
         rate = highest_rate(history, step)
-        promised = sensitive_norm(step).square() * rate
-        widest = torch.where(promised > NEAR * share * history["loss"], WIDEST * self.share, WIDE * self.share)
+        sensitive = sensitive_norm(step)
+        promised = sensitive * sensitive * rate
+        near = promised > NEAR * share * history["loss"]
+        widest = near * ((WIDEST - WIDE) * self.share) + WIDE * self.share
         after = {
             "loss": followed,
-            "share": changed.clamp(min=self.share).minimum(widest.maximum(share)),
+            "share": minimum(clamped(changed, low=self.share), maximum(widest, share)),
             "smoothed": recent,
             "usual": usual,
-            "lowest": torch.where(is_new_low, recent, history["lowest"]),
+            "lowest": where(is_new_low, recent, history["lowest"]),
             "ceiling": ceiling,
         }
         return {
-            **{name: torch.where(known, value, history[name]) for name, value in after.items()},
+            **{name: where(known, value, history[name]) for name, value in after.items()},
             "highest_rate": rate,
         }
 
 
-def sensitive_norm(step: Step) -> Tensor:
+def sensitive_norm(step: Step) -> Number:
     """The norm that promises: without scale-invariant weights, where they are told apart."""
     return step.norm if step.sensitive_norm is None else step.sensitive_norm
 
 
-def highest_rate(history: History, step: Step) -> Tensor:
+def highest_rate(history: History, step: Step) -> Number:
     """The highest learning rate so far, with this step's."""
-    highest = history["highest_rate"]
-    if isinstance(step.learning_rate, Tensor):
-        rate = step.learning_rate.to(highest)
+    highest, rate = history["highest_rate"], step.learning_rate
+    if rate is None:
+        return highest
+    if isinstance(rate, Tensor):
+        rate = rate.to(highest)
         return torch.maximum(highest, rate.masked_fill(rate.isnan(), 0.0))  # NaN: it was weighted by gradients of 0
-    return highest if step.learning_rate is None else highest.clamp(min=step.learning_rate)
+    return clamped(highest, low=0.0 if math.isnan(rate) else rate)

@@ -1,0 +1,174 @@
+"""Formulas on one number or on tensors alike: torch takes microseconds for what Python does in tens of nanoseconds.
+
+A number here is a tensor of any shape or, where there is but one of it and it is on a CPU, Python's own: see
+`on_numbers`. Operators do both; the functions are what operators do not, with IEEE's answers where Python has errors.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from rnn_blocks.callbacks.clipping.policies.policy import Clip, History, Step
+
+Number: TypeAlias = Any
+"""A tensor, or a ``float``, ``int`` or ``bool``."""
+
+Answer = TypeVar("Answer", Clip, History)
+
+
+def on_numbers(rule: Callable[[Any, Any], Answer], history: History, step: Step) -> Answer:
+    """What a rule answers, a pure function of history and step: worked out by Python where it is of one norm on a CPU.
+
+    Args:
+        rule: takes and gives tensors or numbers; a tensor of one dimension more is a list.
+        history: the policy's.
+        step: the one about to be made.
+
+    >>> def half_the_last(history, step):
+    ...     return Clip(history["last"] / 2, minimum(history["last"], step.norm) / 2)
+    >>> step = Step(torch.tensor(6.0), None, torch.tensor(1.0))
+    >>> on_numbers(half_the_last, {"last": torch.tensor(8.0)}, step)
+    Clip(threshold=tensor(4.), target=tensor(3.), reason=None)
+    """
+    norm = step.norm
+    if not is_one_on_a_cpu(norm):
+        return rule(history, step)
+    answer = rule({name: _read(value) for name, value in history.items()}, Step(*map(_read, step)))
+    if isinstance(answer, Clip):
+        threshold, target = torch.tensor([answer.threshold, answer.target], dtype=norm.dtype).unbind()
+        reason = None if answer.reason is None else torch.tensor(answer.reason, dtype=torch.int64)
+        return Clip(threshold, target, reason)
+    singles = {name: value for name, value in answer.items() if isinstance(value, float)}
+    written = dict(zip(singles, torch.tensor(list(singles.values()), dtype=norm.dtype).unbind(), strict=True))
+    for name, value in answer.items():
+        if name not in written:
+            written[name] = torch.tensor(value, dtype=norm.dtype if isinstance(value, list) else torch.int64)
+    return written
+
+
+def is_one_on_a_cpu(norm: Tensor) -> bool:
+    """Whether it is a single number that can be read without waiting for a device.
+
+    >>> is_one_on_a_cpu(torch.tensor(1.0)), is_one_on_a_cpu(torch.ones(1))
+    (True, False)
+    """
+    return norm.ndim == 0 and norm.device.type == "cpu"
+
+
+def _read(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def where(condition: Number, yes: Number, no: Number) -> Number:
+    """One of two numbers, each tensors or not.
+
+    >>> where(True, 1.0, 2.0), where(torch.tensor([True, False]), torch.tensor(1.0), 2.0)
+    (1.0, tensor([1., 2.]))
+    """
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
+
+
+def negated(condition: Number) -> Number:
+    """Whether it is not so.
+
+    >>> negated(True), negated(torch.tensor(True))
+    (False, tensor(False))
+    """
+    return ~condition if isinstance(condition, Tensor) else not condition
+
+
+def minimum(first: Number, second: Number) -> Number:
+    """The lower of two, NaN where either is.
+
+    >>> minimum(1.0, math.nan), minimum(2.0, 1.0)
+    (nan, 1.0)
+    """
+    if isinstance(first, Tensor):
+        return torch.minimum(first, second)
+    return first if first <= second or first != first else second
+
+
+def maximum(first: Number, second: Number) -> Number:
+    """The higher of two, NaN where either is.
+
+    >>> maximum(1.0, math.nan), maximum(2.0, 1.0)
+    (nan, 2.0)
+    """
+    if isinstance(first, Tensor):
+        return torch.maximum(first, second)
+    return first if first >= second or first != first else second
+
+
+def clamped(value: Number, low: float = -math.inf, high: float = math.inf) -> Number:
+    """Not below one constant and not above another; NaN stays.
+
+    >>> clamped(3.0, high=2.0), clamped(torch.tensor(3), high=2)
+    (2.0, tensor(2))
+    """
+    if isinstance(value, Tensor):
+        return value.clamp(low if low > -math.inf else None, high if high < math.inf else None)
+    return low if value < low else high if value > high else value
+
+
+def divided(value: Number, by: Number) -> Number:
+    """A quotient, of nothing by nothing NaN.
+
+    >>> divided(-1.0, 0.0), divided(0.0, 0.0), divided(3.0, 2.0)
+    (-inf, nan, 1.5)
+    """
+    if isinstance(value, Tensor) or isinstance(by, Tensor) or by != 0:
+        return value / by
+    return math.nan if value == 0 or value != value else math.copysign(math.inf, value) * math.copysign(1.0, by)
+
+
+def root(value: Number) -> Number:
+    """The square root, NaN below 0.
+
+    >>> root(4.0), root(-1.0)
+    (2.0, nan)
+    """
+    if isinstance(value, Tensor):
+        return value.sqrt()
+    return math.sqrt(value) if value >= 0 else math.nan
+
+
+def logarithm(value: Number) -> Number:
+    """The natural logarithm, of 0 minus infinity and below it NaN.
+
+    >>> logarithm(1.0), logarithm(0.0), logarithm(-1.0)
+    (0.0, -inf, nan)
+    """
+    if isinstance(value, Tensor):
+        return value.log()
+    return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
+
+
+def exponential(value: Number) -> Number:
+    """The exponential, infinite where that is beyond all numbers.
+
+    >>> exponential(0.0), exponential(1e4)
+    (1.0, inf)
+    """
+    if isinstance(value, Tensor):
+        return value.exp()
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def lower_median(values: Number, filled: Number) -> Number:
+    """The lower median of the `filled` lowest numbers of a list or along a tensor's first dimension.
+
+    >>> lower_median([3.0, math.inf, 1.0, 2.0], 3), lower_median(torch.tensor([3.0, math.inf, 1.0]), torch.tensor(2))
+    (2.0, tensor(1.))
+    """
+    if isinstance(values, Tensor):
+        middle = ((filled - 1) // 2).clamp(min=0).unsqueeze(0)
+        return values.sort(dim=0).values.gather(0, middle).squeeze(0)
+    return sorted(values)[max(filled - 1, 0) // 2]

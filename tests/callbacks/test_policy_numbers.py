@@ -1,0 +1,72 @@
+"""`Auto` works out one norm on a CPU in Python's numbers, and anything else in tensors: both give the same."""
+
+import math
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from rnn_blocks.callbacks import Auto, GradientClipper, Step
+from rnn_blocks.callbacks.clipping.policies import numbers
+
+ODD = [math.inf, math.nan, 1e-6, 1e6]
+NORMS = st.one_of(st.floats(0.015625, 128.0, width=32), st.sampled_from([0.0, *ODD]))
+LOSSES = st.one_of(st.none(), st.floats(0.015625, 8.0, width=32), st.sampled_from([0.0, -1.0, *ODD]))
+RATES = st.one_of(st.sampled_from([None, 0.0, 0.1, 30.0, math.inf, math.nan]), st.floats(1e-4, 10.0))
+
+
+def run(policy, steps, as_tensors):
+    with mock.patch.object(numbers, "is_one_on_a_cpu", return_value=not as_tensors):
+        history, answers = policy.initial_history(torch.tensor(1.0)), []
+        for norm, loss, rate, share in steps:
+            step = Step(torch.tensor(norm), rate, torch.tensor(1.0))
+            if loss is not None:
+                step = step._replace(loss=torch.tensor(loss))
+            if loss is not None and share is not None:
+                step = step._replace(sensitive_norm=torch.tensor(share * norm))
+            answers.append(policy.clip(history, step))
+            history = policy.observe(history, step)
+    return history, answers
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(NORMS, LOSSES, RATES, st.sampled_from([None, 0.0, 0.5, 1.0])), min_size=1, max_size=40))
+def test_numbers_and_tensors_give_the_same(steps):
+    policy = Auto(window=8)
+    history, answers = run(policy, steps, as_tensors=False)
+    expected_history, expected = run(policy, steps, as_tensors=True)
+    assert history.keys() == expected_history.keys()
+    for name, value in expected_history.items():
+        assert history[name].dtype == value.dtype, name
+        assert_close(
+            history[name], value, rtol=1e-4, atol=1e-6, equal_nan=True, msg=lambda text, name=name: name + text
+        )
+    for got, wanted in zip(answers, expected, strict=True):
+        for one, other in zip(got[:2], wanted[:2], strict=True):
+            assert one.shape == ()
+            assert one.dtype == other.dtype
+            assert_close(one, other, rtol=2e-3, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_training_ends_the_same_by_numbers_and_by_tensors(dtype):
+    ends = []
+    for as_tensors in (False, True):
+        torch.manual_seed(1)
+        net = torch.nn.Linear(4, 1, dtype=dtype)
+        optimizer = torch.optim.SGD(net.parameters(), lr=2.0, momentum=0.9)
+        clipper = GradientClipper(optimizer)
+        with mock.patch.object(numbers, "is_one_on_a_cpu", return_value=not as_tensors):
+            for _ in range(60):
+                inputs = torch.randn(8, 4, dtype=dtype)
+                loss = (net(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                clipper.clip(loss)
+                optimizer.step()
+        assert clipper.metrics()["grad_clip/clipped_fraction"] > 0.1
+        ends.append([parameter.detach() for parameter in net.parameters()])
+    assert_close(*ends, rtol=1e-3, atol=1e-4)
