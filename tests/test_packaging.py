@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "callbacks.figures": (),
     "callbacks.trainer": (),
     "callbacks.settings": (),
-    "callbacks.clipping.policies": ("callbacks.settings",),
+    "callbacks.clipping.policies": ("callbacks.measuring", "callbacks.settings"),
     "callbacks.clipping": ("callbacks.clipping.policies", "callbacks.measuring", "callbacks.settings"),
     "callbacks.clipping.callback": (
         *("callbacks.clipping", "callbacks.clipping.policies"),

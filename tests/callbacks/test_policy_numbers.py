@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from rnn_blocks.callbacks import Auto, GradientClipper, Step
-from rnn_blocks.callbacks.clipping.policies import numbers
+from rnn_blocks.callbacks.clipping.policies import auto
 
 ODD = [math.inf, math.nan, 1e-6, 1e6]
 NORMS = st.one_of(st.floats(0.015625, 128.0, width=32), st.sampled_from([0.0, *ODD]))
@@ -19,7 +19,7 @@ RATES = st.one_of(st.sampled_from([None, 0.0, 0.1, 30.0, math.inf, math.nan]), s
 
 
 def run(policy, steps, as_tensors):
-    with mock.patch.object(numbers, "is_one_on_a_cpu", return_value=not as_tensors):
+    with mock.patch.object(auto, "is_one_on_a_cpu", return_value=not as_tensors):
         history, answers = policy.initial_history(torch.tensor(1.0)), []
         for norm, loss, rate, share in steps:
             step = Step(torch.tensor(norm), rate, torch.tensor(1.0))
@@ -59,7 +59,7 @@ def test_a_training_ends_the_same_by_numbers_and_by_tensors(dtype):
         net = torch.nn.Linear(4, 1, dtype=dtype)
         optimizer = torch.optim.SGD(net.parameters(), lr=2.0, momentum=0.9)
         clipper = GradientClipper(optimizer)
-        with mock.patch.object(numbers, "is_one_on_a_cpu", return_value=not as_tensors):
+        with mock.patch.object(auto, "is_one_on_a_cpu", return_value=not as_tensors):
             for _ in range(60):
                 inputs = torch.randn(8, 4, dtype=dtype)
                 loss = (net(inputs) - inputs.sum(1, keepdim=True)).square().mean()

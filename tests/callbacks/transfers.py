@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_blocks.callbacks import AdaptiveGradientClipping
-from rnn_blocks.callbacks.clipping.policies import numbers
+from rnn_blocks.callbacks.clipping.policies import auto
 
 READS = {"tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"}
 
@@ -48,5 +48,5 @@ class OnTheDevice(AdaptiveGradientClipping):
         return clipper
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        with mock.patch.object(numbers, "is_one_on_a_cpu", return_value=False):
+        with mock.patch.object(auto, "is_one_on_a_cpu", return_value=False):
             super().on_before_optimizer_step(trainer, pl_module, optimizer)

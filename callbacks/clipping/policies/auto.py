@@ -1,17 +1,20 @@
 """A threshold that nobody has to set."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from rnn_blocks.callbacks.clipping.policies.numbers import logarithm, minimum, on_numbers
 from rnn_blocks.callbacks.clipping.policies.outliers import outlier_clip
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring
 from rnn_blocks.callbacks.clipping.policies.predicted_decrease import PredictedDecrease
+from rnn_blocks.callbacks.measuring.numbers import logarithm, minimum
 from rnn_blocks.callbacks.settings import as_float, number, whole_number
+
+Answer = TypeVar("Answer", Clip, History)
 
 
 @dataclass(frozen=True)
@@ -150,3 +153,46 @@ class Auto(ClippingPolicy):
     @property
     def _promises(self) -> PredictedDecrease | None:
         return None if self.largest_decrease is None else PredictedDecrease(self.largest_decrease)
+
+
+def on_numbers(rule: Callable[[Any, Any], Answer], history: History, step: Step) -> Answer:
+    """What a rule answers, a pure function of history and step: worked out by Python where it is of one norm on a CPU.
+
+    Args:
+        rule: takes and gives tensors or numbers; a tensor of one dimension more is a list.
+        history: the policy's.
+        step: the one about to be made.
+
+    >>> def half_the_last(history, step):
+    ...     return Clip(history["last"] / 2, minimum(history["last"], step.norm) / 2)
+    >>> step = Step(torch.tensor(6.0), None, torch.tensor(1.0))
+    >>> on_numbers(half_the_last, {"last": torch.tensor(8.0)}, step)
+    Clip(threshold=tensor(4.), target=tensor(3.), reason=None)
+    """
+    norm = step.norm
+    if not is_one_on_a_cpu(norm):
+        return rule(history, step)
+    answer = rule({name: _read(value) for name, value in history.items()}, Step(*map(_read, step)))
+    if isinstance(answer, Clip):
+        threshold, target = torch.tensor([answer.threshold, answer.target], dtype=norm.dtype).unbind()
+        reason = None if answer.reason is None else torch.tensor(answer.reason, dtype=torch.int64)
+        return Clip(threshold, target, reason)
+    singles = {name: value for name, value in answer.items() if isinstance(value, float)}
+    written = dict(zip(singles, torch.tensor(list(singles.values()), dtype=norm.dtype).unbind(), strict=True))
+    for name, value in answer.items():
+        if name not in written:
+            written[name] = torch.tensor(value, dtype=norm.dtype if isinstance(value, list) else torch.int64)
+    return written
+
+
+def is_one_on_a_cpu(norm: Tensor) -> bool:
+    """Whether it is a single number that can be read without waiting for a device.
+
+    >>> is_one_on_a_cpu(torch.tensor(1.0)), is_one_on_a_cpu(torch.ones(1))
+    (True, False)
+    """
+    return norm.ndim == 0 and norm.device.type == "cpu"
+
+
+def _read(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from rnn_blocks.callbacks.clipping.policies.numbers import (
+from rnn_blocks.callbacks.clipping.policies.policy import Clip
+from rnn_blocks.callbacks.measuring.numbers import (
     Number,
     clamped,
     exponential,
@@ -16,7 +17,6 @@ from rnn_blocks.callbacks.clipping.policies.numbers import (
     root,
     where,
 )
-from rnn_blocks.callbacks.clipping.policies.policy import Clip
 
 PRIOR_WEIGHT = 8.0
 PRIOR_DEVIATION = 0.5

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn_blocks.callbacks.clipping.policies.numbers import (
+from rnn_blocks.callbacks.clipping.policies.policy import Clip, History, Step
+from rnn_blocks.callbacks.measuring.numbers import (
     Number,
     clamped,
     divided,
@@ -15,7 +16,6 @@ from rnn_blocks.callbacks.clipping.policies.numbers import (
     root,
     where,
 )
-from rnn_blocks.callbacks.clipping.policies.policy import Clip, History, Step
 
 FALL, RISE = 0.99, 1.05  # by how much the followed loss may change in a step
 NEW_LOW = 1.03  # what the share is multiplied by with every new low of the recent loss,

@@ -1,65 +1,17 @@
 """Formulas on one number or on tensors alike: torch takes microseconds for what Python does in tens of nanoseconds.
 
-A number here is a tensor of any shape or, where there is but one of it and it is on a CPU, Python's own: see
-`on_numbers`. Operators do both; the functions are what operators do not, with IEEE's answers where Python has errors.
+A number here is a tensor of any shape or Python's own. Operators do both; the functions are what operators do not, with
+IEEE's answers where Python has errors.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from rnn_blocks.callbacks.clipping.policies.policy import Clip, History, Step
-
 Number: TypeAlias = Any
 """A tensor, or a ``float``, ``int`` or ``bool``."""
-
-Answer = TypeVar("Answer", Clip, History)
-
-
-def on_numbers(rule: Callable[[Any, Any], Answer], history: History, step: Step) -> Answer:
-    """What a rule answers, a pure function of history and step: worked out by Python where it is of one norm on a CPU.
-
-    Args:
-        rule: takes and gives tensors or numbers; a tensor of one dimension more is a list.
-        history: the policy's.
-        step: the one about to be made.
-
-    >>> def half_the_last(history, step):
-    ...     return Clip(history["last"] / 2, minimum(history["last"], step.norm) / 2)
-    >>> step = Step(torch.tensor(6.0), None, torch.tensor(1.0))
-    >>> on_numbers(half_the_last, {"last": torch.tensor(8.0)}, step)
-    Clip(threshold=tensor(4.), target=tensor(3.), reason=None)
-    """
-    norm = step.norm
-    if not is_one_on_a_cpu(norm):
-        return rule(history, step)
-    answer = rule({name: _read(value) for name, value in history.items()}, Step(*map(_read, step)))
-    if isinstance(answer, Clip):
-        threshold, target = torch.tensor([answer.threshold, answer.target], dtype=norm.dtype).unbind()
-        reason = None if answer.reason is None else torch.tensor(answer.reason, dtype=torch.int64)
-        return Clip(threshold, target, reason)
-    singles = {name: value for name, value in answer.items() if isinstance(value, float)}
-    written = dict(zip(singles, torch.tensor(list(singles.values()), dtype=norm.dtype).unbind(), strict=True))
-    for name, value in answer.items():
-        if name not in written:
-            written[name] = torch.tensor(value, dtype=norm.dtype if isinstance(value, list) else torch.int64)
-    return written
-
-
-def is_one_on_a_cpu(norm: Tensor) -> bool:
-    """Whether it is a single number that can be read without waiting for a device.
-
-    >>> is_one_on_a_cpu(torch.tensor(1.0)), is_one_on_a_cpu(torch.ones(1))
-    (True, False)
-    """
-    return norm.ndim == 0 and norm.device.type == "cpu"
-
-
-def _read(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def where(condition: Number, yes: Number, no: Number) -> Number:
