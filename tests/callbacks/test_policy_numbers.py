@@ -15,7 +15,7 @@ from rnn_blocks.callbacks.clipping.policies import auto
 ODD = [math.inf, math.nan, 1e-6, 1e6]
 NORMS = st.one_of(st.floats(0.015625, 128.0, width=32), st.sampled_from([0.0, *ODD]))
 LOSSES = st.one_of(st.none(), st.floats(0.015625, 8.0, width=32), st.sampled_from([0.0, -1.0, *ODD]))
-RATES = st.one_of(st.sampled_from([None, 0.0, 0.1, 30.0, math.inf, math.nan]), st.floats(1e-4, 10.0))
+RATES = st.one_of(st.sampled_from([None, 0.0, 0.1, 1, 30.0, math.inf, math.nan]), st.floats(1e-4, 10.0))
 
 
 def run(policy, steps, as_tensors):

@@ -122,4 +122,4 @@ def highest_rate(history: History, step: Step) -> Number:
     if isinstance(rate, Tensor):
         rate = rate.to(highest)
         return torch.maximum(highest, rate.masked_fill(rate.isnan(), 0.0))  # NaN: it was weighted by gradients of 0
-    return clamped(highest, low=0.0 if math.isnan(rate) else rate)
+    return clamped(highest, low=0.0 if math.isnan(rate) else float(rate))
