@@ -25,15 +25,6 @@ def where(condition: Number, yes: Number, no: Number) -> Number:
     return yes if condition else no
 
 
-def negated(condition: Number) -> Number:
-    """Whether it is not so.
-
-    >>> negated(True), negated(torch.tensor(True))
-    (False, tensor(False))
-    """
-    return ~condition if isinstance(condition, Tensor) else not condition
-
-
 def minimum(first: Number, second: Number) -> Number:
     """The lower of two, NaN where either is.
 

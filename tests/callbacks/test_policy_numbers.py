@@ -18,21 +18,25 @@ LOSSES = st.one_of(st.none(), st.floats(0.015625, 8.0, width=32), st.sampled_fro
 RATES = st.one_of(st.sampled_from([None, 0.0, 0.1, 1, 30.0, math.inf, math.nan]), st.floats(1e-4, 10.0))
 
 
+def double(number):  # as norms on a CPU are; tensors divide counts in single precision
+    return torch.tensor(number, dtype=torch.float64)
+
+
 def run(policy, steps, as_tensors):
     with mock.patch.object(auto, "is_one_on_a_cpu", return_value=not as_tensors):
-        history, answers = policy.initial_history(torch.tensor(1.0)), []
+        history, answers = policy.initial_history(double(1.0)), []
         for norm, loss, rate, share in steps:
-            step = Step(torch.tensor(norm), rate, torch.tensor(1.0))
+            step = Step(double(norm), rate, double(1.0))
             if loss is not None:
-                step = step._replace(loss=torch.tensor(loss))
+                step = step._replace(loss=double(loss))
             if loss is not None and share is not None:
-                step = step._replace(sensitive_norm=torch.tensor(share * norm))
+                step = step._replace(sensitive_norm=double(share * norm))
             answers.append(policy.clip(history, step))
             history = policy.observe(history, step)
     return history, answers
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200, derandomize=True)  # rounding may break a tie of two averages
 @given(st.lists(st.tuples(NORMS, LOSSES, RATES, st.sampled_from([None, 0.0, 0.5, 1.0])), min_size=1, max_size=40))
 def test_numbers_and_tensors_give_the_same(steps):
     policy = Auto(window=8)
@@ -42,13 +46,13 @@ def test_numbers_and_tensors_give_the_same(steps):
     for name, value in expected_history.items():
         assert history[name].dtype == value.dtype, name
         assert_close(
-            history[name], value, rtol=1e-4, atol=1e-6, equal_nan=True, msg=lambda text, name=name: name + text
+            history[name], value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=lambda text, name=name: name + text
         )
     for got, wanted in zip(answers, expected, strict=True):
         for one, other in zip(got[:2], wanted[:2], strict=True):
             assert one.shape == ()
             assert one.dtype == other.dtype
-            assert_close(one, other, rtol=2e-3, atol=1e-6, equal_nan=True)
+            assert_close(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

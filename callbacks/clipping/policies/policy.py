@@ -2,10 +2,12 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+
+from rnn_blocks.callbacks.measuring.numbers import Number
 
 History = dict[str, Tensor]
 """What a policy remembers: tensors by name, on the device of the norms. Saved in checkpoints as it is."""
@@ -131,7 +133,7 @@ def usable(norm: Tensor) -> Tensor:
     return (norm > 0) & (norm < math.inf)
 
 
-def put_into_ring(ring: Any, count: Any, value: Any, takes: Any) -> Any:
+def put_into_ring(ring: Number, count: Number, value: Number, takes: Number) -> Number:
     """A ring with a value in the place of its oldest.
 
     Args:
