@@ -64,16 +64,37 @@ def number(
     ...
     ValueError: label_smoothing must be at least 0 and below 1, got 1
     """
+    if is_within(value, low, high, above=above, up_to=up_to):
+        return float(value)
     within = f"{'above' if above else 'at least'} {low:g}"
     within += "" if high == math.inf else f" and {'at most' if up_to else 'below'} {high:g}"
     try:
-        is_finite = math.isfinite(value)
+        finite = "" if math.isfinite(value) or high < math.inf else ", a finite number"
     except TypeError:
         raise ValueError(f"{name} must be a number, {within}, got {value!r}") from None
-    if not (low < value if above else low <= value) or not (value <= high if up_to else value < high):
-        finite = "" if is_finite or high < math.inf else ", a finite number"
-        raise ValueError(f"{name} must be {within}{finite}, got {value}")
-    return float(value)
+    raise ValueError(f"{name} must be {within}{finite}, got {value}")
+
+
+def is_within(
+    value: Any, low: float = 0.0, high: float = math.inf, *, above: bool = False, up_to: bool = False
+) -> bool:
+    """Whether a value is a number, and one in a range, for arguments whose errors say more than `number`'s.
+
+    Args:
+        value: that was given.
+        low: the least that it may be.
+        high: what it must be below.
+        above: whether it must be above ``low``, too.
+        up_to: whether it may be ``high``, too.
+
+    >>> [is_within(value, high=1) for value in (0, 0.5, 1, float("nan"), "0.5", None)]
+    [True, True, False, False, False, False]
+    """
+    try:
+        math.isfinite(value)
+    except TypeError:
+        return False
+    return bool((low < value if above else low <= value) and (value <= high if up_to else value < high))
 
 
 def warn(message: str) -> None:

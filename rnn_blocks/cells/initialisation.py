@@ -12,7 +12,7 @@ from torch import nn
 from rnn_blocks.cells.cell import Cell
 from rnn_blocks.cells.settled import writable
 from rnn_blocks.cells.weights import WeightedCell
-from rnn_blocks.checks import whole
+from rnn_blocks.checks import is_within, whole
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -231,8 +231,8 @@ def _forgetting(module: nn.Module) -> list[tuple[WeightedCell, int]]:
 
 
 def _check_scale(scale: float) -> None:
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
+    if not is_within(scale, -math.inf, above=True):
+        raise ValueError(f"scale must be finite, got {scale!r}")
 
 
 def _check_max_length(max_length: int) -> None:

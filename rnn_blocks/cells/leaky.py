@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rnn_blocks.cells.cell import Cell
 from rnn_blocks.cells.wrapper import CellWrapper, first_state, with_output
+from rnn_blocks.checks import is_within
 from rnn_blocks.engine import State, hidden_of, with_hidden
 
 
@@ -46,9 +47,9 @@ class Leaky(CellWrapper):
     def __init__(self, cell: Cell, *, time_constant: float | tuple[float, float], learned: bool = False) -> None:
         super().__init__(cell)
         ends = tuple(time_constant) if isinstance(time_constant, tuple | list) else (time_constant,) * 2
-        if len(ends) != 2 or not 1 <= ends[0] <= ends[1] < math.inf:
+        if len(ends) != 2 or not all(is_within(end, 1) for end in ends) or ends[0] > ends[1]:
             raise ValueError(
-                f"time_constant must be at least 1 step, or (shortest, longest) of such, got {time_constant}"
+                f"time_constant must be at least 1 step, or (shortest, longest) of such, got {time_constant!r}"
             )
         shortest, longest = ends
         if learned and shortest == 1:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rnn_blocks.cells.linear_cell import LinearCell
+from rnn_blocks.checks import is_within
 from rnn_blocks.engine import State, input_product
 
 
@@ -45,13 +46,13 @@ class LeakyIntegratorCell(LinearCell):
         learned: bool = False,
     ) -> None:
         super().__init__(input_size, hidden_size)
-        shortest, longest = time_constant if isinstance(time_constant, tuple | list) else (time_constant,) * 2
-        if not (1 <= shortest <= longest < math.inf and (shortest > 1 or not learned)):
+        ends = tuple(time_constant) if isinstance(time_constant, tuple | list) else (time_constant,) * 2
+        if len(ends) != 2 or not all(is_within(end, 1, above=learned) for end in ends) or ends[0] > ends[1]:
             least = "above 1, where they are learned" if learned else "at least 1"
             raise ValueError(
                 f"time_constant must be a number of steps or a pair (shortest, longest), {least}, got {time_constant!r}"
             )
-        self.shortest, self.longest = float(shortest), float(longest)
+        self.shortest, self.longest = (float(end) for end in ends)
         self.learned = learned
         self.weight_ih = nn.Parameter(torch.empty(hidden_size, input_size))
         self.bias = nn.Parameter(torch.empty(hidden_size))

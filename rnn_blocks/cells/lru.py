@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from rnn_blocks.cells.linear_cell import LinearCell, at_least_single
+from rnn_blocks.checks import is_within
 from rnn_blocks.engine import State, input_product
 
 
@@ -54,10 +55,10 @@ class LRUCell(LinearCell):
         max_phase: float = 2 * math.pi,
     ) -> None:
         super().__init__(input_size, hidden_size)
-        if not 0 <= r_min < r_max <= 1:
-            raise ValueError(f"the ring must have 0 <= r_min < r_max <= 1, got r_min={r_min} and r_max={r_max}")
-        if not 0 < max_phase <= 2 * math.pi:
-            raise ValueError(f"max_phase must be above 0 and at most 2π, got {max_phase}")
+        if not is_within(r_min, high=1) or not is_within(r_max, high=1, up_to=True) or r_min >= r_max:
+            raise ValueError(f"the ring must have 0 <= r_min < r_max <= 1, got r_min={r_min!r} and r_max={r_max!r}")
+        if not is_within(max_phase, high=2 * math.pi, above=True, up_to=True):
+            raise ValueError(f"max_phase must be above 0 and at most 2π, got {max_phase!r}")
         self.r_min = r_min
         self.r_max = r_max
         self.max_phase = max_phase

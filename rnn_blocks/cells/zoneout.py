@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rnn_blocks.cells.cell import Cell
 from rnn_blocks.cells.wrapper import CellWrapper, first_state, map_units, unit_tensors, with_output
+from rnn_blocks.checks import is_within
 from rnn_blocks.engine import State
 
 
@@ -43,8 +44,8 @@ class Zoneout(CellWrapper):
     def __init__(self, cell: Cell, p: float | tuple[float, float]) -> None:
         super().__init__(cell)
         pair = tuple(p) if isinstance(p, tuple | list) else (p, p)
-        if len(pair) != 2 or not all(0 <= rate < 1 for rate in pair):
-            raise ValueError(f"p must be at least 0 and below 1, or two such numbers, got {p}")
+        if len(pair) != 2 or not all(is_within(rate, high=1) for rate in pair):
+            raise ValueError(f"p must be at least 0 and below 1, or two such numbers, got {p!r}")
         self.p_hidden, self.p_others = pair
         units = unit_tensors(cell, first_state(cell))
         self.num_tensors, self.unit_shape = len(units), tuple(units[0].shape[1:])

@@ -1,6 +1,5 @@
 """The layer that turns features into words: a full softmax, or an adaptive one for large vocabularies."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rnn_blocks.cells.settled import computed, has_hooks
+from rnn_blocks.checks import is_within
 from rnn_blocks.modules.linear_cross_entropy import linear_cross_entropy, smoothing_term
 
 OutputLayer = nn.Module
@@ -37,10 +37,10 @@ def adaptive_softmax(
             f"cutoffs must ascend from at least 1 to at most {vocab_size - 1}, one less than the vocabulary of "
             f"{vocab_size}, got {ends}"
         )
-    if not 0 < div_value < math.inf or features // div_value ** len(ends) < 1:
+    if not is_within(div_value, above=True) or features // div_value ** len(ends) < 1:
         raise ValueError(
             f"div_value must be above 0 and leave each of the {len(ends)} groups of rarer words a feature of the "
-            f"{features}, got {div_value}"
+            f"{features}, got {div_value!r}"
         )
     return nn.AdaptiveLogSoftmaxWithLoss(features, vocab_size, ends, div_value)
 

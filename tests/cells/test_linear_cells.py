@@ -306,6 +306,8 @@ def test_a_linear_recurrent_unit_keeps_the_size_of_white_noise():
         ({"r_max": 1.1}, "r_max=1.1"),
         ({"max_phase": 0.0}, "max_phase must be above 0 and at most 2π, got 0.0"),
         ({"max_phase": 7.0}, "got 7.0"),
+        ({"max_phase": "7"}, "max_phase must be above 0 and at most 2π, got '7'"),
+        ({"r_min": None}, "r_min < r_max <= 1, got r_min=None and r_max=1.0"),
     ],
 )
 def test_a_ring_out_of_range_is_refused(options, message):

@@ -210,7 +210,7 @@ def test_numbers_that_are_no_whole_ones_are_refused(make, name):
     make(numpy.int64(2))
 
 
-@pytest.mark.parametrize("pair", [(0.1, 0.2, 0.3), (0.1,), (0.1, 1.0)])
+@pytest.mark.parametrize("pair", [(0.1, 0.2, 0.3), (0.1,), (0.1, 1.0), "0.5", ("0.1", 0.2), None])
 def test_pairs_of_rates_are_pairs(pair):
     with pytest.raises(ValueError, match="p must be at least 0 and below 1, or two such numbers, got"):
         rnn_blocks.Zoneout(GRUCell(3, 4), pair)
@@ -218,3 +218,5 @@ def test_pairs_of_rates_are_pairs(pair):
         ValueError, match=r"time_constant must be at least 1 step, or \(shortest, longest\) of such, got"
     ):
         rnn_blocks.Leaky(GRUCell(3, 4), time_constant=pair)
+    with pytest.raises(ValueError, match=r"time_constant must be a number of steps or a pair .*, at least 1, got"):
+        rnn_blocks.LeakyIntegratorCell(3, 4, time_constant=pair)

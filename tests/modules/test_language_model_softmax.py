@@ -137,8 +137,8 @@ def test_cutoffs_that_do_not_ascend_within_the_vocabulary_are_refused(cutoffs):
 def test_tied_weights_and_widths_that_vanish_are_refused():
     with pytest.raises(ValueError, match="tie_weights needs a full softmax: leave out the cutoffs, or do not tie"):
         make_model(tie_weights=True)
-    for div_value in (3.0, 0.0, math.nan):
-        with pytest.raises(ValueError, match=f"div_value must be above 0 and .* the 8, got {div_value}"):
+    for div_value in (3.0, 0.0, math.nan, "4"):
+        with pytest.raises(ValueError, match=f"div_value must be above 0 and .* the 8, got {div_value!r}"):
             make_model(div_value=div_value)
 
 

@@ -176,6 +176,7 @@ def test_samples_that_have_ended_leave_the_batch():
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be 0"),
         ({"temperature": math.nan}, "temperature must be 0 .* or above, got nan"),
+        ({"temperature": "warm"}, "temperature must be 0 .* or above, got 'warm'"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
         ({"max_length": 0}, "max_length must be at least 1, got 0"),

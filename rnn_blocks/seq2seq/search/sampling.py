@@ -1,11 +1,9 @@
 """Drawing the next token."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from rnn_blocks.checks import number, whole
+from rnn_blocks.checks import is_within, number, whole
 
 
 def sample_token(
@@ -61,8 +59,8 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
     ...
     ValueError: top_k must be at least 1, got 0
     """
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 (the most probable token) or above, got {temperature}")
+    if not is_within(temperature):
+        raise ValueError(f"temperature must be 0 (the most probable token) or above, got {temperature!r}")
     if top_k is not None:
         whole("top_k", top_k)
     if top_p is not None:
