@@ -70,7 +70,7 @@ def check_that_lightning_stays(python: Path, release: str) -> None:
 
 
 def check_the_tests(python: Path, package: str, jobs: int) -> None:
-    files = (ROOT / "tests" / "callbacks").glob("test_*.py")
+    files = (ROOT / "tests" / "callbacks").rglob("test_*.py")
     files = sorted(path for path in files if any(name in path.read_text() for name in TRAIN))
     settings = {"RNN_BLOCKS_TESTS_TAKE": package, "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
     command = [python, "-m", "pytest", "-n", str(jobs), "--dist", "loadfile", "-m", "not slow", *files]

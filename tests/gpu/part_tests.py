@@ -11,14 +11,14 @@ from options import read_options
 from rows import Deadline, Row, tell
 
 TESTS = Path(__file__).resolve().parents[1]
-MATRIX = "callbacks/test_matrix_gpu.py"
+MATRIX = "callbacks/trainer/test_matrix_gpu.py"
 ON_GPU = {  # what is run, and which of it: the parameter of a test that takes a device is "cuda"
     "the callbacks' matrix": (MATRIX, None),
     "engine, cells, layers": ("engine cells layers", "cuda or gpu"),
     "callbacks, seq2seq, modules": ("callbacks seq2seq modules", "cuda or gpu"),
 }
 ON_CPU = {  # the same questions, as far as a CPU can answer them
-    "the callbacks' matrix, and noise": ("callbacks/test_matrix.py engine/test_dropout.py", "gan or cpu"),
+    "the callbacks' matrix, and noise": ("callbacks/trainer/test_matrix.py engine/test_dropout.py", "gan or cpu"),
 }
 
 

@@ -281,5 +281,5 @@ assert_close(run(stack), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.processes
-def test_fsdp2_shards_a_stack_layer_by_layer(tmp_path):
-    run_two_ranks(SHARDED, tmp_path)
+def test_fsdp2_shards_a_stack_layer_by_layer():
+    run_two_ranks(SHARDED)

@@ -1,16 +1,9 @@
 """Two processes on one machine: ranks agree on norms, on clipping, and on what is skipped."""
 
-from pathlib import Path
-
 import pytest
-import two_ranks
+from two_ranks import run_two_ranks
 
 pytestmark = pytest.mark.processes
-
-
-def run_two_ranks(program: str) -> None:
-    """Run `program` in two processes joined by gloo."""
-    two_ranks.run_two_ranks(program, Path(__file__).parent)
 
 
 DDP = """

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "many-machines" / "torchrun.sh"
+SCRIPT = Path(__file__).parents[3] / "examples" / "many-machines" / "torchrun.sh"
 
 
 class KeepParameters(Callback):

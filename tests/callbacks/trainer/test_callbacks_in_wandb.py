@@ -52,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment |= {"NETRC": str(folder / "netrc"), "WANDB_CONFIG_DIR": str(folder), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("FOLDER", repr(str(folder)))],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

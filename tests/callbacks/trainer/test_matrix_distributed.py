@@ -1,7 +1,7 @@
 """`AdaptiveGradientClipping` with `Auto` on two processes: Adam's updates are bounded, SGD's promises are."""
 
 import pytest
-from test_clipping_distributed import run_two_ranks
+from two_ranks import run_two_ranks
 
 pytestmark = pytest.mark.processes
 

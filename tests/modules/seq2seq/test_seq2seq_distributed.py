@@ -1,7 +1,5 @@
 """Two processes train and score a translation model as one does."""
 
-from pathlib import Path
-
 import pytest
 from two_ranks import run_two_ranks
 
@@ -70,4 +68,4 @@ assert "val/bleu" in watch.validations[-1]
 
 
 def test_two_ranks_train_and_score_as_one_process():
-    run_two_ranks(PROGRAM, Path(__file__).parent)
+    run_two_ranks(PROGRAM)

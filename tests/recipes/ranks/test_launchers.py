@@ -14,7 +14,7 @@ from rnn_blocks.recipes.run.folder import RunFolder
 
 pytestmark = pytest.mark.processes
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "many-machines" / "slurm.sh"
+SCRIPT = Path(__file__).parents[3] / "examples" / "many-machines" / "slurm.sh"
 SETTINGS = {"data.batch_size": 4, "model.dropout": 0.1, "trainer.max_steps": 200, "trainer.log_every_n_steps": 2}
 SRUN = """#!/bin/sh
 # Two tasks on two nodes, which are both this machine; the highest exit code is srun's.

@@ -16,7 +16,7 @@ from rnn_blocks.recipes.run.folder import RunFolder
 from rnn_blocks.recipes.run.ranks.place import is_first_rank, note_rank
 from rnn_blocks.recipes.run.ranks.same_training import SameTraining
 
-SCRIPTS = Path(__file__).parents[2] / "examples" / "many-machines"
+SCRIPTS = Path(__file__).parents[3] / "examples" / "many-machines"
 CONFIG: dict[str, Any] = {
     "seed_everything": 1,
     "output_dir": "runs",

@@ -1,7 +1,7 @@
 """Two processes on one machine: gates, weights and updates of sharded parameters are those of whole ones."""
 
 import pytest
-from test_clipping_distributed import run_two_ranks
+from two_ranks import run_two_ranks
 
 pytestmark = pytest.mark.processes
 

@@ -139,7 +139,7 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object
 
 
 def ptb() -> Path:
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    beside = Path(__file__).resolve().parents[4] / "shared" / "data"
     folder = Path(os.environ.get("RNN_BLOCKS_DATA", beside)) / "ptb"
     if not folder.is_dir():
         pytest.skip(f"no Penn Treebank in {folder}; set RNN_BLOCKS_DATA to the folder that holds ptb/")

@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -370,7 +369,7 @@ for make_optimizer, options in (adam, {}), (adam, {"scope": "unit"}), (adam, {"e
 
 @pytest.mark.processes
 def test_ranks_under_ddp_and_fsdp2_train_the_parameters_of_one_process():
-    run_two_ranks(DDP, Path(__file__).parent)
+    run_two_ranks(DDP)
 
 
 def test_a_state_of_before_steps_were_counted_by_reason_is_continued():

@@ -10,11 +10,11 @@ import pytest
 import torch
 from lightnings import MisconfigurationException
 from small_trainings import GradientIsBatch, Regression, Remember, fit_module, norms_as_batches, regression_batches
-from test_clipping_distributed import run_two_ranks
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transfers import OnTheDevice
+from two_ranks import run_two_ranks
 
 from rnn_blocks.callbacks import (
     AdaptiveGradientClipping,

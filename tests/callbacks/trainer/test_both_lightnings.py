@@ -1,8 +1,9 @@
 """The callbacks with trainers of `lightning.pytorch` and of `pytorch_lightning`, both in one process.
 
-All other tests of this folder train with one of them, `lightnings.CHOSEN`.
+All other tests of the callbacks train with one of them, `lightnings.CHOSEN`.
 """
 
+import logging
 import subprocess
 import sys
 import warnings
@@ -19,7 +20,7 @@ from lightnings import Lightning
 from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientNormMonitor, NonMonotonicAveraging
 from rnn_blocks.callbacks.trainer import log_figure, namespaces
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]  # all tests of the callbacks
 
 
 @pytest.fixture(params=lightnings.PACKAGES)
@@ -36,7 +37,7 @@ def fit(pl, callbacks, model=None, **options):
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
-    """A program in a process of its own, in this folder."""
+    """A program in a process of its own, beside the tests' helpers."""
     command = [sys.executable, "-W", "ignore", "-c", program]
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
 
@@ -216,8 +217,8 @@ def test_a_package_of_the_users_by_the_name_of_one_does_not_hide_the_other(tmp_p
     assert result.stdout.splitlines() == ["pytorch_lightning"], result.stderr[-4000:]
 
 
-def test_every_other_test_of_this_folder_takes_lightning_from_one_place():
-    for path in HERE.glob("*.py"):
+def test_every_other_test_of_the_callbacks_takes_lightning_from_one_place():
+    for path in HERE.rglob("*.py"):
         if path.name not in ("lightnings.py", Path(__file__).name):
             words = path.read_text().split()
             named = [
@@ -226,3 +227,18 @@ def test_every_other_test_of_this_folder_takes_lightning_from_one_place():
                 if word in ("from", "import") and words[k + 1].partition(".")[0] in ("lightning", "pytorch_lightning")
             ]
             assert not named, f"{path.name} imports {named}: take it from lightnings"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("silenced", [pytest.param("lightning.pytorch", marks=pytest.mark.slow), "pytorch_lightning"])
+def test_whoever_silences_lightning_is_not_spoken_to(silenced):
+    program = f"""
+import logging
+import rnn_blocks.callbacks, rnn_blocks.callbacks.trainer
+import {silenced} as pl
+logging.getLogger({silenced!r}).setLevel(logging.ERROR)
+pl.Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+"""
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert "GPU available" not in result.stderr + result.stdout
+    assert logging.getLogger(silenced).level != logging.ERROR

@@ -1,7 +1,7 @@
 """The gradient-flow monitor on two ranks: the first one measures, and the training is the one without it."""
 
 import pytest
-from test_clipping_distributed import run_two_ranks
+from two_ranks import run_two_ranks
 
 pytestmark = pytest.mark.processes
 
