@@ -16,6 +16,7 @@ from rnn_blocks.callbacks.clipping.record import ClippingRecord, Report, join_gr
 from rnn_blocks.callbacks.clipping.rows import ByRow
 from rnn_blocks.callbacks.clipping.units import ByGroup, ByParameter, Units, Whole
 from rnn_blocks.callbacks.clipping.update_bound import UpdateBound
+from rnn_blocks.callbacks.measuring import numbers
 from rnn_blocks.callbacks.measuring.parameters import Chosen
 from rnn_blocks.callbacks.measuring.step import ChosenGradients, StepGradients, forget_steps, shared_step
 from rnn_blocks.callbacks.measuring.wrappers import behind_handle, innermost
@@ -161,10 +162,10 @@ class GradientClipper:
         )
         scaled = self._scaler is not None
         if self._reads_flags(record):
-            nonfinite, clipped = record.flags.tolist()
+            nonfinite, clipped = map(bool, record.flags)
             changed = nonfinite or clipped
             if clipped:
-                units.multiply_(gradients, record.coefficient, read=True)
+                units.multiply_(gradients, numbers.in_tensors(record.coefficient), read=True)
             if nonfinite:
                 self._nonfinite.act(whole, self._chosen.names(), run=record.read_run(), step=step, scaled=scaled)
         else:
@@ -264,11 +265,13 @@ class GradientClipper:
             self._record = ClippingRecord()
         record, groups = self._record, self._chosen.groups()
         if len(record.weight_norms) < len(units.sizes):
-            record.to(norm.device)
+            record.take_place(norm.device, False, False)
             fresh = units.weight_norms(groups[len(record.weight_norms) :])
             record.add_groups([norms.to(norm) for norms in fresh], self.policy)
         self._refuse_other_units(record, units)
-        record.to(norm.device)
+        counts_read = numbers.is_one_on_a_cpu(norm)
+        read = counts_read and self.policy.takes_numbers
+        record.take_place(norm.device, counts_read, read)
         nonfinite = ~(whole.clipped_total < math.inf)  # NaN too, in a quarter of the operations of `isfinite`
         if norm.ndim or whole is not gradients:  # kept out of the histories, though some of its units may be finite
             norm = norm.masked_fill(nonfinite, math.nan)
@@ -278,15 +281,20 @@ class GradientClipper:
         if self.policy.uses_weights:
             now = [norms.to(norm, non_blocking=True) for norms in units.weight_norms(groups)]
             step = step._replace(weight_norm=join_groups(now))
+        if read:
+            step = Step(*map(numbers.in_numbers, step))
         clip = self.policy.clip(record.history, step)
         record.history = self.policy.observe(record.history, step)
-        record.count(norm, clip, nonfinite, units.count(gradients), len(self.policy.reasons))
+        counted = (norm, clip, nonfinite)
+        if counts_read:
+            counted = (numbers.in_numbers(norm), Clip(*map(numbers.in_numbers, clip)), numbers.in_numbers(nonfinite))
+        record.count(*counted, units.count(gradients), len(self.policy.reasons))
         return record
 
     def _record_unclipped(self, whole: StepGradients, norm: Tensor) -> ClippingRecord:
         """A step in which nothing that is chosen has a gradient: what is not finite counts all the same."""
         record = self._record = self._record or ClippingRecord()
-        record.to(norm.device)
+        record.take_place(norm.device, False, False)
         record.count(norm, Clip(norm.new_full((), math.inf), norm), ~(whole.clipped_total < math.inf), units=0)
         return record
 
@@ -323,7 +331,8 @@ class GradientClipper:
     def _reads_flags(self, record: ClippingRecord) -> bool:
         # Reading is free on a CPU. Elsewhere it makes the host wait, and is done only where nothing else can be right:
         # an update on zero gradients is not a skipped update, for momentum and weight decay act in it.
-        if record.flags.device.type == "cpu":
+        nonfinite, _ = record.flags
+        if not isinstance(nonfinite, Tensor) or nonfinite.device.type == "cpu":
             return True
         if self._nonfinite.choice == "zero" or self._scaler is not None:
             return False

@@ -1,4 +1,4 @@
-"""What is remembered of one optimizer's clipping: the policy's history and counts, all on the device."""
+"""What is remembered of one optimizer's clipping: the policy's history and counts, on the device or in numbers."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rnn_blocks.callbacks.clipping.policies import Clip, ClippingPolicy, History
+from rnn_blocks.callbacks.clipping.policies import Clip, ClippingPolicy
 from rnn_blocks.callbacks.measuring.norms import total_norm
+from rnn_blocks.callbacks.measuring.numbers import Number, divided, in_numbers, in_tensors, maximum, where
 from rnn_blocks.callbacks.measuring.scale_invariance import ScaleInvariance
 
 COUNTS = ("clipped", "clipped_steps", "skipped", "run", "longest_run")
@@ -42,38 +43,53 @@ class Report(NamedTuple):
 class ClippingRecord:
     """History and counts of one optimizer. S is the shape of what there is of each unit: ``()`` or ``(units,)``.
 
+    What is of the steps is in tensors, or where it can be read without waiting in Python's numbers: see `take_place`.
+
     Attributes:
-        history: the policy's.
+        history: the policy's, in tensors, or in numbers where the policy takes them.
         weight_norms: norm of the weights before the first step, by parameter group: ``()`` or ``(its units,)`` each.
         coefficient: what the last step's gradients are multiplied by, S; 0 where the gradient was not finite.
         scale: which weights are scale-invariant.
         told: when the last report was taken: the steps made by then, and how many of them for each reason.
-        flags: whether the last step's gradient was (not finite, to be clipped anywhere), ``(2,)``, bool.
+        flags: whether the last step's gradient was not finite, and whether it was to be clipped anywhere.
     """
 
     def __init__(self) -> None:
-        self.history: History = {}
+        self.history: dict[str, Number] = {}
         self.weight_norms: list[Tensor] = []
         self.told: tuple[int, tuple[int, ...]] = (0, ())
         self.scale = ScaleInvariance()
         self._pairs = 0
-        self._counts = {name: torch.zeros((), dtype=torch.int64) for name in COUNTS}
-        self._by_reason: Tensor | None = None
+        self.flags: tuple[Number, Number] = (False, False)
+        self._counts: dict[str, Number] = dict.fromkeys(COUNTS, 0)
+        self._by_reason: Number | None = None
         self._culprit = torch.full((), -1)
         self._num_gradients = 0
         self._initial_weight_norm: Tensor | None = None
-        self.threshold = torch.full((), math.nan)  # of no step yet
-        self.coefficient = torch.ones(())
+        self.threshold: Number = math.nan  # of no step yet
+        self.coefficient: Number = 1.0
+        self._place: tuple[torch.device, bool, bool] | None = None
 
-    def to(self, device: torch.device) -> None:
-        """Move everything to the norms' device; free when it is there."""
-        if self._counts["run"].device == device and all(norm.device == device for norm in self.weight_norms):
+    def take_place(self, device: torch.device, counts_in_numbers: bool, history_in_numbers: bool) -> None:
+        """Put everything where the next step is; free when it is there.
+
+        Args:
+            device: of the step's norms.
+            counts_in_numbers: whether the counts are Python's numbers: there is one norm, on a CPU.
+            history_in_numbers: whether the history is too, for a policy that takes them.
+        """
+        if self._place == (device, counts_in_numbers, history_in_numbers):
             return
-        self.history = {name: value.to(device) for name, value in self.history.items()}
+        self._place = device, counts_in_numbers, history_in_numbers
+
+        def placed(value: Number, as_number: bool) -> Number:
+            return in_numbers(value) if as_number else in_tensors(value).to(device)
+
+        self.history = {name: placed(value, history_in_numbers) for name, value in self.history.items()}
         self.weight_norms = [norm.to(device) for norm in self.weight_norms]
-        self._counts = {name: value.to(device) for name, value in self._counts.items()}
+        self._counts = {name: placed(value, counts_in_numbers) for name, value in self._counts.items()}
         self._culprit = self._culprit.to(device)
-        self._by_reason = None if self._by_reason is None else self._by_reason.to(device)
+        self._by_reason = None if self._by_reason is None else placed(self._by_reason, counts_in_numbers)
         self._initial_weight_norm = None
 
     @property
@@ -90,7 +106,7 @@ class ClippingRecord:
             fresh = policy.initial_history(torch.cat(weight_norms))
             self.history = {name: torch.cat([value, fresh[name]], dim=-1) for name, value in self.history.items()}
         self.weight_norms += weight_norms
-        self._initial_weight_norm = None
+        self._initial_weight_norm = self._place = None
 
     @property
     def initial_weight_norm(self) -> Tensor:
@@ -99,7 +115,7 @@ class ClippingRecord:
             self._initial_weight_norm = join_groups(self.weight_norms)
         return self._initial_weight_norm
 
-    def count(self, norm: Tensor, clip: Clip, nonfinite: Tensor, units: int, num_reasons: int = 0) -> None:
+    def count(self, norm: Number, clip: Clip, nonfinite: Number, units: int, num_reasons: int = 0) -> None:
         """Work out what this step's gradients are to be multiplied by, and count the step.
 
         Args:
@@ -109,11 +125,12 @@ class ClippingRecord:
             units: how many units have a gradient.
             num_reasons: how many the policy has.
         """
-        clipped = (norm > clip.threshold) & ~nonfinite
+        clipped = (norm > clip.threshold) & (nonfinite ^ True)
         self.threshold = clip.threshold
-        self.coefficient = torch.where(clipped, clip.target / norm, 1.0).masked_fill(nonfinite, 0.0)
-        anywhere, number = (clipped, clipped) if norm.ndim == 0 else (clipped.any(), clipped.sum())
-        self.flags = torch.stack([nonfinite, anywhere])
+        self.coefficient = where(nonfinite, 0.0, where(clipped, divided(clip.target, norm), 1.0))
+        several = isinstance(norm, Tensor) and norm.ndim > 0
+        anywhere, number = (clipped.any(), clipped.sum()) if several else (clipped, clipped)
+        self.flags = nonfinite, anywhere
         counts = self._counts
         run = (counts["run"] + 1) * nonfinite
         self._counts = {
@@ -121,13 +138,17 @@ class ClippingRecord:
             "clipped_steps": counts["clipped_steps"] + anywhere,
             "skipped": counts["skipped"] + nonfinite,
             "run": run,
-            "longest_run": torch.maximum(counts["longest_run"], run),
+            "longest_run": maximum(counts["longest_run"], run),
         }
         self._pairs += units
         if num_reasons:
             self._count_reasons(clipped, clip.reason, num_reasons)
 
-    def _count_reasons(self, clipped: Tensor, reason: Tensor | None, number: int) -> None:
+    def _count_reasons(self, clipped: Number, reason: Number | None, number: int) -> None:
+        if not isinstance(clipped, Tensor):
+            before = self._by_reason or [0] * number
+            self._by_reason = [count + (clipped and place == (reason or 0)) for place, count in enumerate(before)]
+            return
         if self._by_reason is None:
             self._by_reason = torch.zeros(number, dtype=torch.int64, device=clipped.device)
         which = torch.zeros_like(clipped, dtype=torch.int64) if reason is None else reason
@@ -150,12 +171,12 @@ class ClippingRecord:
         """What to read, ``(7 + reasons,)``; counting since the last report starts `afresh`."""
         pairs = max(self._pairs, 1)
         counts = self._counts
-        kind = self.coefficient.dtype
-        alone = self.coefficient.ndim == 0
+        coefficient = in_tensors(self.coefficient)
+        kind, device = coefficient.dtype, coefficient.device
         fields = [
-            self.threshold if alone else self.coefficient.new_full((), math.nan),
-            torch.cat([self.coefficient.reshape(-1), self.coefficient.new_ones(1)]).min(),  # of rows there may be none
-            counts["clipped"].to(kind) / pairs,
+            self.threshold if coefficient.ndim == 0 else math.nan,
+            torch.cat([coefficient.reshape(-1), coefficient.new_ones(1)]).min(),  # of rows there may be none
+            in_tensors(counts["clipped"]).to(kind) / pairs,
             counts["skipped"],
             counts["longest_run"],
             self._culprit,
@@ -163,17 +184,17 @@ class ClippingRecord:
             *([] if self._by_reason is None else self._by_reason),
         ]
         read = ("clipped", "longest_run") if afresh else ("longest_run",)
-        self._counts = counts | {name: torch.zeros_like(counts[name]) for name in read}
+        self._counts = counts | {name: counts[name] * 0 for name in read}
         self._pairs = 0 if afresh else self._pairs
-        return torch.stack([field.to(kind) for field in fields])
+        return torch.stack([in_tensors(field, device).to(kind) for field in fields])
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, lists and dicts; a copy, which later steps leave alone."""
         return {
-            "history": {name: value.clone() for name, value in self.history.items()},
+            "history": {name: in_tensors(value).clone() for name, value in self.history.items()},
             "weight_norms": [norm.clone() for norm in self.weight_norms],
-            "counts": {name: value.clone() for name, value in self._counts.items()},
-            "by_reason": None if self._by_reason is None else self._by_reason.clone(),
+            "counts": {name: in_tensors(value).clone() for name, value in self._counts.items()},
+            "by_reason": None if self._by_reason is None else in_tensors(self._by_reason).clone(),
             "pairs": self._pairs,
             "scale": self.scale.state_dict(),
             "told": [self.told[0], *self.told[1]],
@@ -186,7 +207,7 @@ class ClippingRecord:
         record.history = {name: value.clone() for name, value in state["history"].items()}
         record.weight_norms = [norm.clone() for norm in state["weight_norms"]]
         counts = state["counts"]  # older ones have neither all of these nor reasons
-        record._counts = {name: counts.get(name, torch.zeros_like(counts["run"])).clone() for name in COUNTS}
+        record._counts = {name: in_tensors(counts.get(name, 0)).to(counts["run"]).clone() for name in COUNTS}
         if state.get("by_reason") is not None:
             record._by_reason = state["by_reason"].clone()
         record._pairs = state["pairs"]
@@ -204,9 +225,8 @@ def join_groups(norms: Sequence[Tensor]) -> Tensor:
 
 def read_reports(records: list[ClippingRecord], afresh: bool = True) -> list[Report]:
     """The reports of several optimizers, in one transfer; not `afresh`: what is counted since the last one goes on."""
-    device = records[0].coefficient.device
-    taken = [record.take_report(afresh).to(device) for record in records]
-    values = torch.cat(taken).tolist()
+    taken = [record.take_report(afresh) for record in records]
+    values = torch.cat([report.to(taken[0].device) for report in taken]).tolist()
     reports = []
     for report in taken:
         row, values = values[: len(report)], values[len(report) :]

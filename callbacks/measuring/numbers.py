@@ -14,6 +14,36 @@ Number: TypeAlias = Any
 """A tensor, or a ``float``, ``int`` or ``bool``."""
 
 
+def is_one_on_a_cpu(norm: Tensor) -> bool:
+    """Whether it is a single number that can be read without waiting for a device.
+
+    >>> is_one_on_a_cpu(torch.tensor(1.0)), is_one_on_a_cpu(torch.ones(1))
+    (True, False)
+    """
+    return norm.ndim == 0 and norm.device.type == "cpu"
+
+
+def in_numbers(value: Any) -> Any:
+    """A tensor as a number, or as a list of them; anything else as it is.
+
+    >>> in_numbers(torch.tensor([1.0, 2.0])), in_numbers(torch.tensor(3)), in_numbers(None)
+    ([1.0, 2.0], 3, None)
+    """
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def in_tensors(value: Number, device: torch.device | str = "cpu") -> Tensor:
+    """A number or a list of them as a tensor of float64, or of int64 where they are whole; a tensor as it is.
+
+    >>> in_tensors([1.0, 2.0]), in_tensors(3)
+    (tensor([1., 2.], dtype=torch.float64), tensor(3))
+    """
+    if isinstance(value, Tensor):
+        return value
+    first = value[0] if isinstance(value, list) else value
+    return torch.tensor(value, dtype=torch.float64 if isinstance(first, float) else torch.int64, device=device)
+
+
 def where(condition: Number, yes: Number, no: Number) -> Number:
     """One of two numbers, each tensors or not.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from rnn_blocks.callbacks.measuring import numbers
 from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
 from rnn_blocks.callbacks.measuring.step import StepGradients
 
@@ -44,6 +45,8 @@ class ScaleInvariance:
         self._places: dict[int, int] = {}
         self._most = torch.zeros(0)
         self._seen = torch.zeros(0, dtype=torch.int64)
+        self._invariant: Tensor | None = None  # where none is, and that is known without waiting for the device: None
+        self._judged = False
 
     def sensitive_norm(self, gradients: StepGradients, groups: Sequence[Sequence[Tensor]]) -> Tensor:
         """Norm of the gradients of those weights whose scale is not known to mean nothing, ``()``.
@@ -55,10 +58,18 @@ class ScaleInvariance:
         norms = gradients.current_norms
         self._extend(gradients, groups, norms.device)
         places = [self._places[id(parameter)] for parameter in gradients.parameters]
-        if self._steps % EVERY == 0 or any(self._tried[place] < FIRST_LOOKS for place in places):
+        if self._steps % EVERY == 0 or min(map(self._tried.__getitem__, places), default=FIRST_LOOKS) < FIRST_LOOKS:
             self._look(gradients, places)
+            self._judged = False
         self._steps += 1
-        invariant = (self._seen >= ENOUGH) & (self._most < TOLERANCE)
+        total = gradients.clipped_total
+        if not self._judged:
+            invariant = (self._seen >= ENOUGH) & (self._most < TOLERANCE)
+            self._invariant = invariant if not numbers.is_one_on_a_cpu(total) or invariant.any() else None
+            self._judged = True
+        if self._invariant is None:
+            return total
+        invariant = self._invariant.to(norms.device)
         if len(places) < len(self._tried):
             invariant = invariant[_there(places, norms)]
         return total_norm(norms.masked_fill(invariant, 0.0))
@@ -75,7 +86,7 @@ class ScaleInvariance:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         self._steps, self._tried = state["steps"], list(state["tried"])
-        self._most, self._seen = state["most"].clone(), state["seen"].clone()
+        self._most, self._seen, self._judged = state["most"].clone(), state["seen"].clone(), False
 
     def _extend(self, gradients: StepGradients, groups: Sequence[Sequence[Tensor]], device: torch.device) -> None:
         if not all(id(parameter) in self._places for parameter in gradients.parameters):

@@ -1,14 +1,15 @@
 """A CPU as if it were an accelerator: counting what is read from it, and clipping that reads nothing between logs."""
 
 from collections import Counter
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnn_blocks.callbacks import AdaptiveGradientClipping
-from rnn_blocks.callbacks.clipping.policies import auto
+from rnn_blocks.callbacks import AdaptiveGradientClipping, GradientClipper
+from rnn_blocks.callbacks.measuring import numbers
 
 READS = {"tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"}
 
@@ -39,14 +40,19 @@ class CountScalars(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@contextmanager
+def reading_nothing():
+    """Clippers take the way that on an accelerator reads nothing."""
+    with (
+        mock.patch.object(numbers, "is_one_on_a_cpu", return_value=False),
+        mock.patch.object(GradientClipper, "_reads_flags", return_value=False),
+    ):
+        yield
+
+
 class OnTheDevice(AdaptiveGradientClipping):
     """Takes on a CPU the way that on an accelerator reads nothing between logging steps."""
 
-    def _clipper(self, trainer, module, optimizer):
-        clipper = super()._clipper(trainer, module, optimizer)
-        clipper._reads_flags = lambda record: False
-        return clipper
-
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        with mock.patch.object(auto, "is_one_on_a_cpu", return_value=False):
+        with reading_nothing():
             super().on_before_optimizer_step(trainer, pl_module, optimizer)

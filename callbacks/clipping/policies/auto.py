@@ -1,9 +1,8 @@
 """A threshold that nobody has to set."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, 
 from rnn_blocks.callbacks.clipping.policies.predicted_decrease import PredictedDecrease
 from rnn_blocks.callbacks.measuring.numbers import logarithm, minimum
 from rnn_blocks.callbacks.settings import as_float, number, whole_number
-
-Answer = TypeVar("Answer", Clip, History)
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,7 @@ class Auto(ClippingPolicy):
     """
 
     uses_loss: ClassVar[bool] = True
+    takes_numbers: ClassVar[bool] = True
     reasons: ClassVar[tuple[str, ...]] = ("outlier", "promise")
 
     largest_decrease: float | None = 0.2
@@ -123,13 +121,6 @@ class Auto(ClippingPolicy):
 
     def clip(self, history: History, step: Step) -> Clip:
         """The lower of the two rules' thresholds."""
-        return on_numbers(self._clip, history, step)
-
-    def observe(self, history: History, step: Step) -> History:
-        """Put the log-norm in the place of the oldest, unless it is not finite, and follow the loss."""
-        return on_numbers(self._observe, history, step)
-
-    def _clip(self, history: History, step: Step) -> Clip:
         outlier = outlier_clip(history["log_norms"], history["count"], step.norm, self.deviations)
         if self._promises is None or step.loss is None or step.learning_rate is None:
             return outlier
@@ -140,7 +131,8 @@ class Auto(ClippingPolicy):
             (promise.target < outlier.target) * 1,
         )
 
-    def _observe(self, history: History, step: Step) -> History:
+    def observe(self, history: History, step: Step) -> History:
+        """Put the log-norm in the place of the oldest, unless it is not finite, and follow the loss."""
         log_norms, count = history["log_norms"], history["count"]
         log_norm = logarithm(step.norm)
         takes = abs(log_norm) < math.inf  # in half of the operations of `isfinite`
@@ -153,46 +145,3 @@ class Auto(ClippingPolicy):
     @property
     def _promises(self) -> PredictedDecrease | None:
         return None if self.largest_decrease is None else PredictedDecrease(self.largest_decrease)
-
-
-def on_numbers(rule: Callable[[Any, Any], Answer], history: History, step: Step) -> Answer:
-    """What a rule answers, a pure function of history and step: worked out by Python where it is of one norm on a CPU.
-
-    Args:
-        rule: takes and gives tensors or numbers; a tensor of one dimension more is a list.
-        history: the policy's.
-        step: the one about to be made.
-
-    >>> def half_the_last(history, step):
-    ...     return Clip(history["last"] / 2, minimum(history["last"], step.norm) / 2)
-    >>> step = Step(torch.tensor(6.0), None, torch.tensor(1.0))
-    >>> on_numbers(half_the_last, {"last": torch.tensor(8.0)}, step)
-    Clip(threshold=tensor(4.), target=tensor(3.), reason=None)
-    """
-    norm = step.norm
-    if not is_one_on_a_cpu(norm):
-        return rule(history, step)
-    answer = rule({name: _read(value) for name, value in history.items()}, Step(*map(_read, step)))
-    if isinstance(answer, Clip):
-        threshold, target = torch.tensor([answer.threshold, answer.target], dtype=norm.dtype).unbind()
-        reason = None if answer.reason is None else torch.tensor(answer.reason, dtype=torch.int64)
-        return Clip(threshold, target, reason)
-    singles = {name: value for name, value in answer.items() if isinstance(value, float)}
-    written = dict(zip(singles, torch.tensor(list(singles.values()), dtype=norm.dtype).unbind(), strict=True))
-    for name, value in answer.items():
-        if name not in written:
-            written[name] = torch.tensor(value, dtype=norm.dtype if isinstance(value, list) else torch.int64)
-    return written
-
-
-def is_one_on_a_cpu(norm: Tensor) -> bool:
-    """Whether it is a single number that can be read without waiting for a device.
-
-    >>> is_one_on_a_cpu(torch.tensor(1.0)), is_one_on_a_cpu(torch.ones(1))
-    (True, False)
-    """
-    return norm.ndim == 0 and norm.device.type == "cpu"
-
-
-def _read(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value

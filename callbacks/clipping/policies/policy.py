@@ -81,6 +81,9 @@ class ClippingPolicy(ABC):
         default_scope: the scope that the rule was made for.
         uses_weights: whether the rule needs `Step.weight_norm`, which costs a pass over the weights at every step.
         uses_loss: whether the rule needs `Step.loss`, which under several ranks costs the mean of one number a step.
+        takes_numbers: whether `clip` and `observe` also work on Python's numbers in the place of tensors, and on a list
+            in that of one dimension more, in history, step and answer. On a CPU they then get these in the scope
+            "global", for torch takes microseconds for what Python does in tens of nanoseconds.
         reasons: what a step may be clipped for, in words for metrics, such as ``"outlier"``.
         longest_update: how long the updates of an optimizer other than SGD may be, as a share of the initial weights
             (see `Auto`); None: they are not bounded.
@@ -104,6 +107,7 @@ class ClippingPolicy(ABC):
     default_scope: ClassVar[Scope] = "global"
     uses_weights: ClassVar[bool] = False
     uses_loss: ClassVar[bool] = False
+    takes_numbers: ClassVar[bool] = False
     reasons: ClassVar[tuple[str, ...]] = ()
     longest_update: float | None = None
 

@@ -286,13 +286,14 @@ def test_a_record_moves_to_another_device_as_a_whole():
     record = ClippingRecord()
     norm = torch.tensor([1.0, 3.0])
     clip = Clip(torch.full((2,), 2.0), torch.full((2,), 2.0), torch.tensor([0, 1]))
+    record.take_place(norm.device, False, False)
     record.add_groups([norm], Auto())
     record.count(norm, clip, torch.tensor(False), 2, num_reasons=2)
-    assert tuple(record._by_reason.tolist()) == (0, 1)
+    assert record._by_reason.tolist() == [0, 1]
     loaded = ClippingRecord.from_state_dict(record.state_dict())
     meta = torch.device("meta")
     for moved in (record, loaded):
-        moved.to(meta)
+        moved.take_place(meta, False, False)
         on_meta = Clip(*(value.to(meta) for value in clip))
         moved.count(norm.to(meta), on_meta, torch.tensor(False, device=meta), 2, num_reasons=2)
         assert moved.state_dict()["by_reason"].device == meta

@@ -110,7 +110,7 @@ class TestAWrapperAroundAnOptimizer:
     def test_has_its_bad_gradients_taken_away_and_not_only_its_optimizers_update(self):
         _, inner = two_parts(fused=True)
         record = ClippingRecord()
-        record.flags = torch.empty(2, device="meta")  # no CPU's
+        record.flags = torch.empty((), device="meta"), False  # no CPU's
         assert not GradientClipper(inner)._reads_flags(record)
         assert GradientClipper(Around(inner))._reads_flags(record)
 

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,12 @@ from rnn_blocks.callbacks import (
     Unitwise,
 )
 from rnn_blocks.callbacks.clipping.policies import Clip, ClippingPolicy, History, Step
+
+
+@pytest.fixture(autouse=True)
+def _plots_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a trainer without a logger leaves them
+
 
 Callbacks = Callable[[], list[Any]]
 WITHOUT_CHANGE: dict[str, Callbacks] = {

@@ -1,4 +1,4 @@
-"""`Auto` works out one norm on a CPU in Python's numbers, and anything else in tensors: both give the same."""
+"""`Auto` works on tensors and on Python's numbers, which a clipper gives it on a CPU: both give the same."""
 
 import math
 from unittest import mock
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from rnn_blocks.callbacks import Auto, GradientClipper, Step
-from rnn_blocks.callbacks.clipping.policies import auto
+from rnn_blocks.callbacks.measuring import numbers
 
 ODD = [math.inf, math.nan, 1e-6, 1e6]
 NORMS = st.one_of(st.floats(0.015625, 128.0, width=32), st.sampled_from([0.0, *ODD]))
@@ -22,17 +22,17 @@ def double(number):  # as norms on a CPU are; tensors divide counts in single pr
     return torch.tensor(number, dtype=torch.float64)
 
 
-def run(policy, steps, as_tensors):
-    with mock.patch.object(auto, "is_one_on_a_cpu", return_value=not as_tensors):
-        history, answers = policy.initial_history(double(1.0)), []
-        for norm, loss, rate, share in steps:
-            step = Step(double(norm), rate, double(1.0))
-            if loss is not None:
-                step = step._replace(loss=double(loss))
-            if loss is not None and share is not None:
-                step = step._replace(sensitive_norm=double(share * norm))
-            answers.append(policy.clip(history, step))
-            history = policy.observe(history, step)
+def run(policy, steps, make):
+    """The history and the answers, of and in what `make` makes of a tensor."""
+    history, answers = {name: make(value) for name, value in policy.initial_history(double(1.0)).items()}, []
+    for norm, loss, rate, share in steps:
+        step = Step(make(double(norm)), rate, make(double(1.0)))
+        if loss is not None:
+            step = step._replace(loss=make(double(loss)))
+        if loss is not None and share is not None:
+            step = step._replace(sensitive_norm=make(double(share * norm)))
+        answers.append(policy.clip(history, step))
+        history = policy.observe(history, step)
     return history, answers
 
 
@@ -40,19 +40,17 @@ def run(policy, steps, as_tensors):
 @given(st.lists(st.tuples(NORMS, LOSSES, RATES, st.sampled_from([None, 0.0, 0.5, 1.0])), min_size=1, max_size=40))
 def test_numbers_and_tensors_give_the_same(steps):
     policy = Auto(window=8)
-    history, answers = run(policy, steps, as_tensors=False)
-    expected_history, expected = run(policy, steps, as_tensors=True)
+    history, answers = run(policy, steps, numbers.in_numbers)
+    expected_history, expected = run(policy, steps, torch.Tensor.clone)
     assert history.keys() == expected_history.keys()
     for name, value in expected_history.items():
-        assert history[name].dtype == value.dtype, name
-        assert_close(
-            history[name], value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=lambda text, name=name: name + text
-        )
+        found = numbers.in_tensors(history[name])
+        assert found.dtype == value.dtype, name
+        assert_close(found, value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=lambda text, name=name: name + text)
     for got, wanted in zip(answers, expected, strict=True):
-        for one, other in zip(got[:2], wanted[:2], strict=True):
-            assert one.shape == ()
-            assert one.dtype == other.dtype
-            assert_close(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
+        assert isinstance(got.threshold, float)
+        assert isinstance(got.target, float)
+        assert_close(got[:2], tuple(map(numbers.in_numbers, wanted[:2])), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -63,7 +61,7 @@ def test_a_training_ends_the_same_by_numbers_and_by_tensors(dtype):
         net = torch.nn.Linear(4, 1, dtype=dtype)
         optimizer = torch.optim.SGD(net.parameters(), lr=2.0, momentum=0.9)
         clipper = GradientClipper(optimizer)
-        with mock.patch.object(auto, "is_one_on_a_cpu", return_value=not as_tensors):
+        with mock.patch.object(numbers, "is_one_on_a_cpu", return_value=not as_tensors):
             for _ in range(60):
                 inputs = torch.randn(8, 4, dtype=dtype)
                 loss = (net(inputs) - inputs.sum(1, keepdim=True)).square().mean()
