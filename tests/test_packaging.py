@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "callbacks.measuring": (),
     "callbacks.figures": (),
-    "callbacks.trainer": (),
+    "callbacks.trainer": ("callbacks.measuring",),
     "callbacks.settings": (),
     "callbacks.clipping.policies": ("callbacks.measuring", "callbacks.settings"),
     "callbacks.clipping": ("callbacks.clipping.policies", "callbacks.measuring", "callbacks.settings"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from rnn_blocks.callbacks.clipping.clipper import (
     GradientClipper,
@@ -17,11 +17,13 @@ from rnn_blocks.callbacks.clipping.clipper import (
 from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradients
 from rnn_blocks.callbacks.clipping.policies import ClippingPolicy, Scope
 from rnn_blocks.callbacks.measuring.step import forget_steps
+from rnn_blocks.callbacks.measuring.wrappers import innermost
 from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,
+    UnseenSteps,
     callbacks_of,
     gradient_scaler,
     is_logging_step,
@@ -125,7 +127,7 @@ class AdaptiveGradientClipping(Callback):
     Auto(largest_decrease=0.2, longest_update=None, deviations=2.5, window=64)
     """
 
-    of_a_fit = {"_clippers": dict, "_due": set, "_loss": lambda: None}  # noqa: RUF012
+    of_a_fit = {"_clippers": dict, "_due": set, "_loss": lambda: None, "_unseen": lambda: None}  # noqa: RUF012
 
     def __init__(
         self,
@@ -154,6 +156,7 @@ class AdaptiveGradientClipping(Callback):
         self._due: set[int] = set()
         self._loss: Tensor | None = None
         self._num_losses = 0
+        self._unseen: UnseenSteps | None = None
 
     @property
     def state_key(self) -> str:
@@ -271,6 +274,7 @@ class AdaptiveGradientClipping(Callback):
                 self._make_clipper(trainer, pl_module, index, states.get(index))
             except ValueError as error:
                 raise MisconfigurationException(f"{error} (optimizer {index})") from None
+        self._unseen = UnseenSteps(trainer, pl_module, CALLED, "nothing is clipped", self._clippers)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Keep the loss, added up over the batches whose gradients are, where it is all that is minimised."""
@@ -287,9 +291,11 @@ class AdaptiveGradientClipping(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the threshold, put the norm into the history, and clip."""
+        index = trainer.optimizers.index(optimizer)
+        if self._unseen is not None:
+            self._unseen.note(index)
         if not makes_step(trainer, pl_module):
             return
-        index = trainer.optimizers.index(optimizer)
         loss, self._loss = self._loss, None
         window = trainer.accumulate_grad_batches  # by which Lightning divides each loss, however many there are
         if loss is not None and window > 1 and self._num_losses != window:
@@ -298,9 +304,15 @@ class AdaptiveGradientClipping(Callback):
             return
         if loss is not None and self._num_ranks > 1 and self._clippers[index].needs_loss:
             loss = trainer.strategy.reduce(loss, reduce_op="mean")
-        try:
-            if self._clippers[index].given is not optimizer:  # it has been replaced since
+        if self._clippers[index].given is not optimizer:  # it has been replaced since
+            if isinstance(innermost(optimizer), LBFGS):
+                self._leave_alone(index, trainer)
+                return
+            try:
                 self._make_clipper(trainer, pl_module, index, self._clippers[index].state_dict())
+            except ValueError as error:
+                raise MisconfigurationException(f"{error} (optimizer {index})") from None
+        try:
             clipped = self._clippers[index].clip(loss)
         except OtherParametersError as error:
             raise MisconfigurationException(f"{error} (optimizer {index})") from None
@@ -331,6 +343,16 @@ class AdaptiveGradientClipping(Callback):
         """Leave the optimizers as they were."""
         self._detach()
 
+    def _leave_alone(self, index: int, trainer: Trainer) -> None:
+        """No longer clip an optimizer: refused at the start, it is no reason to end a training in its middle."""
+        clipper = self._clippers.pop(index)
+        clipper.detach()
+        rank_zero_warn(
+            f"{CALLED}: optimizer {index} is LBFGS from step {trainer.global_step} on, which evaluates several "
+            "gradients a step, and whose line search needs them as they are: they are no longer clipped. "
+            f"{clipper.summary()}."
+        )
+
     def _make_clipper(
         self, trainer: Trainer, module: LightningModule, index: int, state: dict[str, Any] | None
     ) -> None:
@@ -358,6 +380,8 @@ class AdaptiveGradientClipping(Callback):
         return self._states | {index: clipper.state_dict() for index, clipper in self._clippers.items()}
 
     def _detach(self) -> None:
+        if self._unseen is not None:
+            self._unseen.detach()
         for clipper in self._clippers.values():
             clipper.detach()
 

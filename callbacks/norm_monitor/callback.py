@@ -17,12 +17,14 @@ from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
     Trainer,
+    UnseenSteps,
     go_first,
     gradient_scaler,
     is_logging_step,
     log_figure,
     log_histogram,
     log_metrics,
+    logs_steps,
     logs_this_step,
     makes_step,
     metric_suffix,
@@ -105,7 +107,7 @@ class GradientNormMonitor(Callback):
     >>> trainer = Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
     """
 
-    of_a_fit = {"_due": dict, "_applied": dict}  # noqa: RUF012
+    of_a_fit = {"_due": dict, "_applied": dict, "_unseen": lambda: None}  # noqa: RUF012
 
     def __init__(
         self,
@@ -141,6 +143,7 @@ class GradientNormMonitor(Callback):
         self._said: set[tuple[int, str]] = set()
         self._due: dict[int, MonitoredStep] = {}
         self._histograms: dict[int, NormHistogram] = {}
+        self._unseen: UnseenSteps | None = None
 
     @property
     def state_key(self) -> str:
@@ -184,7 +187,13 @@ class GradientNormMonitor(Callback):
         forget_steps(trainer.optimizers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to follow gradients to their updates, where that is asked for."""
+        """Begin to follow gradients to their updates, where that is asked for; tell where nothing can be logged."""
+        self._unseen = UnseenSteps(trainer, pl_module, "GradientNormMonitor", "nothing is measured")
+        if not logs_steps(trainer):
+            rank_zero_warn(
+                "GradientNormMonitor logs nothing here: the trainer has log_every_n_steps=0, so that no step is; "
+                "give it a number of steps"
+            )
         if self.check_applied:
             self._said.clear()
             self._applied = {index: AppliedGradients(own) for index, own in enumerate(trainer.optimizers)}
@@ -214,12 +223,14 @@ class GradientNormMonitor(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, on a logging step; for histograms, on each."""
+        index = trainer.optimizers.index(optimizer)
+        if self._unseen is not None:
+            self._unseen.note(index)
         if not makes_step(trainer, pl_module):
             return
         step = shared_step(optimizer, self, gradient_scaler(trainer))
         if not step.parameters:
             return
-        index = trainer.optimizers.index(optimizer)
         if self.histogram_every_n_steps is not None:
             self._histograms.setdefault(index, NormHistogram()).record(step.total)
         if index in self._applied:
@@ -273,6 +284,8 @@ class GradientNormMonitor(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizers as they were."""
+        if self._unseen is not None:
+            self._unseen.detach()
         for applied in self._applied.values():
             applied.detach()
         self._applied = {}

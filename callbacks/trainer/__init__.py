@@ -9,6 +9,7 @@ from rnn_blocks.callbacks.trainer.loggers import (
     log_histogram,
     log_metrics,
     logged_step,
+    logs_steps,
     logs_this_step,
     metric_suffix,
 )
@@ -20,6 +21,7 @@ from rnn_blocks.callbacks.trainer.namespaces import (
 )
 from rnn_blocks.callbacks.trainer.others import averages_weights, callbacks_of, go_first, go_last
 from rnn_blocks.callbacks.trainer.state import gradient_scaler, is_fitting, makes_step, note_backward
+from rnn_blocks.callbacks.trainer.steps import UnseenSteps
 from rnn_blocks.callbacks.trainer.strategies import (
     refuse_sharded_parameters,
     refuse_unsupported_optimizer,
@@ -31,6 +33,7 @@ __all__ = [
     "LightningModule",
     "MisconfigurationException",
     "Trainer",
+    "UnseenSteps",
     "averages_weights",
     "callbacks_of",
     "go_first",
@@ -43,6 +46,7 @@ __all__ = [
     "log_histogram",
     "log_metrics",
     "logged_step",
+    "logs_steps",
     "logs_this_step",
     "makes_step",
     "metric_suffix",

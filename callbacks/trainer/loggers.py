@@ -22,6 +22,11 @@ def is_logging_step(trainer: Trainer) -> bool:
     return trainer._logger_connector.should_update_logs
 
 
+def logs_steps(trainer: Trainer) -> bool:
+    """Whether the trainer logs any training step at all."""
+    return bool(cast(Any, trainer).log_every_n_steps)
+
+
 def logs_this_step(trainer: Trainer, module: LightningModule) -> bool:
     """Whether an optimizer step that is about to be made may be logged, now or at the end of a later batch.
 
