@@ -13,6 +13,9 @@ from rnn_blocks.modules.seq2seq.chrf import CharacterFScore
 BLEU_WORDS = 4
 """How long the runs of words are that BLEU counts, at most."""
 
+UNSEARCHED = "disable" if tuple(map(int, torchmetrics.__version__.split(".")[:2])) >= (1, 4) else "ignore"
+"""torchmetrics' word for metrics in which NaN is not looked for, for that waits for the device; once there was none."""
+
 
 class TranslationScores(nn.Module):
     """BLEU and chrF as sacreBLEU has them, and how many translations are exactly right.
@@ -38,8 +41,8 @@ class TranslationScores(nn.Module):
         self.lowercase = lowercase
         self.bleu = SacreBLEUScore(tokenize="13a", lowercase=lowercase)
         self.chrf = CharacterFScore(lowercase)
-        self.exact = MeanMetric(nan_strategy="disable")
-        self.longest = MaxMetric(nan_strategy="disable")
+        self.exact = MeanMetric(nan_strategy=UNSEARCHED)
+        self.longest = MaxMetric(nan_strategy=UNSEARCHED)
 
     @property
     def signature(self) -> str:
