@@ -1,6 +1,7 @@
 """BLEU, chrF and exact matches of translations."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torchmetrics
@@ -13,7 +14,9 @@ from rnn_blocks.modules.seq2seq.chrf import CharacterFScore
 BLEU_WORDS = 4
 """How long the runs of words are that BLEU counts, at most."""
 
-UNSEARCHED = "disable" if tuple(map(int, torchmetrics.__version__.split(".")[:2])) >= (1, 4) else "ignore"
+UNSEARCHED: Literal["disable", "ignore"] = (
+    "disable" if tuple(map(int, torchmetrics.__version__.split(".")[:2])) >= (1, 4) else "ignore"
+)
 """torchmetrics' word for metrics in which NaN is not looked for, for that waits for the device; once there was none."""
 
 
