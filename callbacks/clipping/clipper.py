@@ -162,7 +162,7 @@ class GradientClipper:
         )
         scaled = self._scaler is not None
         if self._reads_flags(record):
-            nonfinite, clipped = map(bool, record.flags)
+            nonfinite, clipped = record.read_flags()
             changed = nonfinite or clipped
             if clipped:
                 units.multiply_(gradients, numbers.in_tensors(record.coefficient), read=True)

@@ -163,6 +163,11 @@ class ClippingRecord:
             self._culprit = torch.full_like(self._culprit, -1)
         self._culprit = torch.where(self.flags[0], norms.isfinite().int().argmin(), self._culprit)
 
+    def read_flags(self) -> list[bool]:
+        """The flags, in one transfer; waits for the device."""
+        on_device = any(isinstance(flag, Tensor) for flag in self.flags)
+        return torch.stack(self.flags).tolist() if on_device else list(self.flags)
+
     def read_run(self) -> int:
         """How many steps in a row have had a non-finite gradient; waits for the device."""
         return int(self._counts["run"])

@@ -14,7 +14,7 @@ from lightnings import Fabric
 from small_trainings import GradientIsBatch, Regression, Remember, fit_module, regression_batches
 from torch import nn
 from torch.testing import assert_close
-from transfers import reading_nothing
+from transfers import CountReads, reading_nothing
 from two_ranks import run_two_ranks
 
 from rnn_blocks.callbacks import (
@@ -29,6 +29,7 @@ from rnn_blocks.callbacks import (
     Unitwise,
     ZScore,
 )
+from rnn_blocks.callbacks.clipping.record import ClippingRecord
 
 OPTIMIZERS = {
     "adam": partial(torch.optim.Adam, lr=0.5),
@@ -197,6 +198,14 @@ def test_a_bad_gradient_is_told_of_by_its_name_and_leaves_the_weights_alone(read
         [step() for step in steps]
     assert_equal(module.state_dict(), before)
     assert not hasattr(optimizer, "found_inf")
+
+
+def test_what_a_plain_optimizer_on_an_accelerator_has_to_know_is_read_at_once():
+    record = ClippingRecord()
+    record.flags = torch.tensor(True), torch.tensor(False)
+    with CountReads() as reads:
+        assert record.read_flags() == [True, False]
+    assert reads.counts.total() == 1
 
 
 def test_without_a_model_names_are_those_that_the_optimizer_knows():
