@@ -165,8 +165,7 @@ class ClippingRecord:
 
     def read_flags(self) -> list[bool]:
         """The flags, in one transfer; waits for the device."""
-        on_device = any(isinstance(flag, Tensor) for flag in self.flags)
-        return torch.stack(self.flags).tolist() if on_device else list(self.flags)
+        return torch.stack(self.flags).tolist() if isinstance(self.flags[0], Tensor) else list(self.flags)
 
     def read_run(self) -> int:
         """How many steps in a row have had a non-finite gradient; waits for the device."""
@@ -179,7 +178,7 @@ class ClippingRecord:
         coefficient = in_tensors(self.coefficient)
         kind, device = coefficient.dtype, coefficient.device
         fields = [
-            self.threshold if coefficient.ndim == 0 else math.nan,
+            self.threshold if coefficient.ndim == 0 else coefficient.new_full((), math.nan),
             torch.cat([coefficient.reshape(-1), coefficient.new_ones(1)]).min(),  # of rows there may be none
             in_tensors(counts["clipped"]).to(kind) / pairs,
             counts["skipped"],
