@@ -12,6 +12,14 @@ PTB_10M = [  # 2026-11-29
 ]
 PUBLISHED = 78.8  # srush/cs287, after 30 epochs
 
+CHARACTERS = [1.659, 1.528, 1.456, 1.406, 1.392]  # bits, ptb-char, 2026-11-30
+CHARACTERS_TRAINING = [  # means of 800 steps, with dropout
+    *(3.607, 2.128, 1.769, 1.658, 1.609, 1.572, 1.517, 1.485, 1.479, 1.457),
+    *(1.419, 1.383, 1.390, 1.364, 1.338, 1.300, 1.320, 1.297, 1.290, 1.254),
+]
+ONE_LAYER = [1.675, 1.629, 1.583, 1.508, 1.455, 1.441]  # one LSTM layer of 800 at 0.004
+CHARACTERS_TESTED, CHARACTERS_PUBLISHED = 1.355, 1.36  # Bai et al. 2018
+
 BETWEEN = 400  # steps from one validation of multi30k to the next; three trainings of 2026-11-29
 MULTI30K = [
     *(11.5, 23.4, 27.0, 28.5, 31.4, 32.0, 32.3, 34.0, 35.1, 35.4, 35.7),
@@ -33,6 +41,24 @@ def small_budget() -> None:
     picture.save("small_budget")
 
 
+def characters() -> None:
+    """Draw bits a character over epochs, and those of the test text at the end."""
+    picture = Picture(11.4, 5.6)
+    axes = picture.inset(1.15, 1.0, 9.8, 4.2)
+    for name, values, colour in (
+        ("ptb-char, validation", CHARACTERS, RED),
+        ("one layer of 800 at twice the rate, validation", ONE_LAYER, TEAL),
+    ):
+        axes.plot(range(1, len(values) + 1), values, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
+    epochs = [800 * (number + 1) / 3266 for number in range(len(CHARACTERS_TRAINING))]
+    axes.plot(epochs, CHARACTERS_TRAINING, color=FAINT, lw=1.2, label="ptb-char, training")
+    axes.plot(5, CHARACTERS_TESTED, color=RED, ls="", marker="*", ms=10, label="ptb-char, test")
+    axes.axhline(CHARACTERS_PUBLISHED, color=FAINT, lw=1.2, ls="--", label="LSTM, test (Bai et al. 2018)")
+    axes.set(xlim=(0, 6.2), ylim=(1.2, 2.1), xlabel="epochs", ylabel="bits a character", xticks=range(1, 7))
+    axes.legend(frameon=False)
+    picture.save("characters")
+
+
 def initial_weights() -> None:
     """Draw BLEU of greedy translations over steps, by what the weights started from."""
     picture = Picture(11.4, 5.6)
@@ -51,4 +77,5 @@ def initial_weights() -> None:
 
 if __name__ == "__main__":
     small_budget()
+    characters()
     initial_weights()
