@@ -16,6 +16,7 @@ from rnn_blocks.callbacks.clipping.record import ClippingRecord, Report, join_gr
 from rnn_blocks.callbacks.clipping.rows import ByRow
 from rnn_blocks.callbacks.clipping.units import ByGroup, ByParameter, Units, Whole
 from rnn_blocks.callbacks.clipping.update_bound import UpdateBound
+from rnn_blocks.callbacks.clipping.update_length import forget_velocity, highest_momentum
 from rnn_blocks.callbacks.measuring import numbers
 from rnn_blocks.callbacks.measuring.parameters import Chosen
 from rnn_blocks.callbacks.measuring.step import ChosenGradients, StepGradients, forget_steps, shared_step
@@ -161,9 +162,11 @@ class GradientClipper:
             self._record_step(whole, gradients, units, norm, loss) if chosen else self._record_unclipped(whole, norm)
         )
         scaled = self._scaler is not None
-        if self._reads_flags(record):
-            nonfinite, clipped = record.read_flags()
+        if self._reads_flags(norm.device):
+            nonfinite, clipped, restart = record.read_flags()
             changed = nonfinite or clipped
+            if restart:
+                forget_velocity(self.optimizer, gradients.parameters)
             if clipped:
                 units.multiply_(gradients, numbers.in_tensors(record.coefficient), read=True)
             if nonfinite:
@@ -278,6 +281,8 @@ class GradientClipper:
         step = Step(norm, units.learning_rate(self.optimizer, gradients), record.initial_weight_norm, loss=loss)
         if loss is not None and not norm.ndim:
             step = step._replace(sensitive_norm=record.scale.sensitive_norm(gradients, groups))
+            if self._reads_flags(norm.device):  # else nothing could be restarted
+                step = step._replace(momentum=highest_momentum(self.optimizer))
         if self.policy.uses_weights:
             now = [norms.to(norm, non_blocking=True) for norms in units.weight_norms(groups)]
             step = step._replace(weight_norm=join_groups(now))
@@ -328,11 +333,10 @@ class GradientClipper:
             for group in self._chosen.groups()
         ]
 
-    def _reads_flags(self, record: ClippingRecord) -> bool:
+    def _reads_flags(self, device: torch.device) -> bool:
         # Reading is free on a CPU. Elsewhere it makes the host wait, and is done only where nothing else can be right:
         # an update on zero gradients is not a skipped update, for momentum and weight decay act in it.
-        nonfinite, _ = record.flags
-        if not isinstance(nonfinite, Tensor) or nonfinite.device.type == "cpu":
+        if device.type == "cpu":
             return True
         if self._nonfinite.choice == "zero" or self._scaler is not None:
             return False

@@ -51,7 +51,8 @@ class ClippingRecord:
         coefficient: what the last step's gradients are multiplied by, S; 0 where the gradient was not finite.
         scale: which weights are scale-invariant.
         told: when the last report was taken: the steps made by then, and how many of them for each reason.
-        flags: whether the last step's gradient was not finite, and whether it was to be clipped anywhere.
+        flags: whether the last step's gradient was not finite, whether it was to be clipped anywhere, and whether the
+            optimizer is to forget its velocity.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class ClippingRecord:
         self.told: tuple[int, tuple[int, ...]] = (0, ())
         self.scale = ScaleInvariance()
         self._pairs = 0
-        self.flags: tuple[Number, Number] = (False, False)
+        self.flags: tuple[Number, Number, Number] = (False, False, False)
         self._counts: dict[str, Number] = dict.fromkeys(COUNTS, 0)
         self._by_reason: Number | None = None
         self._culprit = torch.full((), -1)
@@ -130,7 +131,8 @@ class ClippingRecord:
         self.coefficient = where(nonfinite, 0.0, where(clipped, divided(clip.target, norm), 1.0))
         several = isinstance(norm, Tensor) and norm.ndim > 0
         anywhere, number = (clipped.any(), clipped.sum()) if several else (clipped, clipped)
-        self.flags = nonfinite, anywhere
+        restart = False if clip.restart is None or several else clip.restart & (nonfinite ^ True)
+        self.flags = nonfinite, anywhere, restart
         counts = self._counts
         run = (counts["run"] + 1) * nonfinite
         self._counts = {
@@ -165,7 +167,12 @@ class ClippingRecord:
 
     def read_flags(self) -> list[bool]:
         """The flags, in one transfer; waits for the device."""
-        return torch.stack(self.flags).tolist() if isinstance(self.flags[0], Tensor) else list(self.flags)
+        nonfinite, anywhere, restart = self.flags
+        if not isinstance(nonfinite, Tensor):
+            return [nonfinite, anywhere, restart]
+        flags = [nonfinite, anywhere, *([restart] if isinstance(restart, Tensor) else [])]
+        read: list[bool] = torch.stack(flags).tolist()
+        return [*read, False][:3]
 
     def read_run(self) -> int:
         """How many steps in a row have had a non-finite gradient; waits for the device."""

@@ -34,7 +34,7 @@ class AutoByHand:
         self.highest_rate = 0.0
         self.followed = self.recent = self.usual = math.nan
         self.lowest = math.inf
-        self.share = 0.2
+        self.share, self.trust = 0.2, "not yet"
         matrices = [p for p in self.parameters if p.ndim > 1 and norm_of([p.detach()])]
         self.matrices = matrices or self.parameters
         self.matrix_norms = [norm_of([p.detach()]) for p in self.matrices]
@@ -90,7 +90,19 @@ class AutoByHand:
         if loss is None or not self.is_sgd:
             return math.inf
         followed = loss if math.isnan(self.followed) else self.followed
-        threshold = math.sqrt(self.share * followed / self.highest_rate)
+        momentum = self.optimizer.param_groups[0]["momentum"]
+        most = (1 + momentum) / (1 - momentum) * followed
+        too_fast = loss > 1.5 * followed or norm**2 * self.highest_rate > most
+        if too_fast or (self.trust == "there" and self.share <= 0.2):
+            if self.trust == "there" and momentum:
+                for state in self.optimizer.state.values():
+                    if state.get("momentum_buffer") is not None:
+                        state["momentum_buffer"].zero_()
+            self.trust = "over"
+        elif self.trust == "not yet" and self.share >= 0.3:
+            self.trust = "there"
+        share = self.share / (1 - momentum) if self.trust == "there" else self.share
+        threshold = math.sqrt(share * followed / self.highest_rate)
         if norm <= threshold:
             return math.inf
         far = 1 if len(self.log_norms) < 16 else 4

@@ -44,7 +44,12 @@ class Auto(ClippingPolicy):
     averages of the loss, the recent one over one in 16 of the steps so far, the usual one over one in four, both over
     two at least, as single batches vary and progress slows down. With every new low of the recent loss c opens by 3 %,
     else, where it is 4 % below the usual one, by 1 %; where it is 5 % above it c closes by 1.5 %, and in between by
-    0.3 %. f is 4, and 1 until 16 norms are known, while nothing is known of what the training bears and a momentum's
+    0.3 %. With a momentum of m steps are stable that promise up to 4·(1+m)/(1−m) times the loss: once c has opened to
+    1.5·c₀ it counts 1/(1−m) times as much. A loss above 1.5·L, a step that promises more than (1+m)/(1−m) times it, or
+    c back at c₀ ends that for good, and the velocity, which would carry the weights on, is set to zero (as by the
+    restarts of O'Donoghue and Candès 2015). The host has to know for that: it is left out where nothing is read from
+    the device, and in every scope but "global".
+    f is 4, and 1 until 16 norms are known, while nothing is known of what the training bears and a momentum's
     velocity builds up.
     L is the loss as it was, followed by at most 1 % down and 5 % up a step, and up to ten times the first one, so that
     one batch changes little and no blow-up raises its own threshold for long. Where the loss is above 2·L the target is
@@ -129,6 +134,7 @@ class Auto(ClippingPolicy):
             minimum(outlier.threshold, promise.threshold),
             minimum(outlier.target, promise.target),
             (promise.target < outlier.target) * 1,
+            promise.restart,
         )
 
     def observe(self, history: History, step: Step) -> History:

@@ -22,7 +22,7 @@ class Fixed(ClippingPolicy):
         ValueError: the threshold is not a positive number.
 
     >>> Fixed(5.0).clip({}, Step(torch.tensor(80.0), None, torch.tensor(1.0)))
-    Clip(threshold=tensor(5.), target=tensor(5.), reason=None)
+    Clip(threshold=tensor(5.), target=tensor(5.), reason=None, restart=None)
     """
 
     threshold: float

@@ -35,7 +35,7 @@ class LogNormal(ClippingPolicy):
     >>> history = policy.initial_history(weights)
     >>> for norm in [1.0, 4.0]:  # logarithms 0 and 2·ln 2, weights 1/3 and 2/3
     ...     history = policy.observe(history, Step(torch.tensor(norm), None, weights))
-    >>> threshold, target, _ = policy.clip(history, Step(torch.tensor(90.0), None, weights))
+    >>> threshold, target, *_ = policy.clip(history, Step(torch.tensor(90.0), None, weights))
     >>> round(target.item(), 3), round(threshold.item(), 3)
     (2.52, 9.311)
     """

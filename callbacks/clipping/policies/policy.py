@@ -36,6 +36,7 @@ class Step(NamedTuple):
             `uses_loss`, and where there is none that says how well the training is.
         sensitive_norm: norm of the gradients without those of scale-invariant weights (see `ScaleInvariance`), ``()``;
             None where there is no loss, and in every scope but "global".
+        momentum: SGD's, the highest of its parameter groups; 0 where there is none.
 
     >>> import torch
     >>> Step(norm=torch.tensor(6.0), learning_rate=None, initial_weight_norm=torch.tensor(1.0)).norm
@@ -48,6 +49,7 @@ class Step(NamedTuple):
     weight_norm: Tensor | None = None
     loss: Tensor | None = None
     sensitive_norm: Tensor | None = None
+    momentum: float = 0.0
 
 
 class Clip(NamedTuple):
@@ -57,6 +59,7 @@ class Clip(NamedTuple):
         threshold: S, the shape of `Step.norm`; infinite where nothing is known yet.
         target: S, never above the threshold.
         reason: which of the policy's `reasons` the threshold has, int64, S; None: it has but one.
+        restart: whether SGD is to forget its velocity before this step, bool, S; None: no.
 
     >>> import torch
     >>> Clip(threshold=torch.tensor(5.0), target=torch.tensor(5.0)).threshold
@@ -66,6 +69,7 @@ class Clip(NamedTuple):
     threshold: Tensor
     target: Tensor
     reason: Tensor | None = None
+    restart: Tensor | None = None
 
 
 class ClippingPolicy(ABC):

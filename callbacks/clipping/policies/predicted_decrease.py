@@ -30,6 +30,9 @@ CEILING = 10.0  # first losses, above which the loss is not followed
 FAR = 4.0  # thresholds; a norm further out is brought down below the threshold
 FIRST = 16  # norms, while fewer are known that begins at one threshold
 RUNAWAY = 2.0  # followed losses; a loss above them is one that a velocity carries away, which has to be turned
+TRUSTED, OVER = 1.0, 0.0  # a momentum; in between it is neither yet
+OPENED = 1.5  # narrowest shares; one as wide has earned trust in the momentum
+BETRAYAL = 1.5  # followed losses; a loss above them ends it for good
 
 
 class PredictedDecrease(NamedTuple):
@@ -51,6 +54,7 @@ class PredictedDecrease(NamedTuple):
             "lowest": torch.full_like(norm, math.inf),
             "ceiling": torch.zeros_like(norm),
             "highest_rate": torch.zeros_like(norm),
+            "trust": torch.full_like(norm, 0.5),
         }
 
     def clip(self, history: History, step: Step, loss: Number) -> Clip:
@@ -59,23 +63,36 @@ class PredictedDecrease(NamedTuple):
         Of ``history`` the norms' ``count`` is used as well.
         """
         followed = where(history["loss"] == 0, loss, history["loss"])
-        threshold = root(divided(history["share"] * followed, highest_rate(history, step)))
+        share, before, trust = history["share"], trust_so_far(history), self.trust(history, step, loss)
+        share = where(trust == TRUSTED, share / (1 - trusted_momentum(step)), share)
+        threshold = root(divided(share * followed, highest_rate(history, step)))
         threshold = where(threshold > 0, threshold, math.inf)  # NaN too, as of a loss below 0
         sensitive = sensitive_norm(step)
         far = (history["count"] >= FIRST) * (FAR - 1) + 1
         short = minimum(threshold, divided(far * (threshold * threshold), sensitive))
         target = where(loss > RUNAWAY * followed, threshold, short)
+        restart = (before == TRUSTED) & (trust == OVER) if trusted_momentum(step) else None
         if step.sensitive_norm is None:
-            return Clip(threshold, target)
+            return Clip(threshold, target, restart=restart)
         whole = where(step.sensitive_norm > 0, divided(step.norm, step.sensitive_norm), math.inf)
-        return Clip(whole * threshold, whole * target)
+        return Clip(whole * threshold, whole * target, restart=restart)
+
+    def trust(self, history: History, step: Step, loss: Number) -> Number:
+        """Whether the momentum is trusted: `TRUSTED`, `OVER`, or neither yet."""
+        followed = where(history["loss"] == 0, loss, history["loss"])
+        before, share, momentum = trust_so_far(history), history["share"], trusted_momentum(step)
+        sensitive, most = sensitive_norm(step), (1 + momentum) / (1 - momentum) * followed
+        too_fast = (sensitive * sensitive * highest_rate(history, step) > most) | (loss > BETRAYAL * followed)
+        over = (before == OVER) | too_fast | ((before == TRUSTED) & (share <= self.share))
+        return where(over, OVER, where(share >= OPENED * self.share, TRUSTED, before))
 
     def observe(self, history: History, step: Step, loss: Number) -> History:
         """Follow the loss, unless it is not finite; widen the share as it falls, and narrow it as it rises.
 
         Of ``history`` the norms' ``count``, before this step's, is used as well.
         """
-        history = {"usual": history["smoothed"], **history}  # those of older checkpoints do not have it
+        older = {"usual": history["smoothed"], "trust": trust_so_far(history)}  # which they do not have
+        history = older | history
         known, followed = abs(loss) < math.inf, history["loss"]  # in half of the operations of `isfinite`
         first = followed == 0
         ceiling = where(first, CEILING * loss, history["ceiling"])
@@ -102,6 +119,7 @@ class PredictedDecrease(NamedTuple):
             "usual": usual,
             "lowest": where(is_new_low, recent, history["lowest"]),
             "ceiling": ceiling,
+            "trust": self.trust(history, step, loss),
         }
         return {
             **{name: where(known, value, history[name]) for name, value in after.items()},
@@ -112,6 +130,16 @@ class PredictedDecrease(NamedTuple):
 def sensitive_norm(step: Step) -> Number:
     """The norm that promises: without scale-invariant weights, where they are told apart."""
     return step.norm if step.sensitive_norm is None else step.sensitive_norm
+
+
+def trust_so_far(history: History) -> Number:
+    """What `PredictedDecrease.trust` was; over in histories of before there was any."""
+    return history.get("trust", history["loss"] * 0)
+
+
+def trusted_momentum(step: Step) -> float:
+    """SGD's momentum, as far as it is trusted: at 1 nothing is known of what a step promises."""
+    return step.momentum if step.momentum < 1 else 0.0
 
 
 def highest_rate(history: History, step: Step) -> Number:

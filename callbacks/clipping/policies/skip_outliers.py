@@ -31,7 +31,7 @@ class SkipOutliers(ClippingPolicy):
     >>> history = policy.initial_history(weights)
     >>> for norm in [0.9, 1.1, 0.9, 1.1]:
     ...     history = policy.observe(history, Step(torch.tensor(norm), None, weights))
-    >>> threshold, target, _ = policy.clip(history, Step(torch.tensor(9.0), None, weights))
+    >>> threshold, target, *_ = policy.clip(history, Step(torch.tensor(9.0), None, weights))
     >>> round(threshold.item(), 3), target.item()  # deviation 0.115
     (1.693, 0.0)
     """

@@ -202,9 +202,9 @@ def test_a_bad_gradient_is_told_of_by_its_name_and_leaves_the_weights_alone(read
 
 def test_what_a_plain_optimizer_on_an_accelerator_has_to_know_is_read_at_once():
     record = ClippingRecord()
-    record.flags = torch.tensor(True), torch.tensor(False)
+    record.flags = torch.tensor(True), torch.tensor(False), torch.tensor(True)
     with CountReads() as reads:
-        assert record.read_flags() == [True, False]
+        assert record.read_flags() == [True, False, True]
     assert reads.counts.total() == 1
 
 

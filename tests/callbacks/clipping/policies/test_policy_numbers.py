@@ -26,7 +26,7 @@ def run(policy, steps, make):
     """The history and the answers, of and in what `make` makes of a tensor."""
     history, answers = {name: make(value) for name, value in policy.initial_history(double(1.0)).items()}, []
     for norm, loss, rate, share in steps:
-        step = Step(make(double(norm)), rate, make(double(1.0)))
+        step = Step(make(double(norm)), rate, make(double(1.0)), momentum=0.9)
         if loss is not None:
             step = step._replace(loss=make(double(loss)))
         if loss is not None and share is not None:

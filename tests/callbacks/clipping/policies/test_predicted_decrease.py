@@ -150,6 +150,81 @@ class TestWithoutALossThatSaysSomething:
         assert_close(second.threshold.item(), math.sqrt(0.2 * 2.0))
 
 
+class TestTrustInAMomentum:
+    """With a momentum of m a share that has opened counts 1/(1−m) times as much, until a rate shows to be too high."""
+
+    @staticmethod
+    def opened(share=0.31):
+        return PROMISES.initial_history(WEIGHTS) | {"share": number(share)}
+
+    def thresholds(self, norms, losses, rate=0.1, momentum=0.9, history=None):
+        """In units of those without trust."""
+        history, found = history or self.opened(), []
+        for norm, loss in zip(norms, losses, strict=True):
+            step = Step(number(norm), rate, WEIGHTS, loss=number(loss), momentum=momentum)
+            followed = loss if history["loss"] == 0 else history["loss"].item()
+            plain = math.sqrt(history["share"].item() * followed / rate)
+            found.append(round(PROMISES.clip(history, step).threshold.item() / plain, 6))
+            history = PROMISES.observe(history, step)
+        return found
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.99])
+    def test_is_there_once_the_share_has_opened_by_half(self, momentum):
+        losses = [5.0 * 0.98**step for step in range(30)]  # new lows, of 3 %, from 0.2 on
+        found = self.thresholds([0.1] * 30, losses, momentum=momentum, history=PROMISES.initial_history(WEIGHTS))
+        assert 0.2 * 1.03**13 < 0.3 < 0.2 * 1.03**14
+        expected = [1.0] * 14 + [math.sqrt(1 / (1 - momentum))] * 16
+        assert_close(found, expected, rtol=1e-5, atol=0)
+
+    def test_ends_for_good_once_the_share_has_closed_again(self):
+        losses = [5.0] * 160 + [5.0 * 0.98**step for step in range(30)]
+        found = self.thresholds([0.1] * 190, losses, history=self.opened(0.305))
+        closed = 152  # steps; the first loss is a new low
+        assert 0.305 * 1.03 * 0.997 ** (closed - 2) > 0.2 > 0.305 * 1.03 * 0.997 ** (closed - 1)
+        assert_close(found, [math.sqrt(10)] * closed + [1.0] * (190 - closed), rtol=1e-5, atol=0)
+
+    @pytest.mark.parametrize(("loss", "ends"), [(7.4, False), (7.6, True)])
+    def test_ends_for_good_with_a_loss_above_one_and_a_half_times_what_it_was(self, loss, ends):
+        found = self.thresholds([0.1] * 10, [*[5.0] * 5, loss, *[5.0] * 4], history=self.opened())
+        assert_close(found[:5], [math.sqrt(10)] * 5, rtol=1e-5, atol=0)
+        assert_close(found[5:], [1.0 if ends else math.sqrt(10)] * 5, rtol=1e-5, atol=0)
+
+    def test_is_not_there_after_a_loss_that_high_before_it(self):
+        losses = [5.0, 8.0, *[5.0 * 0.98**step for step in range(60)]]
+        assert self.thresholds([0.1] * 62, losses, history=PROMISES.initial_history(WEIGHTS)) == [1.0] * 62
+
+    @pytest.mark.parametrize(("promise", "ends"), [(18.9, False), (19.1, True)])  # (1 + 0.9)/(1 - 0.9)
+    def test_ends_with_a_step_that_promises_too_much_and_in_that_very_step(self, promise, ends):
+        found = self.thresholds([0.1, math.sqrt(promise * 5.0 / 0.1), 0.1], [5.0] * 3)
+        assert_close(found, [math.sqrt(10), *[1.0 if ends else math.sqrt(10)] * 2], rtol=1e-5, atol=0)
+
+    def restarts(self, losses, history):
+        found = []
+        for loss in losses:
+            step = Step(number(0.1), 0.1, WEIGHTS, loss=number(loss), momentum=0.9)
+            found.append(bool(PROMISES.clip(history, step).restart))
+            history = PROMISES.observe(history, step)
+        return found
+
+    def test_takes_the_velocity_with_it_once(self):
+        assert self.restarts([5.0, 5.0, 8.0, 5.0, 9.0], self.opened()) == [False, False, True, False, False]
+
+    def test_takes_no_velocity_that_was_not_trusted(self):
+        assert not any(self.restarts([5.0, 5.0, 8.0, 5.0, 9.0], self.opened(0.2)))
+        step = Step(number(0.1), 0.1, WEIGHTS, loss=number(5.0))
+        assert PROMISES.clip(self.opened(), step).restart is None
+
+    def test_is_not_there_at_a_momentum_of_1_nor_in_a_history_from_before_there_was_any(self):
+        assert self.thresholds([0.1] * 3, [5.0] * 3, momentum=1.0) == [1.0] * 3
+        history = PROMISES.observe(self.opened(), Step(number(0.1), 0.1, WEIGHTS, loss=number(5.0)))
+        del history["trust"]
+        assert self.thresholds([0.1] * 3, [5.0] * 3, history=history) == [1.0] * 3
+
+    def test_is_not_ended_by_a_loss_that_is_not_finite(self):
+        found = self.thresholds([0.1] * 3, [5.0, math.nan, 5.0])
+        assert_close([found[0], found[2]], [math.sqrt(10)] * 2, rtol=1e-5, atol=0)
+
+
 def test_the_highest_rate_so_far_counts():
     thresholds = [clip.threshold.item() for clip in clips(PROMISES, [1.0] * 5, [10.0, 5.0, 0.0, 20.0, 1.0], [1.0] * 5)]
     shares = [0.2, *(seen["share"] for seen in histories([1.0] * 4))]
