@@ -166,7 +166,7 @@ class GradientClipper:
             nonfinite, clipped, restart = record.read_flags()
             changed = nonfinite or clipped
             if restart:
-                forget_velocity(self.optimizer, gradients.parameters)
+                forget_velocity(self.optimizer, self._chosen.groups())
             if clipped:
                 units.multiply_(gradients, numbers.in_tensors(record.coefficient), read=True)
             if nonfinite:
@@ -279,10 +279,10 @@ class GradientClipper:
         if norm.ndim or whole is not gradients:  # kept out of the histories, though some of its units may be finite
             norm = norm.masked_fill(nonfinite, math.nan)
         step = Step(norm, units.learning_rate(self.optimizer, gradients), record.initial_weight_norm, loss=loss)
+        if not norm.ndim and self._reads_flags(norm.device):  # else nothing could be restarted
+            step = step._replace(momentum=highest_momentum(self.optimizer, gradients))
         if loss is not None and not norm.ndim:
             step = step._replace(sensitive_norm=record.scale.sensitive_norm(gradients, groups))
-            if self._reads_flags(norm.device):  # else nothing could be restarted
-                step = step._replace(momentum=highest_momentum(self.optimizer))
         if self.policy.uses_weights:
             now = [norms.to(norm, non_blocking=True) for norms in units.weight_norms(groups)]
             step = step._replace(weight_norm=join_groups(now))

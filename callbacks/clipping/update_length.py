@@ -51,34 +51,38 @@ def group_learning_rates(optimizer: Optimizer) -> float | list[float | Tensor] |
     return rates
 
 
-def highest_momentum(optimizer: Optimizer) -> float:
-    """SGD's momentum, the highest of its parameter groups; 0 with any other optimizer.
+def highest_momentum(optimizer: Optimizer, step: StepGradients) -> float:
+    """SGD's momentum, the highest of the parameter groups that have a gradient; 0 with any other optimizer.
 
     >>> weight = torch.nn.Parameter(torch.ones(2))
-    >>> highest_momentum(SGD([weight], momentum=0.9)), highest_momentum(ASGD([weight]))
-    (0.9, 0.0)
+    >>> weight.grad = torch.ones(2)
+    >>> optimizer = SGD([weight], momentum=0.9)
+    >>> highest_momentum(optimizer, StepGradients(optimizer))
+    0.9
     """
     if not isinstance(optimizer, SGD):
         return 0.0
-    return max(float(group["momentum"]) for group in optimizer.param_groups)
+    groups = zip(optimizer.param_groups, step.groups, strict=True)
+    return max((float(group["momentum"]) for group, moved in groups if moved), default=0.0)
 
 
 @torch.no_grad()
-def forget_velocity(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+def forget_velocity(optimizer: Optimizer, groups: Sequence[Sequence[Tensor]]) -> None:
     """Let SGD's momentum begin afresh for these parameters (O'Donoghue and Candès 2015).
 
     >>> weight = torch.nn.Parameter(torch.ones(1))
     >>> optimizer = SGD([weight], lr=0.1, momentum=0.9)
     >>> weight.sum().backward()
     >>> optimizer.step()
-    >>> forget_velocity(optimizer, [weight])
+    >>> forget_velocity(optimizer, [[weight]])
     >>> optimizer.state[weight]["momentum_buffer"]
     tensor([0.])
     """
-    for parameter in parameters:
-        velocity = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if velocity is not None:
-            velocity.zero_()
+    for group in groups:
+        for parameter in group:
+            velocity = optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if velocity is not None:
+                velocity.zero_()
 
 
 def weight_norms(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -36,7 +36,8 @@ class Step(NamedTuple):
             `uses_loss`, and where there is none that says how well the training is.
         sensitive_norm: norm of the gradients without those of scale-invariant weights (see `ScaleInvariance`), ``()``;
             None where there is no loss, and in every scope but "global".
-        momentum: SGD's, the highest of its parameter groups; 0 where there is none.
+        momentum: SGD's, the highest of the parameter groups that have a gradient, where `Clip.restart` is heeded; 0
+            elsewhere.
 
     >>> import torch
     >>> Step(norm=torch.tensor(6.0), learning_rate=None, initial_weight_norm=torch.tensor(1.0)).norm
@@ -59,7 +60,9 @@ class Clip(NamedTuple):
         threshold: S, the shape of `Step.norm`; infinite where nothing is known yet.
         target: S, never above the threshold.
         reason: which of the policy's `reasons` the threshold has, int64, S; None: it has but one.
-        restart: whether SGD is to forget its velocity before this step, bool, S; None: no.
+        restart: whether SGD is to forget its velocity before this step, bool, ``()``; None: no. Heeded in the scope
+            "global", where the host reads at each step what is to be done: on a CPU, and elsewhere unless `nonfinite`
+            is "zero" or gradients are scaled.
 
     >>> import torch
     >>> Clip(threshold=torch.tensor(5.0), target=torch.tensor(5.0)).threshold

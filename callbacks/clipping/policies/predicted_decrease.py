@@ -71,7 +71,7 @@ class PredictedDecrease(NamedTuple):
         far = (history["count"] >= FIRST) * (FAR - 1) + 1
         short = minimum(threshold, divided(far * (threshold * threshold), sensitive))
         target = where(loss > RUNAWAY * followed, threshold, short)
-        restart = (before == TRUSTED) & (trust == OVER) if trusted_momentum(step) else None
+        restart = (before == TRUSTED) & (trust == OVER)
         if step.sensitive_norm is None:
             return Clip(threshold, target, restart=restart)
         whole = where(step.sensitive_norm > 0, divided(step.norm, step.sensitive_norm), math.inf)
@@ -80,11 +80,14 @@ class PredictedDecrease(NamedTuple):
     def trust(self, history: History, step: Step, loss: Number) -> Number:
         """Whether the momentum is trusted: `TRUSTED`, `OVER`, or neither yet."""
         followed = where(history["loss"] == 0, loss, history["loss"])
-        before, share, momentum = trust_so_far(history), history["share"], trusted_momentum(step)
-        sensitive, most = sensitive_norm(step), (1 + momentum) / (1 - momentum) * followed
-        too_fast = (sensitive * sensitive * highest_rate(history, step) > most) | (loss > BETRAYAL * followed)
+        before, share, rate = trust_so_far(history), history["share"], highest_rate(history, step)
+        sensitive, momentum = sensitive_norm(step), trusted_momentum(step)
+        promises_too_much = sensitive * sensitive * rate > (1 + momentum) / (1 - momentum) * followed
+        too_fast = promises_too_much | (loss > BETRAYAL * followed)
         over = (before == OVER) | too_fast | ((before == TRUSTED) & (share <= self.share))
-        return where(over, OVER, where(share >= OPENED * self.share, TRUSTED, before))
+        now = where(over, OVER, where(share >= OPENED * self.share, TRUSTED, before))
+        tells = (sensitive < math.inf) & (loss > 0) & (loss < math.inf) & (followed < math.inf) & (rate > 0)
+        return where(tells, now, before)  # else the rule rests
 
     def observe(self, history: History, step: Step, loss: Number) -> History:
         """Follow the loss, unless it is not finite; widen the share as it falls, and narrow it as it rises.

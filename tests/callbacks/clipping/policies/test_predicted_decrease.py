@@ -211,8 +211,6 @@ class TestTrustInAMomentum:
 
     def test_takes_no_velocity_that_was_not_trusted(self):
         assert not any(self.restarts([5.0, 5.0, 8.0, 5.0, 9.0], self.opened(0.2)))
-        step = Step(number(0.1), 0.1, WEIGHTS, loss=number(5.0))
-        assert PROMISES.clip(self.opened(), step).restart is None
 
     def test_is_not_there_at_a_momentum_of_1_nor_in_a_history_from_before_there_was_any(self):
         assert self.thresholds([0.1] * 3, [5.0] * 3, momentum=1.0) == [1.0] * 3
