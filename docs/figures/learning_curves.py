@@ -28,6 +28,13 @@ MULTI30K = [
 WITHIN_TENTH = [10.6, 23.2, 26.6, 26.5, 30.5, 30.7, 32.8, 33.7, 33.5, 33.6, 35.2, 35.2, 35.0, 35.2, 35.2]
 SMALL = [0.4, 3.3, 7.6, 13.0, 18.6, 21.7, 25.0, 26.0, 27.3]
 
+RACE = {  # seconds of CPU time in training, and BLEU then; translation_race.py --train, 2026-11-30
+    "Seq2Seq": [(269, 15.52), (506, 23.42), (725, 28.33), (943, 30.58)],
+    "JoeyNMT 2.3.0": [
+        *((590, 1.29), (1156, 2.33), (1735, 11.64), (2261, 22.53), (2865, 28.39), (3457, 29.90), (4030, 29.43)),
+    ],
+}
+
 
 def small_budget() -> None:
     """Draw validation perplexity over epochs, of words of the Penn Treebank."""
@@ -75,7 +82,22 @@ def initial_weights() -> None:
     picture.save("initial_weights")
 
 
+def race_to_bleu() -> None:
+    """Draw BLEU of greedy translations over CPU time, of `Seq2Seq` and of JoeyNMT."""
+    picture = Picture(11.4, 5.0)
+    axes = picture.inset(1.15, 1.0, 9.8, 3.7)
+    for (name, points), colour in zip(RACE.items(), (RED, TEAL), strict=True):
+        seconds, scores = zip(*points, strict=True)
+        minutes = [second / 60 for second in seconds]
+        axes.plot(minutes, scores, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
+    axes.axhline(30, color=FAINT, lw=1.2, ls="--")
+    axes.set(xlim=(0, 70), ylim=(0, 34), xlabel="CPU time in training, minutes", ylabel="validation BLEU, greedy")
+    axes.legend(frameon=False, loc="lower right")
+    picture.save("race_to_bleu")
+
+
 if __name__ == "__main__":
     small_budget()
     characters()
     initial_weights()
+    race_to_bleu()
