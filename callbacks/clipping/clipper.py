@@ -167,6 +167,7 @@ class GradientClipper:
             changed = nonfinite or clipped
             if restart:
                 forget_velocity(self.optimizer, self._chosen.groups())
+                record.restarted = step
             if clipped:
                 units.multiply_(gradients, numbers.in_tensors(record.coefficient), read=True)
             if nonfinite:
@@ -214,7 +215,9 @@ class GradientClipper:
         counts = zip(report.by_reason, self.policy.reasons, strict=False)
         why = [f"{count:,} {reason}{'' if count == 1 else 's'}" for count, reason in counts if count]
         skipped = f"; {report.skipped_steps:,.0f} had non-finite gradients" if report.skipped_steps else ""
-        return line + (f" ({', '.join(why)})" if why else "") + skipped
+        restarted = self._record.restarted
+        afresh = "" if restarted < 0 else f"; the momentum began afresh at step {restarted:,}"
+        return line + (f" ({', '.join(why)})" if why else "") + skipped + afresh
 
     def detach(self) -> None:
         """Leave the optimizer as it was: nothing bounds its updates any more, and it has no hook."""

@@ -51,6 +51,7 @@ class ClippingRecord:
         coefficient: what the last step's gradients are multiplied by, S; 0 where the gradient was not finite.
         scale: which weights are scale-invariant.
         told: when the last report was taken: the steps made by then, and how many of them for each reason.
+        restarted: the step before which the optimizer forgot its velocity; -1: none so far.
         flags: whether the last step's gradient was not finite, whether it was to be clipped anywhere, and whether the
             optimizer is to forget its velocity.
     """
@@ -60,6 +61,7 @@ class ClippingRecord:
         self.weight_norms: list[Tensor] = []
         self.told: tuple[int, tuple[int, ...]] = (0, ())
         self.scale = ScaleInvariance()
+        self.restarted = -1
         self._pairs = 0
         self.flags: tuple[Number, Number, Number] = (False, False, False)
         self._counts: dict[str, Number] = dict.fromkeys(COUNTS, 0)
@@ -209,6 +211,7 @@ class ClippingRecord:
             "pairs": self._pairs,
             "scale": self.scale.state_dict(),
             "told": [self.told[0], *self.told[1]],
+            "restarted": self.restarted,
         }
 
     @classmethod
@@ -226,6 +229,7 @@ class ClippingRecord:
             record.scale.load_state_dict(state["scale"])
         steps, *reasons = state.get("told", [0])
         record.told = steps, tuple(reasons)
+        record.restarted = state.get("restarted", -1)
         return record
 
 

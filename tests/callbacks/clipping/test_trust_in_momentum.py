@@ -26,7 +26,7 @@ class Told:
         self.velocities: list[float] = []
 
     def train(self, losses, gradients=(), **settings):
-        clipper = GradientClipper(self.optimizer, **settings)
+        self.clipper = clipper = GradientClipper(self.optimizer, **settings)
         for loss, gradient in itertools.zip_longest(losses, gradients, fillvalue=2.0):
             self.weight.grad = torch.full_like(self.weight, gradient)
             clipper.clip(torch.tensor(loss))
@@ -45,6 +45,20 @@ def restarted(told):
 def test_the_velocity_is_forgotten_at_the_leap_and_never_again(nesterov):
     told = Told(momentum=MOMENTUM, nesterov=nesterov).train([*LOSSES, 40.0, 5.0])
     assert restarted(told) == [LEAP]
+
+
+def test_the_line_at_the_end_says_so_after_a_checkpoint_too():
+    told = Told(momentum=MOMENTUM).train(LOSSES)
+    said = f"; the momentum began afresh at step {LEAP}"
+    assert told.clipper.summary().endswith(said)
+    resumed = GradientClipper(told.optimizer)
+    resumed.load_state_dict(told.clipper.state_dict())
+    assert resumed.summary() == told.clipper.summary()
+    assert "afresh" not in Told(momentum=MOMENTUM).train(LOSSES[:LEAP]).clipper.summary()
+    older = told.clipper.state_dict()
+    del older["record"]["restarted"]
+    resumed.load_state_dict(older)
+    assert resumed.summary() + said == told.clipper.summary()
 
 
 def test_a_leap_before_the_bound_has_opened_leaves_the_velocity_alone():
