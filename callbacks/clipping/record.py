@@ -133,7 +133,7 @@ class ClippingRecord:
         self.coefficient = where(nonfinite, 0.0, where(clipped, divided(clip.target, norm), 1.0))
         several = isinstance(norm, Tensor) and norm.ndim > 0
         anywhere, number = (clipped.any(), clipped.sum()) if several else (clipped, clipped)
-        restart = False if clip.restart is None or several else clip.restart & (nonfinite ^ True)
+        restart = (False if clip.restart is None or several else clip.restart) & (nonfinite ^ True)
         self.flags = nonfinite, anywhere, restart
         counts = self._counts
         run = (counts["run"] + 1) * nonfinite
@@ -169,12 +169,7 @@ class ClippingRecord:
 
     def read_flags(self) -> list[bool]:
         """The flags, in one transfer; waits for the device."""
-        nonfinite, anywhere, restart = self.flags
-        if not isinstance(nonfinite, Tensor):
-            return [nonfinite, anywhere, restart]
-        flags = [nonfinite, anywhere, *([restart] if isinstance(restart, Tensor) else [])]
-        read: list[bool] = torch.stack(flags).tolist()
-        return [*read, False][:3]
+        return torch.stack(self.flags).tolist() if isinstance(self.flags[0], Tensor) else list(self.flags)
 
     def read_run(self) -> int:
         """How many steps in a row have had a non-finite gradient; waits for the device."""

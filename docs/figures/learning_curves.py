@@ -3,7 +3,10 @@
 The numbers are those of their ``metrics.csv``, as docs/recipes tell.
 """
 
+from collections.abc import Sequence
+
 from draw import FAINT, RED, TEAL, VIOLET, Picture
+from matplotlib.axes import Axes
 
 PTB_QUICK = [234.0, 154.8, 133.2, 122.3, 115.0, 109.3, 104.8, 101.6, 100.1, 99.8]  # 2026-11-27
 PTB_10M = [  # 2026-11-29
@@ -36,12 +39,17 @@ RACE = {  # seconds of CPU time in training, and BLEU then; translation_race.py 
 }
 
 
+def draw_curve(axes: Axes, places: Sequence[float], values: Sequence[float], colour: str, name: str) -> None:
+    """Draw what was measured, a dot each."""
+    axes.plot(places, values, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
+
+
 def small_budget() -> None:
     """Draw validation perplexity over epochs, of words of the Penn Treebank."""
     picture = Picture(11.4, 6.0)
     axes = picture.inset(1.15, 1.0, 9.8, 4.6)
     for name, values, colour in (("ptb-quick", PTB_QUICK, TEAL), ("ptb-10m", PTB_10M, RED)):
-        axes.plot(range(1, len(values) + 1), values, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
+        draw_curve(axes, range(1, len(values) + 1), values, colour, name)
     axes.axhline(PUBLISHED, color=FAINT, lw=1.2, ls="--", label="2 × 512, tied, after 30 epochs (srush/cs287)")
     axes.set(xlim=(0.5, 20.5), ylim=(74, 160), xlabel="epochs", ylabel="validation perplexity", xticks=range(2, 21, 2))
     axes.legend(frameon=False)
@@ -56,7 +64,7 @@ def characters() -> None:
         ("ptb-char, validation", CHARACTERS, RED),
         ("one layer of 800 at twice the rate, validation", ONE_LAYER, TEAL),
     ):
-        axes.plot(range(1, len(values) + 1), values, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
+        draw_curve(axes, range(1, len(values) + 1), values, colour, name)
     epochs = [800 * (number + 1) / 3266 for number in range(len(CHARACTERS_TRAINING))]
     axes.plot(epochs, CHARACTERS_TRAINING, color=FAINT, lw=1.2, label="ptb-char, training")
     axes.plot(5, CHARACTERS_TESTED, color=RED, ls="", marker="*", ms=10, label="ptb-char, test")
@@ -76,7 +84,7 @@ def initial_weights() -> None:
         ("embeddings within ±0.1, layers as they say, dropout 0.4, broken off", SMALL, TEAL),
     ):
         steps = [BETWEEN * (number + 1) for number in range(len(values))]
-        axes.plot(steps, values, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
+        draw_curve(axes, steps, values, colour, name)
     axes.set(xlim=(0, 9200), ylim=(0, 40), xlabel="steps", ylabel="validation BLEU, greedy")
     axes.legend(frameon=False, loc="lower right")
     picture.save("initial_weights")
@@ -89,7 +97,7 @@ def race_to_bleu() -> None:
     for (name, points), colour in zip(RACE.items(), (RED, TEAL), strict=True):
         seconds, scores = zip(*points, strict=True)
         minutes = [second / 60 for second in seconds]
-        axes.plot(minutes, scores, color=colour, lw=1.8, marker="o", ms=3.5, label=name)
+        draw_curve(axes, minutes, scores, colour, name)
     axes.axhline(30, color=FAINT, lw=1.2, ls="--")
     axes.set(xlim=(0, 70), ylim=(0, 34), xlabel="CPU time in training, minutes", ylabel="validation BLEU, greedy")
     axes.legend(frameon=False, loc="lower right")
