@@ -58,8 +58,10 @@ class Auto(ClippingPolicy):
     Scale-invariant weights, as before a batch norm, bear steps of any length. In the scope "global" their gradients are
     left out of ‖g‖ here once they are known (see `ScaleInvariance`); the threshold that is told is that of the whole.
 
-    Nothing of this depends on the scale of weights or of the loss. A loss that has ever been 0 or less says nothing
-    of how much there is to gain: from then on this rule rests, as it does without a loss (see
+    Nothing of this depends on the scale of weights or of the loss. A loss of 0 or less says that 0 is not its bound.
+    If c has opened to 1.2·c₀ by then, as much is supposed to be left to gain as has been gained since the first loss:
+    everything is measured above a floor as far below, which moves on each time that the loss reaches it. Otherwise,
+    and once c is back at c₀ below 0, this rule rests for good, as it does without a loss (see
     `AdaptiveGradientClipping` on where that is), with a learning rate of 0, and with adaptive optimizers, whose update
     does not scale with the gradient. There the outlier rule is left.
 

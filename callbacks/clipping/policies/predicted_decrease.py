@@ -33,6 +33,7 @@ RUNAWAY = 2.0  # followed losses; a loss above them is one that a velocity carri
 TRUSTED, OVER = 1.0, 0.0  # a momentum; in between it is neither yet
 OPENED = 1.5  # narrowest shares; one as wide has earned trust in the momentum
 BETRAYAL = 1.5  # followed losses; a loss above them ends it for good
+LOWERED = 1.2  # narrowest shares; one as wide where the loss comes to 0 shows that it has been lowered on purpose
 
 
 class PredictedDecrease(NamedTuple):
@@ -55,6 +56,7 @@ class PredictedDecrease(NamedTuple):
             "ceiling": torch.zeros_like(norm),
             "highest_rate": torch.zeros_like(norm),
             "trust": torch.full_like(norm, 0.5),
+            "floor": torch.zeros_like(norm),
         }
 
     def clip(self, history: History, step: Step, loss: Number) -> Clip:
@@ -62,8 +64,9 @@ class PredictedDecrease(NamedTuple):
 
         Of ``history`` the norms' ``count`` is used as well.
         """
+        trust, loss = self.trust(history, step, loss), loss - floor_so_far(history)
         followed = where(history["loss"] == 0, loss, history["loss"])
-        share, before, trust = history["share"], trust_so_far(history), self.trust(history, step, loss)
+        share, before = history["share"], trust_so_far(history)
         share = where(trust == TRUSTED, share / (1 - trusted_momentum(step)), share)
         threshold = root(divided(share * followed, highest_rate(history, step)))
         threshold = where(threshold > 0, threshold, math.inf)  # NaN too, as of a loss below 0
@@ -79,6 +82,7 @@ class PredictedDecrease(NamedTuple):
 
     def trust(self, history: History, step: Step, loss: Number) -> Number:
         """Whether the momentum is trusted: `TRUSTED`, `OVER`, or neither yet."""
+        loss = loss - floor_so_far(history)
         followed = where(history["loss"] == 0, loss, history["loss"])
         before, share, rate = trust_so_far(history), history["share"], highest_rate(history, step)
         sensitive, momentum = sensitive_norm(step), trusted_momentum(step)
@@ -92,37 +96,44 @@ class PredictedDecrease(NamedTuple):
     def observe(self, history: History, step: Step, loss: Number) -> History:
         """Follow the loss, unless it is not finite; widen the share as it falls, and narrow it as it rises.
 
+        All of it above the floor, which a loss that reaches it moves further down.
+
         Of ``history`` the norms' ``count``, before this step's, is used as well.
         """
-        older = {"usual": history["smoothed"], "trust": trust_so_far(history)}  # which they do not have
-        history = older | history
+        before = {"usual": history["smoothed"], "trust": trust_so_far(history), "floor": floor_so_far(history)}
+        history = before | history  # which older ones do not have
+        trust, loss = self.trust(history, step, loss), loss - history["floor"]
         known, followed = abs(loss) < math.inf, history["loss"]  # in half of the operations of `isfinite`
         first = followed == 0
         ceiling = where(first, CEILING * loss, history["ceiling"])
         moved = minimum(followed * clamped(divided(loss, followed), FALL, RISE), ceiling)
-        trusted = (loss > 0) & (followed < math.inf)
-        followed = where(trusted, where(first, loss, moved), math.inf)
         recent, usual = (
             where(first, loss, before + clamped(span / (span + history["count"]), high=0.5) * (loss - before))
             for before, span in ((history["smoothed"], RECENT), (history["usual"], USUAL))
         )
         is_new_low = recent < history["lowest"]
+        lowest = where(is_new_low, recent, history["lowest"])
         share = history["share"]
         closed = where(recent < HIGHER * usual, share * STANDSTILL, share * CLIMB)
         changed = where(is_new_low, share * NEW_LOW, where(recent < LOWER * usual, share * PROGRESS, closed))
         rate = highest_rate(history, step)
         sensitive = sensitive_norm(step)
+        deep, gained = history["floor"] < 0, ceiling / CEILING - lowest
+        kept = where(deep, share > self.share, share >= LOWERED * self.share)
+        deeper = where((loss <= 0) & kept & (gained > 0), gained, 0.0)
+        goes_on = where(loss > 0, kept | (history["floor"] == 0), deeper > 0) & (followed < math.inf)
         promised = sensitive * sensitive * rate
         near = promised > NEAR * share * history["loss"]
         widest = near * ((WIDEST - WIDE) * self.share) + WIDE * self.share
         after = {
-            "loss": followed,
+            "loss": where(goes_on, where(first, loss, moved) + deeper, math.inf),
             "share": minimum(clamped(changed, low=self.share), maximum(widest, share)),
-            "smoothed": recent,
-            "usual": usual,
-            "lowest": where(is_new_low, recent, history["lowest"]),
-            "ceiling": ceiling,
-            "trust": self.trust(history, step, loss),
+            "smoothed": recent + deeper,
+            "usual": usual + deeper,
+            "lowest": lowest + deeper,
+            "ceiling": ceiling + CEILING * deeper,
+            "trust": trust,
+            "floor": history["floor"] - deeper,
         }
         return {
             **{name: where(known, value, history[name]) for name, value in after.items()},
@@ -137,7 +148,12 @@ def sensitive_norm(step: Step) -> Number:
 
 def trust_so_far(history: History) -> Number:
     """What `PredictedDecrease.trust` was; over in histories of before there was any."""
-    return history.get("trust", history["loss"] * 0)
+    return history.get("trust", history["share"] * 0)
+
+
+def floor_so_far(history: History) -> Number:
+    """What the loss is supposed not to fall below; 0 in histories of before there was any."""
+    return history.get("floor", history["share"] * 0)
 
 
 def trusted_momentum(step: Step) -> float:

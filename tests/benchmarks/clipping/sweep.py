@@ -3,11 +3,11 @@
     python tests/benchmarks/clipping/sweep.py --ptb FOLDER [--full] [--workers 2] [--only NAME …] [--rules RULE …]
 
 Every training (see trainings/) is run without clipping, at fixed thresholds and by each rule, at four learning rates.
-There are 61. The settings of `Auto` were chosen with a view on nine of the first 24. The others (trainings/later/) were
+There are 68. The settings of `Auto` were chosen with a view on nine of the first 24. The others (trainings/later/) were
 written after that, to check it; how the rule tells whether a training makes progress was then chosen with a view on
 thirteen of these too. The other eleven had no part in any choice, nor had thirteen that nobody had seen, written last
-by someone who did not know how the rule was made (trainings/unseen/). `Training.chosen_on`, the report's star, says
-which.
+by someone who did not know how the rule was made (trainings/unseen/). What bounds a step where the loss is below 0 was
+chosen on the last seven (trainings/below_zero.py). `Training.chosen_on`, the report's star, says which.
 
 The reduced grid, to be run for every change of the rule, has `none` and `auto`, two seeds and the short length. With
 `--full` there are all fixed thresholds (eight, or three to five in the later trainings), every rule and three seeds,

@@ -98,8 +98,14 @@ def test_a_loss_that_is_not_finite_says_nothing_of_a_momentum():
     assert restarted(Told(momentum=MOMENTUM).train(losses)) == [LEAP + 2]
 
 
-def test_after_a_loss_of_0_nothing_is_forgotten():
-    assert restarted(Told(momentum=MOMENTUM).train([*LOSSES[:LEAP], 0.0, *[4.0] * 500, 20.0])) == []
+def test_after_a_loss_of_0_that_no_training_has_brought_about_nothing_is_forgotten():
+    assert restarted(Told(momentum=MOMENTUM).train([0.0, *LOSSES])) == []
+
+
+def test_a_loss_of_0_that_training_has_brought_about_does_not_end_the_trust():
+    losses = [*LOSSES[:LEAP], 0.0, *[4.0] * 20]
+    assert restarted(Told(momentum=MOMENTUM).train(losses)) == []
+    assert restarted(Told(momentum=MOMENTUM).train([*losses, 40.0, 4.0, 40.0])) == [len(losses)]
 
 
 def test_with_a_rate_of_0_nothing_is_forgotten():

@@ -1,5 +1,6 @@
 """The trainings of the bench, by name."""
 
+from trainings.below_zero import BELOW_ZERO
 from trainings.later import LATER
 from trainings.objectives import GAN, VAE, PolicyGradient
 from trainings.pictures import (
@@ -47,4 +48,5 @@ TRAININGS: dict[str, type[Training]] = {
     "policy-gradient-sgd": PolicyGradient,
     **LATER,
     **UNSEEN,
+    **BELOW_ZERO,
 }

@@ -36,9 +36,8 @@ def run(policy, steps, make):
     return history, answers
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)  # rounding may break a tie of two averages
-@given(st.lists(st.tuples(NORMS, LOSSES, RATES, st.sampled_from([None, 0.0, 0.5, 1.0])), min_size=1, max_size=40))
-def test_numbers_and_tensors_give_the_same(steps):
+def check(steps):
+    """That both give the same; the history."""
     policy = Auto(window=8)
     history, answers = run(policy, steps, numbers.in_numbers)
     expected_history, expected = run(policy, steps, torch.Tensor.clone)
@@ -51,6 +50,18 @@ def test_numbers_and_tensors_give_the_same(steps):
         assert isinstance(got.threshold, float)
         assert isinstance(got.target, float)
         assert_close(got[:2], tuple(map(numbers.in_numbers, wanted[:2])), rtol=1e-5, atol=1e-6, equal_nan=True)
+    return history
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)  # rounding may break a tie of two averages
+@given(st.lists(st.tuples(NORMS, LOSSES, RATES, st.sampled_from([None, 0.0, 0.5, 1.0])), min_size=1, max_size=40))
+def test_numbers_and_tensors_give_the_same(steps):
+    check(steps)
+
+
+def test_they_give_the_same_of_a_loss_that_falls_below_0():
+    history = check([(1.0, 4.0 - 0.1 * step, 0.1, None) for step in range(100)])
+    assert history["floor"] < -8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
