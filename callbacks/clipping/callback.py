@@ -59,9 +59,9 @@ class AdaptiveGradientClipping(Callback):
     ==============================  ==============================================================================
 
     *Loss.* With SGD, `Auto` measures a step by the loss, which a Trainer hands over under automatic optimisation. Under
-    manual optimisation none is looked at, and outliers alone are clipped; so they are with a loss that has ever been 0
-    or less, and with ``policy=Auto(largest_decrease=None)``, which is for losses that rise by design. Where a loss or
-    a gradient shows that the rate is too high for a momentum, its velocity is set to zero once.
+    manual optimisation none is looked at, and outliers alone are clipped; so they are after a loss of 0 or less that
+    is not training's work, and with ``policy=Auto(largest_decrease=None)``, which is for losses that rise by design.
+    Where a loss or a gradient shows that the rate is too high for a momentum, its velocity is set to zero once.
 
     *Learning rate.* With `Auto(longest_update=0.05)` and an optimizer other than SGD, updates that would be longer than
     5 % of the initial weights, in the middle one of the weight matrices, are shortened through the learning rate, for

@@ -61,9 +61,9 @@ class Auto(ClippingPolicy):
     Nothing of this depends on the scale of weights or of the loss. A loss of 0 or less says that 0 is not its bound.
     If c has opened to 1.2·c₀ by then, as much is supposed to be left to gain as has been gained since the first loss:
     everything is measured above a floor as far below, which moves on each time that the loss reaches it. Otherwise,
-    and once c is back at c₀ below 0, this rule rests for good, as it does without a loss (see
-    `AdaptiveGradientClipping` on where that is), with a learning rate of 0, and with adaptive optimizers, whose update
-    does not scale with the gradient. There the outlier rule is left.
+    and once c is back at c₀ while the recent loss is a quarter higher above that floor than its lowest, this rule rests
+    for good, as it does without a loss (see `AdaptiveGradientClipping` on where that is), with a learning rate of 0,
+    and with adaptive optimizers, whose update does not scale with the gradient. There the outlier rule is left.
 
     *Length of adaptive optimizers' updates.* Off unless `longest_update` is given: `AdaptiveGradientClipping` then
     measures the updates of the weight matrices of Adam and its kin and, where that of the middle one is longer than

@@ -34,6 +34,7 @@ TRUSTED, OVER = 1.0, 0.0  # a momentum; in between it is neither yet
 OPENED = 1.5  # narrowest shares; one as wide has earned trust in the momentum
 BETRAYAL = 1.5  # followed losses; a loss above them ends it for good
 LOWERED = 1.2  # narrowest shares; one as wide where the loss comes to 0 shows that it has been lowered on purpose
+IN_VAIN = 1.25  # lowest recent losses; one above them after the share has closed shows that nothing is gained by it
 
 
 class PredictedDecrease(NamedTuple):
@@ -104,8 +105,12 @@ class PredictedDecrease(NamedTuple):
         history = before | history  # which older ones do not have
         trust, loss = self.trust(history, step, loss), loss - history["floor"]
         known, followed = abs(loss) < math.inf, history["loss"]  # in half of the operations of `isfinite`
-        first = followed == 0
+        first, share, deep = followed == 0, history["share"], history["floor"] < 0
         ceiling = where(first, CEILING * loss, history["ceiling"])
+        gained = ceiling / CEILING - history["lowest"]
+        reached = (loss <= 0) & (gained > 0) & (deep | (share >= LOWERED * self.share))
+        goes_on = (reached | (loss > 0)) & (followed < math.inf)
+        loss = where(reached, maximum(loss, -gained), loss)  # one batch changes little
         moved = minimum(followed * clamped(divided(loss, followed), FALL, RISE), ceiling)
         recent, usual = (
             where(first, loss, before + clamped(span / (span + history["count"]), high=0.5) * (loss - before))
@@ -113,20 +118,17 @@ class PredictedDecrease(NamedTuple):
         )
         is_new_low = recent < history["lowest"]
         lowest = where(is_new_low, recent, history["lowest"])
-        share = history["share"]
+        deeper = where(reached, ceiling / CEILING - lowest, 0.0)
         closed = where(recent < HIGHER * usual, share * STANDSTILL, share * CLIMB)
         changed = where(is_new_low, share * NEW_LOW, where(recent < LOWER * usual, share * PROGRESS, closed))
         rate = highest_rate(history, step)
         sensitive = sensitive_norm(step)
-        deep, gained = history["floor"] < 0, ceiling / CEILING - lowest
-        kept = where(deep, share > self.share, share >= LOWERED * self.share)
-        deeper = where((loss <= 0) & kept & (gained > 0), gained, 0.0)
-        goes_on = where(loss > 0, kept | (history["floor"] == 0), deeper > 0) & (followed < math.inf)
+        in_vain = deep & (share <= self.share) & (recent > IN_VAIN * lowest)
         promised = sensitive * sensitive * rate
         near = promised > NEAR * share * history["loss"]
         widest = near * ((WIDEST - WIDE) * self.share) + WIDE * self.share
         after = {
-            "loss": where(goes_on, where(first, loss, moved) + deeper, math.inf),
+            "loss": where(in_vain, math.inf, where(goes_on, where(first, loss, moved) + deeper, math.inf)),
             "share": minimum(clamped(changed, low=self.share), maximum(widest, share)),
             "smoothed": recent + deeper,
             "usual": usual + deeper,

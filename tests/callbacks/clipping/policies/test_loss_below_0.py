@@ -54,7 +54,7 @@ def test_what_is_known_of_the_loss_is_known_above_the_new_floor():
     [at] = [step for step, loss in enumerate(FALLING) if loss <= 0 < FALLING[step - 1]]
     before, after = seen[at - 1], seen[at]
     deeper = -after["floor"].item()
-    assert deeper > 3.7
+    assert deeper > 3.6
     assert_close(after["loss"].item(), 0.99 * before["loss"].item() + deeper, rtol=1e-6, atol=0)
     for name, span in (("smoothed", 16), ("usual", 4)):
         mean = before[name].item()
@@ -85,10 +85,22 @@ def test_nothing_else_tells_a_loss_above_a_floor_from_one_above_0(losses, norms,
     history |= {name: torch.full_like(history[name], value) for name, value in (known | {"log_norms": 0}).items()}
     above, seen = run([loss - floor for loss in losses], history, momentum, norms[: len(losses)])
     below, sunk = run(losses, history | {"floor": number(floor)}, momentum, norms[: len(losses)])
-    until = next((step for step, here in enumerate(seen) if here["share"] <= 0.2), len(seen)) + 1
+    closed = (step for step, here in enumerate(seen) if here["share"] <= 0.2)  # which ends it below 0
+    until = next(closed, len(seen)) + 1
     assert_close(below[:until], above[:until])
     for name in ("share", "loss", "smoothed", "usual", "lowest", "ceiling", "trust"):
         assert_close([h[name].item() for h in sunk][:until], [h[name].item() for h in seen][:until], msg=name)
+
+
+def test_one_batch_far_below_0_counts_as_one_as_far_below_as_has_been_gained():
+    _, seen = run([*FALLING[:30], -1e6, *FALLING[30:40]])
+    before, after = seen[29], seen[30]
+    recent = before["lowest"].item()
+    recent += 16 / 46 * (-(4.0 - recent) - recent)
+    floor = -(4.0 - recent)
+    assert_close([history["floor"].item() for history in seen[30:]], [floor] * 11, rtol=1e-6, atol=0)
+    assert_close(after["loss"].item(), 0.99 * before["loss"].item() - floor, rtol=1e-6, atol=0)
+    assert seen[-1]["lowest"] > 0
 
 
 class TestRestsForGood:
@@ -113,12 +125,20 @@ class TestRestsForGood:
     def test_where_the_first_loss_is_below_0(self):
         assert run([-1.0, *FALLING])[0] == [math.inf] * 101
 
-    def test_where_the_share_has_closed_again_below_0(self):
+    def test_where_the_share_has_closed_again_in_vain(self):
+        """At a recent loss more than one and a quarter times as high above the floor as the lowest."""
         losses = [*FALLING, *[FALLING[-1] + 0.01 * step for step in range(800)]]
         _, seen = run(losses)
         closed = next(step for step, here in enumerate(seen) if here["share"] <= 0.2)
         assert closed > len(FALLING)
+        assert seen[closed]["smoothed"] > 1.25 * seen[closed]["lowest"]
         self.rests(losses, closed + 1)
+
+    def test_but_not_while_the_loss_stays_near_its_lowest(self):
+        _, seen = run(FALLING)
+        history = seen[-1] | {"share": number(0.2)}
+        above = history["lowest"].item() + history["floor"].item()
+        assert max(run([above + 0.2 * history["lowest"].item()] * 300, history)[0]) < math.inf
 
     def test_where_a_loss_above_0_closes_the_share_it_does_not(self):
         assert max(run([2.0] * 300)[0]) < math.inf
