@@ -65,9 +65,9 @@ class PredictedDecrease(NamedTuple):
 
         Of ``history`` the norms' ``count`` is used as well.
         """
-        trust, loss = self.trust(history, step, loss), loss - floor_so_far(history)
+        loss = loss - floor_so_far(history)
         followed = where(history["loss"] == 0, loss, history["loss"])
-        share, before = history["share"], trust_so_far(history)
+        share, before, trust = history["share"], trust_so_far(history), self._trust(history, step, loss)
         share = where(trust == TRUSTED, share / (1 - trusted_momentum(step)), share)
         threshold = root(divided(share * followed, highest_rate(history, step)))
         threshold = where(threshold > 0, threshold, math.inf)  # NaN too, as of a loss below 0
@@ -81,9 +81,8 @@ class PredictedDecrease(NamedTuple):
         whole = where(step.sensitive_norm > 0, divided(step.norm, step.sensitive_norm), math.inf)
         return Clip(whole * threshold, whole * target, restart=restart)
 
-    def trust(self, history: History, step: Step, loss: Number) -> Number:
-        """Whether the momentum is trusted: `TRUSTED`, `OVER`, or neither yet."""
-        loss = loss - floor_so_far(history)
+    def _trust(self, history: History, step: Step, loss: Number) -> Number:
+        """Whether the momentum is trusted: `TRUSTED`, `OVER`, or neither yet; of the loss above the floor."""
         followed = where(history["loss"] == 0, loss, history["loss"])
         before, share, rate = trust_so_far(history), history["share"], highest_rate(history, step)
         sensitive, momentum = sensitive_norm(step), trusted_momentum(step)
@@ -103,13 +102,13 @@ class PredictedDecrease(NamedTuple):
         """
         before = {"usual": history["smoothed"], "trust": trust_so_far(history), "floor": floor_so_far(history)}
         history = before | history  # which older ones do not have
-        trust, loss = self.trust(history, step, loss), loss - history["floor"]
+        loss = loss - history["floor"]
+        trust = self._trust(history, step, loss)
         known, followed = abs(loss) < math.inf, history["loss"]  # in half of the operations of `isfinite`
         first, share, deep = followed == 0, history["share"], history["floor"] < 0
         ceiling = where(first, CEILING * loss, history["ceiling"])
         gained = ceiling / CEILING - history["lowest"]
         reached = (loss <= 0) & (gained > 0) & (deep | (share >= LOWERED * self.share))
-        goes_on = (reached | (loss > 0)) & (followed < math.inf)
         loss = where(reached, maximum(loss, -gained), loss)  # one batch changes little
         moved = minimum(followed * clamped(divided(loss, followed), FALL, RISE), ceiling)
         recent, usual = (
@@ -124,11 +123,12 @@ class PredictedDecrease(NamedTuple):
         rate = highest_rate(history, step)
         sensitive = sensitive_norm(step)
         in_vain = deep & (share <= self.share) & (recent > IN_VAIN * lowest)
+        goes_on = (reached | (loss > 0)) & (followed < math.inf) & (in_vain ^ True)
         promised = sensitive * sensitive * rate
         near = promised > NEAR * share * history["loss"]
         widest = near * ((WIDEST - WIDE) * self.share) + WIDE * self.share
         after = {
-            "loss": where(in_vain, math.inf, where(goes_on, where(first, loss, moved) + deeper, math.inf)),
+            "loss": where(goes_on, where(first, loss, moved) + deeper, math.inf),
             "share": minimum(clamped(changed, low=self.share), maximum(widest, share)),
             "smoothed": recent + deeper,
             "usual": usual + deeper,
@@ -149,7 +149,7 @@ def sensitive_norm(step: Step) -> Number:
 
 
 def trust_so_far(history: History) -> Number:
-    """What `PredictedDecrease.trust` was; over in histories of before there was any."""
+    """Whether the momentum was trusted; over in histories of before there was any."""
     return history.get("trust", history["share"] * 0)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from trainings.later.drawn import Drawn
+from trainings.later.regressions import gaussian_loss
 from trainings.training import Batch, Training
 
 
@@ -17,13 +18,21 @@ def perceptron(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class CouplingFlow(Drawn):
+class ByMomentum(Drawn):
+    """A training by SGD with momentum 0.9."""
+
+    batch_size, chosen_on = 64, True
+
+    def make_optimizer(self) -> Optimizer:
+        return SGD(self.parameters(), lr=self.rate, momentum=0.9)
+
+
+class CouplingFlow(ByMomentum):
     """Four affine couplings (Dinh et al. 2017), −log-likelihood of points near a half circle, SGD with momentum 0.9."""
 
     short, rates = 500, (0.001, 0.004, 0.016, 0.064)
     thresholds = (1.0, 4.0, 16.0, 64.0)
-    trivial_loss, chosen_on = 3.0, True
-    batch_size = 64
+    trivial_loss = 3.0
 
     def __init__(self, seed: int, rate: float, length: int = 1) -> None:
         super().__init__(seed, rate, length)
@@ -46,17 +55,13 @@ class CouplingFlow(Drawn):
         squares = kept.square().sum(1) + moved.square().sum(1)
         return (0.5 * squares + 2 * math.log(2 * math.pi) - log_determinant).mean()
 
-    def make_optimizer(self) -> Optimizer:
-        return SGD(self.parameters(), lr=self.rate, momentum=0.9)
 
-
-class EvidenceBound(Drawn):
+class EvidenceBound(ByMomentum):
     """A variational autoencoder whose decoder learns its variances (Kingma and Welling 2014), SGD with momentum 0.9."""
 
     short, rates = 500, (0.0003, 0.001, 0.004, 0.016)
     thresholds = (2.0, 8.0, 32.0)
-    trivial_loss, chosen_on = 3.5, True
-    batch_size = 64
+    trivial_loss = 3.5
 
     def __init__(self, seed: int, rate: float, length: int = 1) -> None:
         super().__init__(seed, rate, length)
@@ -77,11 +82,8 @@ class EvidenceBound(Drawn):
         divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(1)
         return 0.5 * (reconstruction + divergence).mean()
 
-    def make_optimizer(self) -> Optimizer:
-        return SGD(self.parameters(), lr=self.rate, momentum=0.9)
 
-
-class MutualInformation(Drawn):
+class MutualInformation(ByMomentum):
     """The bound of Donsker and Varadhan on a mutual information (Belghazi et al. 2018, MINE), SGD with momentum 0.9.
 
     Its loss starts at 0 but for chance. Rare and large gradients hold it back, so that any clipping may harm it.
@@ -89,7 +91,7 @@ class MutualInformation(Drawn):
 
     short, rates = 500, (0.03, 0.12, 0.5, 2.0)
     thresholds = (0.5, 1.0, 3.0, 8.0)
-    trivial_loss, chosen_on = 0.0, True
+    trivial_loss = 0.0
     batch_size = 128
     above = 0.0  # added to the loss
 
@@ -107,9 +109,6 @@ class MutualInformation(Drawn):
         apart = self.critic(torch.cat([first, second.roll(1, 0)], 1))[:, 0]
         return self.above - together + torch.logsumexp(apart, 0) - math.log(len(apart))
 
-    def make_optimizer(self) -> Optimizer:
-        return SGD(self.parameters(), lr=self.rate, momentum=0.9)
-
 
 class MutualInformationAbove(MutualInformation):
     """The same and a half: its loss starts above 0 and falls below it."""
@@ -123,13 +122,12 @@ class MutualInformationPositive(MutualInformation):
     above, trivial_loss = 3.0, 3.0
 
 
-class Drift(Drawn):
+class Drift(ByMomentum):
     """A Gaussian likelihood of what becomes harder to foretell: the loss falls below 0, and rises again by design."""
 
     short, rates = 600, (0.0003, 0.001, 0.005, 0.02)
     thresholds = (0.5, 2.0, 8.0)
-    trivial_loss, chosen_on = 1.0, True
-    batch_size = 64
+    trivial_loss = 1.0
 
     def __init__(self, seed: int, rate: float, length: int = 1) -> None:
         super().__init__(seed, rate, length)
@@ -150,11 +148,7 @@ class Drift(Drawn):
         return batch
 
     def loss(self, batch: Batch) -> Tensor:
-        mean, log_variance = self.net(batch[0]).chunk(2, 1)
-        return 0.5 * (log_variance + (batch[1] - mean).square() * (-log_variance).exp()).mean()
-
-    def make_optimizer(self) -> Optimizer:
-        return SGD(self.parameters(), lr=self.rate, momentum=0.9)
+        return gaussian_loss(self.net(batch[0]), batch[1])
 
 
 class Critic(Drawn):

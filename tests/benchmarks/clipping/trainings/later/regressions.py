@@ -152,6 +152,12 @@ class LogisticRegression(Tabular):
         return SGD(self.parameters(), lr=self.rate)
 
 
+def gaussian_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """−log-likelihood but for a constant, of means and log-variances side by side."""
+    mean, log_variance = outputs.chunk(2, dim=1)
+    return 0.5 * (log_variance + (targets - mean).square() * (-log_variance).exp()).mean()
+
+
 class MeanAndVariance(Drawn):
     """Mean and log-variance by two layers of 64, loss below 0 (Nix and Weigend 1994), SGD with momentum 0.9."""
 
@@ -170,8 +176,7 @@ class MeanAndVariance(Drawn):
         return points, torch.sin(2 * points) + noise
 
     def loss(self, batch: Batch) -> Tensor:
-        mean, log_variance = self.net(batch[0]).chunk(2, dim=1)
-        return 0.5 * (log_variance + (batch[1] - mean).square() * (-log_variance).exp()).mean()
+        return gaussian_loss(self.net(batch[0]), batch[1])
 
     def make_optimizer(self) -> Optimizer:
         return SGD(self.parameters(), lr=self.rate, momentum=0.9)
