@@ -196,7 +196,7 @@ class RecipeCLI(LightningCLI):
             return
         check_kept_options(options)
         if self._checkpoint is None:
-            check_schedule(options)
+            check_schedule(options, self._args)
         else:
             self._checkpoint.check_optimizer(yaml.safe_load(self._as_yaml(options))["model"])
         check_wandb_options(options)

@@ -7,9 +7,13 @@ from typing import Any
 from jsonargparse import Namespace
 
 from rnn_blocks.recipes import InputError
+from rnn_blocks.recipes.command_line.arguments import values_of
 from rnn_blocks.recipes.command_line.weights_and_biases import add_wandb_options
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR
 from rnn_blocks.recipes.run.tracking import LoggerChoice
+
+_OPTIMIZER_RATE = ("--model.optimizer.init_args.lr", "--model.optimizer.lr")
+_HIGHEST_RATE = ("--model.lr_scheduler.init_args.max_lr", "--model.lr_scheduler.max_lr")
 
 
 def add_run_options(add_argument: Callable[..., Any], monitor: str, monitors: Collection[str]) -> None:
@@ -97,22 +101,32 @@ def check_run_options(options: Namespace, monitors: Collection[str]) -> None:
         )
 
 
-def check_schedule(options: Namespace) -> None:
-    """Make sure that a new training does not outlive its learning-rate schedule, before any long work.
+def check_schedule(options: Namespace, args: list[str]) -> None:
+    """Make sure that a new training and its learning-rate schedule fit each other, before any long work.
 
     Args:
         options: of the command.
+        args: the command line.
 
     Raises:
-        InputError: where it would be longer than OneCycleLR, which cannot go on.
+        InputError: where it would be longer than OneCycleLR, which cannot go on, or where a rate is given to the
+            optimizer alone, which OneCycleLR puts its own in the place of.
 
-    >>> schedule = Namespace(class_path="torch.optim.lr_scheduler.OneCycleLR", init_args=Namespace(total_steps=3))
-    >>> model = Namespace(lr_scheduler=schedule, lr_interval="step")
-    >>> check_schedule(Namespace(trainer=Namespace(max_steps=6), model=model))  # doctest: +NORMALIZE_WHITESPACE
+    >>> schedule = Namespace(
+    ...     class_path="torch.optim.lr_scheduler.OneCycleLR", init_args=Namespace(max_lr=0.01, total_steps=3)
+    ... )
+    >>> model = Namespace(optimizer=Namespace(init_args=Namespace(lr=0.1)), lr_scheduler=schedule, lr_interval="step")
+    >>> check_schedule(Namespace(trainer=Namespace(max_steps=6), model=model), [])  # doctest: +NORMALIZE_WHITESPACE
     Traceback (most recent call last):
     ...
     rnn_blocks.recipes.InputError: --trainer.max_steps 6: the learning-rate schedule ends at step 3; give
     --model.lr_scheduler.init_args.total_steps 6 too
+    >>> given = ["--model.optimizer.lr", "0.1"]
+    >>> check_schedule(Namespace(trainer=Namespace(max_steps=3), model=model), given)  # doctest: +NORMALIZE_WHITESPACE
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: --model.optimizer.lr 0.1: OneCycleLR sets the learning rate, which it takes up
+    to 0.01; give --model.lr_scheduler.init_args.max_lr 0.1 too
     """
     schedule = options["model"].get("lr_scheduler")
     if schedule is None or not schedule["class_path"].endswith(".OneCycleLR"):
@@ -124,4 +138,13 @@ def check_schedule(options: Namespace) -> None:
         raise InputError(
             f"--trainer.max_{unit}s {longest}: the learning-rate schedule ends at {unit} {total}; give "
             f"--model.lr_scheduler.init_args.total_steps {longest} too"
+        )
+    given = [option for option in _OPTIMIZER_RATE if values_of(args, option)]
+    if not given or values_of(args, *_HIGHEST_RATE):
+        return
+    rate, highest = options["model"]["optimizer"]["init_args"]["lr"], schedule["init_args"]["max_lr"]
+    if rate != highest:
+        raise InputError(
+            f"{given[0]} {rate}: OneCycleLR sets the learning rate, which it takes up to {highest}; give "
+            f"--model.lr_scheduler.init_args.max_lr {rate} too"
         )

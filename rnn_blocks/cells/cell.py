@@ -110,7 +110,16 @@ class Cell(nn.Module):
         return None
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One step from raw inputs, ``(batch, input_size)``."""
+        """One step from raw inputs, ``(batch, input_size)``.
+
+        Raises:
+            ValueError: for inputs without a batch.
+        """
+        if inputs.dim() < 2:
+            raise ValueError(
+                f"a cell takes inputs (batch, input_size), got a tensor of shape {tuple(inputs.shape)}: "
+                "inputs.unsqueeze(0) is a batch of one"
+            )
         if state is None:
             state = self.initial_state(inputs.shape[0], inputs)
         return self.step(self.project_step(inputs), self.begin(state))

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,8 +44,31 @@ _process = CompileProcess()
 _told = False
 
 
-class Identity(int):
-    """An object's ``id`` in a key: it says nothing in another process."""
+class Identity:
+    """An object itself in a key: equal to none that comes to lie where it lay. It says nothing in another process.
+
+    >>> one, other = {1}, {1}
+    >>> Identity(one) == Identity(one), Identity(one) == Identity(other)
+    (True, False)
+    """
+
+    __slots__ = ("_number", "_object")
+
+    def __init__(self, value: object) -> None:
+        self._number = id(value)
+        try:
+            self._object: Callable[[], object] = weakref.ref(value)
+        except TypeError:  # of no class of its own, so that it cannot hold the cell that the key is kept for
+            self._object = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Identity) or self._number != other._number:
+            return False
+        mine = self._object()
+        return mine is not None and mine is other._object()
+
+    def __hash__(self) -> int:
+        return self._number
 
 
 @dataclass

@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,9 +23,11 @@ from rnn_blocks.engine.program import Program
 from rnn_blocks.engine.split import Compiler, Put
 from rnn_blocks.engine.state import State, like_state, state_tensors
 from rnn_blocks.engine.trace import steady_dtypes, trace_step
+from rnn_blocks.engine.transforms import is_wrapped
 from rnn_blocks.engine.unchanged import Unchanged
 
 MOST_PROGRAMS = 512  # kept for one cell: a program is for one set of shapes, and batches by length have hundreds
+MOST_DEPTH = 4  # of what settings hold
 MOST_COMPILED = 4  # of one cell where nobody asked for it: each takes seconds
 
 _recording = threading.RLock()  # torch's tracer works for one thread at a time
@@ -206,17 +209,35 @@ def _strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
 
 
 def _settings(cell: nn.Module) -> list[Any]:
-    """What a step may depend on besides tensors: the modules' plain attributes."""
+    """What a step may depend on besides tensors: the modules' plain attributes, and what their class calls a step."""
     return [
-        (type(module), tuple((name, _comparable(value)) for name, value in vars(module).items() if name[0] != "_"))
+        (
+            type(module),
+            Identity(getattr(type(module), "step", None)),
+            tuple((name, _comparable(value)) for name, value in vars(module).items() if name[0] != "_"),
+        )
         for module in cell.modules()
     ]
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: Any, depth: int = 0) -> Any:
+    """What tells a value from another one, and from itself once it has changed; of what it holds to a depth of four."""
     if isinstance(value, Tensor):
-        return Identity(id(value)), value._version
-    return value if isinstance(value, int | float | str | bool | None) else (_text(value), Identity(id(value)))
+        return Identity(value), value._version
+    if isinstance(value, int | float | str | bool | None):
+        return value
+    if hasattr(value, "__array_interface__") and hasattr(value, "tobytes"):  # NumPy's, whose text leaves numbers out
+        return _text(value), value.__array_interface__["typestr"], value.tobytes()
+    parts: tuple[Any, ...] = ()
+    if depth < MOST_DEPTH:
+        if isinstance(value, list | tuple):
+            parts = tuple(_comparable(part, depth + 1) for part in value)
+        elif isinstance(value, dict):
+            parts = tuple((_text(name), _comparable(part, depth + 1)) for name, part in value.items())
+        elif not isinstance(value, nn.Module | type | FunctionType | ModuleType) and hasattr(value, "__dict__"):
+            held = vars(value).items()
+            parts = tuple((name, _comparable(part, depth + 1)) for name, part in held if part is not value)
+    return _text(value), Identity(value), parts
 
 
 def _text(value: Any) -> str:
@@ -306,6 +327,8 @@ class _Unrolled(torch.autograd.Function):
             first, outputs, *constants = ctx.saved_tensors
             now = outputs.unbind(0)
         ctx.unchanged.check()
+        if any(map(is_wrapped, (grad_outputs, *grad_state))):
+            raise RuntimeError("recorded steps have no derivative of many gradients at once: use engine='loop'")
         before = [first, *now[:-1]]
         free = ctx.stacks if len(ctx.chunks) > 1 and not keeps_graph() else []
         whole, lent = whole_slots(program, free, time, device)

@@ -37,6 +37,16 @@ def changes_tensors(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
+def looks_at_numbers(node: fx.Node) -> bool:
+    """Whether the numbers that a node is given say of what shape its result is."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.dynamic_output_shape not in node.target.tags:
+        return False
+    if node.target is not aten.index.Tensor:
+        return True
+    places: Any = node.args[1]
+    return any(place is not None and meta(place)[1] in (torch.bool, torch.uint8) for place in places)
+
+
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """``nodes`` and all that they are made of."""
     found: set[fx.Node] = set()

@@ -116,11 +116,11 @@ class _InputProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs, weight = ctx.saved_tensors
         need_inputs, need_weight, need_bias = ctx.needs_input_grad
-        flat = grad.flatten(0, -2)
+        flat, rows = grad.reshape(-1, grad.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
         with torch.autocast(grad.device.type, enabled=False):  # in the precision of the product itself
             return (
                 grad @ weight if need_inputs else None,
-                sum_of_products(flat, inputs.flatten(0, -2)) if need_weight else None,
+                sum_of_products(flat, rows) if need_weight else None,
                 flat.sum(0) if need_bias else None,
             )
 

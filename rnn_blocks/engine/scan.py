@@ -11,6 +11,7 @@ from rnn_blocks.engine import scan_triton
 from rnn_blocks.engine.loop import step_masks
 from rnn_blocks.engine.open_length import is_open_length, run_open_length
 from rnn_blocks.engine.state import State, state_tensors
+from rnn_blocks.engine.transforms import is_wrapped
 
 MOST_BYTES_ABREAST = 16384  # of one step: with more, the arithmetic takes longer than starting it
 FEWEST_STRETCHES = 8
@@ -57,7 +58,8 @@ def run_scan(
     """:func:`linear_scan` with lengths and resets.
 
     Everything stays one scan: a step past a sequence's length has decay 1 and drive 0, and so holds the state, and a
-    step before which the state starts afresh has decay 0 and a drive that contains what remains of ``fresh``.
+    step before which the state starts afresh has decay 0 and a drive that contains what remains of ``fresh``. Nothing
+    crosses such a step in either direction, infinities and NaN, which 0 times them is, included.
 
     Args:
         decay: as in :func:`linear_scan`.
@@ -81,34 +83,40 @@ def run_scan(
     if restart is not None:
         assert fresh is not None
         restart = _column(restart, drive)
-        drive = torch.where(restart, drive + decay * fresh, drive)
+        drive = drive + torch.where(restart, decay, 0.0) * fresh
         decay = torch.where(restart, 0.0, decay)
     if active is not None:
         active = _column(active, drive)
         drive = torch.where(active, drive, 0.0)
         decay = torch.where(active, decay, 1.0)
-    return _scan(decay, drive, state)
+    return _scan(decay, drive, state, cuts=restart is not None)
 
 
-def doubling_scan(decay: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+def doubling_scan(decay: Tensor, drive: Tensor, state: Tensor, *, cuts: bool = False) -> Tensor:
     """:func:`linear_scan` in ``log₂ time`` rounds of torch's own operators, each over all steps.
 
-    After a round each step knows what twice as many steps come to: ``(a, b) ∘ (a', b') = (a a', a b' + b)``.
+    After a round each step knows what twice as many steps come to: ``(a, b) ∘ (a', b') = (a a', a b' + b)``. With
+    ``cuts`` nothing passes a decay of 0, be it finite or not.
 
     >>> doubling_scan(torch.full((3, 1, 1), 0.5), torch.ones(3, 1, 1), torch.full((1, 1), 2.0)).flatten().tolist()
     [2.0, 2.0, 2.0]
     """
     a = decay.expand(drive.shape)
-    b = torch.cat([(drive[0] + a[0] * state)[None], drive[1:]])
+    step = _cut_step if cuts else torch.addcmul
+    b = torch.cat([step(drive[0], a[0], state)[None], drive[1:]])
     reach = 1
     while reach < len(drive):
-        b = torch.cat([b[:reach], torch.addcmul(b[reach:], a[reach:], b[:-reach])])
+        b = torch.cat([b[:reach], step(b[reach:], a[reach:], b[:-reach])])
         a = torch.cat([a[:reach], a[reach:] * a[:-reach]])
         reach *= 2
     return b
 
 
-def _scan(decay: Tensor, drive: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _cut_step(drive: Tensor, decay: Tensor, state: Tensor) -> Tensor:
+    return torch.where(decay == 0, drive, torch.addcmul(drive, decay, state))
+
+
+def _scan(decay: Tensor, drive: Tensor, state: Tensor, *, cuts: bool = False) -> tuple[Tensor, Tensor]:
     """All states, and the last one."""
     if drive.dim() < 2 or state.shape != drive.shape[1:]:
         raise ValueError(
@@ -123,18 +131,18 @@ def _scan(decay: Tensor, drive: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(torch.promote_types(decay.dtype, drive.dtype), state.dtype)
     decay, drive, state = decay.to(dtype), drive.to(dtype), state.to(dtype)
     if is_open_length(drive):
-        return _open_scan(decay, drive, state)
+        return _open_scan(decay, drive, state, cuts)
     if torch.compiler.is_compiling():  # which records torch's own operators, and differentiates them itself
-        states = doubling_scan(decay, drive, state)
+        states = doubling_scan(decay, drive, state, cuts=cuts)
         return states, states[-1]
     run: Callable[..., tuple[Tensor, Tensor]] = _LinearScan.apply
-    return run(decay, drive, state)
+    return run(decay, drive, state, cuts)
 
 
-def _open_scan(decay: Tensor, drive: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _open_scan(decay: Tensor, drive: Tensor, state: Tensor, cuts: bool) -> tuple[Tensor, Tensor]:
     def step(given: State, before: State) -> tuple[Tensor, State]:
         (b, *a), h = state_tensors(given), state_tensors(before)[0]
-        after = torch.addcmul(b, a[0] if a else decay[0], h)
+        after = (_cut_step if cuts else torch.addcmul)(b, a[0] if a else decay[0], h)
         return after, after
 
     each = (drive, decay) if is_open_length(decay) else (drive,)  # or one for all steps
@@ -150,24 +158,28 @@ class _LinearScan(torch.autograd.Function):
     """The scan, and the scan backwards in time that is its derivative."""
 
     @staticmethod
-    def forward(ctx: Any, decay: Tensor, drive: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, decay: Tensor, drive: Tensor, state: Tensor, cuts: bool) -> tuple[Tensor, Tensor]:
         states = torch.empty(drive.shape, dtype=drive.dtype, device=drive.device)
-        _walk(decay, drive, state, states)
+        _walk(decay, drive, state, states, cuts=cuts)
+        ctx.cuts = cuts
         ctx.save_for_backward(decay, state, states)
         return states, states[-1].clone()  # cloned, since somebody may change what is handed out
 
     @staticmethod
-    def backward(ctx: Any, grad_states: Tensor, grad_last: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, grad_states: Tensor, grad_last: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         decay, state, states = ctx.saved_tensors
+        if is_wrapped(grad_states) or is_wrapped(grad_last):
+            raise RuntimeError("a scan has no derivative of many gradients at once: use engine='loop'")
         back = decay.conj()
         if torch.is_grad_enabled():  # this derivative will be differentiated in its turn
             ahead = back.expand(states.shape).flip(0)[:-1]
             ahead = torch.cat([torch.ones_like(states[:1]), ahead])
-            g = linear_scan(ahead, grad_states.flip(0), grad_last).flip(0)
+            g = _scan(ahead, grad_states.flip(0), grad_last, cuts=ctx.cuts)[0].flip(0)
         else:
             g = torch.empty_like(states)
             torch.add(grad_states[-1], grad_last, out=g[-1])
-            _walk(back[1:] if len(back) > 1 else back, grad_states[:-1], g[-1], g[:-1], backwards=True)
+            ahead = back[1:] if len(back) > 1 else back
+            _walk(ahead, grad_states[:-1], g[-1], g[:-1], backwards=True, cuts=ctx.cuts)
         grad_decay = None
         if ctx.needs_input_grad[0]:
             if torch.is_grad_enabled():
@@ -177,25 +189,38 @@ class _LinearScan(torch.autograd.Function):
                 torch.mul(g[0], state.conj(), out=products[0])
                 torch.mul(g[1:], states[:-1].conj(), out=products[1:])
             grad_decay = products.sum_to_size(decay.shape)
-        return grad_decay, g, back[0] * g[0]
+        grad_state = _cut_step(torch.zeros_like(g[0]), back[0], g[0]) if ctx.cuts else back[0] * g[0]
+        return grad_decay, g, grad_state, None
 
 
-def _walk(decay: Tensor, drive: Tensor, state: Tensor, states: Tensor, *, backwards: bool = False) -> None:
-    """Fill ``states``, by the way that is the device's; ``backwards`` goes from the last step to the first."""
+def _walk(
+    decay: Tensor, drive: Tensor, state: Tensor, states: Tensor, *, backwards: bool = False, cuts: bool = False
+) -> None:
+    """Fill ``states``, by the way that is the device's; ``backwards`` goes from the last step to the first.
+
+    With ``cuts`` nothing passes a decay of 0, be it finite or not.
+    """
     if scan_triton.can_launch(drive):
-        scan_triton.walk(decay, drive, state, states, backwards=backwards)
+        scan_triton.walk(decay, drive, state, states, backwards=backwards, cuts=cuts)
     elif drive.device.type == "cpu":
-        walk_in_order(decay.resolve_conj(), drive.resolve_conj(), state.resolve_conj(), states, backwards=backwards)
+        decay, drive, state = decay.resolve_conj(), drive.resolve_conj(), state.resolve_conj()
+        walk_in_order(decay, drive, state, states, backwards=backwards)
+        if cuts and not states.isfinite().all():
+            a, b, h = (_ordered(tensor, len(drive), backwards) for tensor in (decay, drive, states))
+            for x, y, out in zip(a, b, h, strict=True):
+                state = out.copy_(_cut_step(y, x, state))
     else:
-        walk_by_doubling(decay, drive, state, states, backwards=backwards)
+        walk_by_doubling(decay, drive, state, states, backwards=backwards, cuts=cuts)
 
 
-def walk_by_doubling(decay: Tensor, drive: Tensor, state: Tensor, states: Tensor, *, backwards: bool = False) -> None:
+def walk_by_doubling(
+    decay: Tensor, drive: Tensor, state: Tensor, states: Tensor, *, backwards: bool = False, cuts: bool = False
+) -> None:
     """Fill ``states`` by :func:`doubling_scan`."""
     if backwards:
         decay, drive = decay.flip(0), drive.flip(0)
     if len(drive):
-        found = doubling_scan(decay, drive, state)
+        found = doubling_scan(decay, drive, state, cuts=cuts)
         states.copy_(found.flip(0) if backwards else found)
 
 

@@ -44,6 +44,7 @@ if triton is not None:
         states_time,
         COMPLEX: tl.constexpr,
         SUM: tl.constexpr,
+        CUTS: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
         column = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -63,6 +64,10 @@ if triton is not None:
                 real = a * h - a_im * h_im + b
                 h_im = a * h_im + a_im * h + b_im
                 h = real
+                if CUTS:
+                    cut = (a == 0.0) & (a_im == 0.0)
+                    h = tl.where(cut, b, h)
+                    h_im = tl.where(cut, b_im, h_im)
                 tl.store(h_at, h, mask=inside)
                 tl.store(h_at + 1, h_im, mask=inside)
                 a_at += decay_time
@@ -74,14 +79,16 @@ if triton is not None:
             for _ in tl.range(0, time, num_stages=4):
                 a = tl.load(a_at, mask=inside, other=0.0).to(SUM)
                 b = tl.load(b_at, mask=inside, other=0.0).to(SUM)
-                h = a * h + b
+                h = tl.where(a == 0.0, b, a * h + b) if CUTS else a * h + b
                 tl.store(h_at, h.to(states.dtype.element_ty), mask=inside)
                 a_at += decay_time
                 b_at += drive_time
                 h_at += states_time
 
 
-def walk(decay: Tensor, drive: Tensor, state: Tensor, states: Tensor, *, backwards: bool = False) -> None:
+def walk(
+    decay: Tensor, drive: Tensor, state: Tensor, states: Tensor, *, backwards: bool = False, cuts: bool = False
+) -> None:
     """Fill ``states`` with ``h = decay · h + drive`` from the first step to the last, or the other way round.
 
     Half precision is summed up in float32, and rounded as it is written.
@@ -92,6 +99,7 @@ def walk(decay: Tensor, drive: Tensor, state: Tensor, states: Tensor, *, backwar
         state: ``h`` before the first step walked, ``(batch, …)``.
         states: contiguous, of the shape and dtype of ``drive``.
         backwards: from the last step to the first.
+        cuts: whether nothing passes a decay of 0, be it finite or not.
     """
     time, batch = drive.shape[:2]
     decay = decay.expand(drive.shape).reshape(time, batch, -1)
@@ -124,6 +132,7 @@ def walk(decay: Tensor, drive: Tensor, state: Tensor, states: Tensor, *, backwar
             sign * along_time,
             COMPLEX=complex_numbers,
             SUM=tl.float64 if drive.dtype == torch.float64 else tl.float32,
+            CUTS=cuts,
             BLOCK=block,
             num_warps=max(1, block // 32),
         )

@@ -22,11 +22,19 @@ def map_state(function: Callable[..., Tensor], state: State, *others: State) -> 
         if not all(isinstance(other, Tensor) for other in others):
             raise ValueError(f"the states are not of one shape: a tensor against {[describe_state(o) for o in others]}")
         return function(state, *others)
+    if not isinstance(state, tuple | list):
+        raise TypeError(f"a state is a tensor or a tuple of states, got {type(state).__name__}")
     if any(isinstance(other, Tensor) or len(other) != len(state) for other in others):
         raise ValueError(
             f"the states are not of one shape: {describe_state(state)} against {[describe_state(o) for o in others]}"
         )
-    return tuple(map_state(function, *parts) for parts in zip(state, *others, strict=True))
+    parts = [map_state(function, *parts) for parts in zip(state, *others, strict=True)]
+    return _nest_like(state, parts)
+
+
+def _nest_like(state: tuple[State, ...], parts: list[State]) -> tuple[State, ...]:
+    """With names, where ``state`` has them."""
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 def state_tensors(state: State) -> list[Tensor]:
@@ -38,6 +46,8 @@ def state_tensors(state: State) -> list[Tensor]:
     """
     if isinstance(state, Tensor):
         return [state]
+    if not isinstance(state, tuple | list):
+        raise TypeError(f"a state is a tensor or a tuple of states, got {type(state).__name__}")
     return [tensor for part in state for tensor in state_tensors(part)]
 
 
@@ -70,7 +80,7 @@ def with_hidden(state: State, hidden: Tensor) -> State:
     >>> with_hidden((torch.ones(1), torch.zeros(1)), torch.full((1,), 7.0))
     (tensor([7.]), tensor([0.]))
     """
-    return hidden if isinstance(state, Tensor) else (with_hidden(state[0], hidden), *state[1:])
+    return hidden if isinstance(state, Tensor) else _nest_like(state, [with_hidden(state[0], hidden), *state[1:]])
 
 
 def like_state(state: State, tensors: Iterable[Tensor]) -> State:

@@ -1,6 +1,7 @@
 """One step of time and its derivative, recorded as a graph of torch's own operators."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,8 +10,9 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
-from rnn_blocks.engine.graph import changes_tensors, is_random, tidy
+from rnn_blocks.engine.graph import changes_tensors, is_random, looks_at_numbers, tidy
 from rnn_blocks.engine.program import Program
 from rnn_blocks.engine.split import Compiler, Splitter
 
@@ -19,6 +21,17 @@ Joint = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence
 
 class NotTraceableError(ValueError):
     """A step that cannot be recorded: it changes its inputs in place, or looks at their numbers."""
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Refuses what hands the numbers of a tensor to Python or NumPy without an operator that would be recorded."""
+
+    _LOOKS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._LOOKS:
+            raise _refusal(f"it looks at numbers ({func.__name__})")
+        return func(*args, **kwargs or {})
 
 
 def steady_dtypes(
@@ -96,7 +109,8 @@ def trace_step(
             # torch would make such a mode for each tensor that it meets, with a stack trace: up to half of the time
             context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
             with tracing(context), torch.autograd.set_detect_anomaly(False):  # which would look at numbers
-                module = make_fx(joint)(*inputs, *tangents)
+                with _NoNumbers():
+                    module = make_fx(joint)(*inputs, *tangents)
                 if any(changes_tensors(node) for node in module.graph.nodes):  # noise is drawn in place, for one
                     module = make_fx(functionalize(module))(*inputs, *tangents)
         except (RuntimeError, TypeError) as error:
@@ -105,6 +119,10 @@ def trace_step(
         kept = getattr(module, node.target) if node.op == "get_attr" else None
         if isinstance(kept, Tensor) and any(_is_one_memory(kept, tensor) for tensor in constants):
             raise _refusal("it reads weights elsewhere than in its module")
+        if isinstance(kept, Tensor) and kept.requires_grad and differentiate:
+            raise _refusal("it uses a tensor that takes a gradient and is no parameter of its module")
+        if looks_at_numbers(node):
+            raise _refusal(f"the shapes in it depend on numbers ({node.target})")
         if changes_tensors(node):
             raise _refusal(f"it changes an input in place ({node.target})")
     tidy(module.graph)

@@ -27,7 +27,10 @@ def is_wrapped(tensor: Tensor) -> bool:
     >>> torch.func.vmap(lambda x: x * is_wrapped(x))(torch.ones(2)).tolist(), is_wrapped(torch.ones(2))
     ([1.0, 1.0], False)
     """
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    if torch.compiler.is_compiling():
+        return False
+    inside = torch._C._functorch
+    return inside.is_functorch_wrapped_tensor(tensor) or inside.is_legacy_batchedtensor(tensor)  # autograd's own
 
 
 def has_numbers(tensor: Tensor) -> bool:

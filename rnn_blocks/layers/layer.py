@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnn_blocks.cells import Cell
-from rnn_blocks.engine import State, describe_state, is_wrapped, map_state
+from rnn_blocks.engine import State, describe_state, is_wrapped, map_state, state_tensors
 
 AnyState = TypeVar("AnyState")
 
@@ -162,6 +162,16 @@ class Layer(nn.Module):
         self._check_causal()
         outputs, state = self(inputs.unsqueeze(1 if self.batch_first else 0), state)
         return outputs.squeeze(1 if self.batch_first else 0), state
+
+    def _check_step(self, inputs: Tensor, state: State | None) -> None:
+        """What costs a microsecond to look at; a step may be one of thousands."""
+        if inputs.dim() != 2 or inputs.shape[1] != self.input_size:
+            raise ValueError(
+                f"a step takes inputs (batch, input_size) with input_size {self.input_size}, got a tensor of shape "
+                f"{tuple(inputs.shape)}"
+            )
+        if state is not None and any(tensor.shape[:1] != inputs.shape[:1] for tensor in state_tensors(state)):
+            self._check_state(state, inputs.shape[0], inputs)
 
     def _check_causal(self) -> None:
         if not self.causal:

@@ -134,6 +134,7 @@ class Recurrent(Layer):
 
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time, straight through the cell: what generation and decoding use."""
+        self._check_step(inputs, state)
         output: tuple[Tensor, State] = self.cell(inputs, state)
         return output
 

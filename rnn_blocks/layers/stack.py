@@ -104,8 +104,11 @@ class Stack(Layer):
     def step(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One step of time through every layer."""
         self._check_causal()
+        self._check_step(inputs, state)
         if state is None:
             state = self.initial_state(inputs.shape[0], inputs)
+        elif isinstance(state, Tensor) or len(state) != len(self._layers()):
+            self._check_state(state, inputs.shape[0], inputs)
         return self._upwards(inputs, state, lambda layer, taken, before: layer.step(taken, before))
 
     def _upwards(self, inputs: Tensor, state: State, run_layer: RunLayer) -> tuple[Tensor, State]:

@@ -1,6 +1,9 @@
+from typing import NamedTuple
+
 import pytest
 import torch
 
+from rnn_blocks import Cell, Recurrent
 from rnn_blocks.engine import describe_state, detach_state, map_state, state_tensors
 
 NEST = (torch.ones(2, 3), (torch.zeros(2, 1), (torch.full((2, 2), 4.0),)))
@@ -37,3 +40,32 @@ def test_a_detached_state_has_the_same_numbers_and_no_graph():
     detached = detach_state(state)
     assert all(tensor.grad_fn is None and not tensor.requires_grad for tensor in state_tensors(detached))
     assert [tensor.tolist() for tensor in state_tensors(detached)] == [[3.0, 3.0], [5.0, 5.0]]
+
+
+class Pair(NamedTuple):
+    h: torch.Tensor
+    c: torch.Tensor
+
+
+@pytest.mark.parametrize("engine", ["fused", "loop"])
+def test_a_state_with_names_keeps_them(engine):
+    class Named(Cell):
+        def initial_state(self, batch_size, like):
+            return Pair(like.new_zeros(batch_size, 3), like.new_ones(batch_size, 3))
+
+        def step(self, projected, state):
+            after = Pair(torch.tanh(projected + state.h * state.c), state.c * 0.5)
+            return after.h, after
+
+    inputs = torch.randn(2, 5, 3)
+    layer = Recurrent(Named(3, 3), engine=engine)
+    outputs, state = layer(inputs, lengths=torch.tensor([5, 2]))
+    assert isinstance(state, Pair)
+    torch.testing.assert_close(state.c, torch.tensor([[0.5**5], [0.5**2]]).expand(2, 3))
+    torch.testing.assert_close(outputs[:, -1], torch.where(torch.tensor([[True], [False]]), state.h, 0.0))
+
+
+@pytest.mark.parametrize("function", [state_tensors, detach_state])
+def test_a_state_that_is_no_nest_of_tensors_is_refused(function):
+    with pytest.raises(TypeError, match="a state is a tensor or a tuple of states, got dict"):
+        function({"h": torch.ones(1)})

@@ -18,6 +18,28 @@ def test_inputs_of_another_shape_are_refused(shape):
         LSTM(3, 4, batch_first=False)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("layer", [LAYER, GRU(3, 4), Recurrent(GRUCell(3, 4)), Stack([GRU(3, 4), GRU(4, 4)])])
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 5, 3)])
+def test_a_step_of_another_shape_is_refused(layer, shape):
+    with pytest.raises(ValueError, match="with input_size 3, got a tensor of shape"):
+        layer.step(torch.zeros(shape))
+
+
+def test_a_step_from_a_state_of_another_batch_or_another_number_of_layers_is_refused():
+    for layer in (LAYER, GRU(3, 4), Stack([GRU(3, 4), GRU(4, 4)])):
+        _, state = layer.step(torch.zeros(2, 3))
+        with pytest.raises(ValueError, match=f"the state of this {type(layer).__name__} for 1 sequences is"):
+            layer.step(torch.zeros(1, 3), state)
+    _, state = LSTM(3, 4).step(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="the state of this LSTM for 2 sequences is"):
+        LAYER.step(torch.zeros(2, 3), state)
+
+
+def test_a_cell_takes_no_inputs_without_a_batch():
+    with pytest.raises(ValueError, match=r"\(batch, input_size\), got a tensor of shape \(3,\)"):
+        GRUCell(3, 4)(torch.zeros(3))
+
+
 def test_a_sequence_without_steps_is_refused():
     with pytest.raises(ValueError, match="at least one step, got inputs of 2 sequences of 0 steps"):
         LAYER(torch.zeros(2, 0, 3))

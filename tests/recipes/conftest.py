@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 - here, since its log writes for good to what stderr is at its import
 import pytest
 from tiny_runs import only_run, recipe, tiny, tiny_translation, write_pairs, write_text
 

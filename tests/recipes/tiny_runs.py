@@ -46,7 +46,7 @@ TINY_TRANSLATION = {
     "model.decoder.init_args.input_size": 16,
     "model.decoder.init_args.hidden_size": 32,
     "model.attentional_size": 16,
-    "model.optimizer.init_args.lr": 0.01,
+    "model.lr_scheduler.init_args.max_lr": 0.01,
     "model.lr_scheduler.init_args.total_steps": 200,
     "data.tokenizer": "word",
     "data.batch_tokens": 110,
@@ -219,5 +219,5 @@ def assert_refused(args: list[str], message: str, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr()
     assert code == 2, shown.err
     assert f"error: {message}" in shown.err or ("error: " in shown.err and message in shown.err), shown.err
-    assert "Traceback" not in shown.err
+    assert "Traceback" not in shown.err, shown.err
     assert shown.out == ""

@@ -23,6 +23,10 @@ BAD_SETTINGS = {
         201,
         "the learning-rate schedule ends at step 200; give --model.lr_scheduler.init",
     ),
+    "model.optimizer.init_args.lr": (
+        0.02,
+        "--model.optimizer.init_args.lr 0.02: OneCycleLR sets the learning rate, which it takes up to 0.01; give",
+    ),
     "name": ("wide/deep", "--name wide/deep: it becomes part of a folder's name, and cannot hold a '/'"),
     "samples.max_tokens": (0, "--samples.max_tokens must be at least 1, got 0"),
     "samples.temperature": (-1, "--samples.temperature must be 0 (the most probable token) or above, got -1"),
