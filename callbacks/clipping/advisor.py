@@ -87,6 +87,7 @@ class ClippingAdvisor(Callback):
         self._norms: dict[int, NormBuffer] = {}
         self._made: dict[int, int] = {}
         self._reported = False
+        self._fits = True
 
     @property
     def recommendation(self) -> ClippingAdvice | None:
@@ -106,6 +107,8 @@ class ClippingAdvisor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on watching where a checkpoint left off."""
+        if not self._fits:  # Lightning restores callbacks to test a checkpoint as well
+            return
         self._norms = {
             int(index): NormBuffer.from_state_dict(state, self.steps)
             for index, state in state_dict["optimizers"].items()
@@ -116,7 +119,8 @@ class ClippingAdvisor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies whose gradients cannot be read; warn of a training that is clipped, and go before it."""
-        if stage != "fit":
+        self._fits = stage == "fit"
+        if not self._fits:
             return
         refuse_unsupported_strategy(trainer, "ClippingAdvisor")
         if not can_draw():

@@ -272,7 +272,11 @@ class AdaptiveGradientClipping(Callback):
         states, self._states = self._states, {}
         for index in indices if self.optimizers is None else self.optimizers:
             try:
-                self._make_clipper(trainer, pl_module, index, states.get(index))
+                try:
+                    self._make_clipper(trainer, pl_module, index, states.get(index))
+                except OtherParametersError as error:  # the project has changed its model and trains it on
+                    rank_zero_warn(f"{error} It begins anew with the weights as they are now (optimizer {index}).")
+                    self._make_clipper(trainer, pl_module, index, None)
             except ValueError as error:
                 raise MisconfigurationException(f"{error} (optimizer {index})") from None
         self._unseen = UnseenSteps(trainer, pl_module, CALLED, "nothing is clipped", self._clippers)

@@ -165,8 +165,7 @@ class GradientClipper:
         if self._reads_flags(norm.device):
             nonfinite, clipped, restart = record.read_flags()
             changed = nonfinite or clipped
-            if restart:
-                forget_velocity(self.optimizer, self._chosen.groups())
+            if restart and forget_velocity(self.optimizer, self._chosen.groups()):
                 record.restarted = step
             if clipped:
                 units.multiply_(gradients, numbers.in_tensors(record.coefficient), read=True)

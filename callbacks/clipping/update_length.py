@@ -67,22 +67,26 @@ def highest_momentum(optimizer: Optimizer, step: StepGradients) -> float:
 
 
 @torch.no_grad()
-def forget_velocity(optimizer: Optimizer, groups: Sequence[Sequence[Tensor]]) -> None:
+def forget_velocity(optimizer: Optimizer, groups: Sequence[Sequence[Tensor]]) -> bool:
     """Let SGD's momentum begin afresh for these parameters (O'Donoghue and Candès 2015).
+
+    Returns:
+        Whether there was any.
 
     >>> weight = torch.nn.Parameter(torch.ones(1))
     >>> optimizer = SGD([weight], lr=0.1, momentum=0.9)
     >>> weight.sum().backward()
     >>> optimizer.step()
     >>> forget_velocity(optimizer, [[weight]])
+    True
     >>> optimizer.state[weight]["momentum_buffer"]
     tensor([0.])
     """
-    for group in groups:
-        for parameter in group:
-            velocity = optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if velocity is not None:
-                velocity.zero_()
+    there = [optimizer.state.get(parameter, {}).get("momentum_buffer") for group in groups for parameter in group]
+    velocities = [velocity for velocity in there if velocity is not None]
+    for velocity in velocities:
+        velocity.zero_()
+    return bool(velocities)
 
 
 def weight_norms(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:

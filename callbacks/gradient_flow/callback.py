@@ -162,6 +162,7 @@ class GradientFlowMonitor(Callback):
         self._targets: dict[str, nn.Module] = {}
         self._recorder: FlowRecorder | None = None
         self._went_back = False
+        self._fits = True
         self._measured_at = -1
         self._drawn = 0
         self._warned: set[str] = set()
@@ -183,12 +184,15 @@ class GradientFlowMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a checkpoint's history."""
+        if not self._fits:  # Lightning restores callbacks to test a checkpoint as well
+            return
         self.history = {name: FlowHistory.from_state_dict(history) for name, history in state_dict["history"].items()}
         self._measured_at, self._drawn = state_dict["measured_at"], state_dict["drawn"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything has run."""
-        if stage != "fit":
+        self._fits = stage == "fit"
+        if not self._fits:
             return
         refuse_unsupported_strategy(trainer, "GradientFlowMonitor")
         if self.figures and not can_draw():

@@ -141,6 +141,7 @@ class GradientNormMonitor(Callback):
         self.check_applied = check_applied
         self._applied: dict[int, AppliedGradients] = {}
         self._said: set[tuple[int, str]] = set()
+        self._fits = True
         self._due: dict[int, MonitoredStep] = {}
         self._histograms: dict[int, NormHistogram] = {}
         self._unseen: UnseenSteps | None = None
@@ -165,13 +166,16 @@ class GradientNormMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a checkpoint's histograms."""
+        if not self._fits:  # Lightning restores callbacks to test a checkpoint as well
+            return
         self._histograms = {
             int(index): NormHistogram.from_state_dict(state) for index, state in state_dict["histograms"].items()
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies whose gradients cannot be read, and go before whatever changes gradients."""
-        if stage != "fit":
+        self._fits = stage == "fit"
+        if not self._fits:
             return
         self._due.clear()
         refuse_unsupported_strategy(trainer, "GradientNormMonitor")

@@ -75,7 +75,8 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure", *, folder: Path | 
 
     Those are Weights & Biases' and any other logger with its ``log_image(key, images, step=)``, and TensorBoard's.
     Ranks but the first do nothing, and nothing is waited for: it may be called by the first rank alone, and when a
-    training broke off. A file that cannot be written is warned about: it is not worth the training.
+    training broke off. A file that cannot be written, and a logger that does not take the figure, are warned about:
+    they are not worth the training.
 
     Args:
         trainer: whose loggers and log folder to use.
@@ -114,10 +115,13 @@ def _hand_out(trainer: Trainer, name: str, figure: "Figure", file: Path) -> Path
         rank_zero_warn(f"The figure {name!r} could not be written to {path}: {error}")
         path = None
     for logger in trainer.loggers:
-        if is_lightnings(logger, "TensorBoardLogger"):
-            cast(Any, logger).experiment.add_figure(name, figure, global_step=step, close=False)
-        elif path is not None and callable(log_image := getattr(logger, "log_image", None)):
-            log_image(key=name, images=[str(path)], step=step)
+        try:
+            if is_lightnings(logger, "TensorBoardLogger"):
+                cast(Any, logger).experiment.add_figure(name, figure, global_step=step, close=False)
+            elif path is not None and callable(log_image := getattr(logger, "log_image", None)):
+                log_image(key=name, images=[str(path)], step=step)
+        except Exception as error:  # whatever a logger of somebody's own takes for a picture
+            rank_zero_warn(f"{type(logger).__name__} did not take the figure {name!r}: {error}")
     return path
 
 

@@ -107,6 +107,7 @@ class TrackedRun(Callback):
         self._config = config
         self._run_id: str | None = None
         self._restored = False
+        self._writes = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the configuration."""
@@ -115,7 +116,10 @@ class TrackedRun(Callback):
         if not trainer.is_global_zero:
             return
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial of a few steps leaves no run
-            self._write(self._folder.config)
+            if self._folder.config.exists():  # what goes on may be refused yet: the run stays as it was until it does
+                self._writes = True
+            else:
+                self._write(self._folder.config)
         if logger is not None:
             logger.experiment.config.update(yaml.safe_load(self._config), allow_val_change=True)
 
@@ -139,7 +143,13 @@ class TrackedRun(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Number the rows by the steps: from a checkpoint of a validation's step Lightning may go on one too far."""
+        """Write the configuration of a training that goes on, and number the rows by the steps.
+
+        For from a checkpoint of a validation's step Lightning may go on one too far.
+        """
+        if self._writes:
+            self._writes = False
+            self._write(self._folder.config)
         if self._restored:
             self._restored = False
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

@@ -42,6 +42,16 @@ class TranslationCLI(RecipeCLI):
         group.add_argument("--samples.attention", type=int, default=2, help="Of how many the attention is drawn")
         self.link_vocabulary(parser, source_vocab_size="source_vocab_size", target_vocab_size="target_vocab_size")
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse to tie the embeddings of two vocabularies."""
+        options = self.config[self.config["subcommand"]]
+        if options["model"].get("tie_weights") == "three-way" and options["data"].get("joint") is False:
+            raise InputError(
+                "--model.tie_weights three-way: source and target have vocabularies of their own with --data.joint "
+                "false; choose two-way, or --data.joint true"
+            )
+        super().before_instantiate_classes()
+
     def extra_callbacks(self, options: Namespace) -> list[pl.Callback]:
         """Translations of a few sentences, and how much of a batch is padding."""
         assert self.folder is not None

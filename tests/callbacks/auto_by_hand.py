@@ -35,6 +35,7 @@ class AutoByHand:
         self.followed = self.recent = self.usual = math.nan
         self.lowest = math.inf
         self.share, self.trust = 0.2, "not yet"
+        self.stretch = 0.0
         matrices = [p for p in self.parameters if p.ndim > 1 and norm_of([p.detach()])]
         self.matrices = matrices or self.parameters
         self.matrix_norms = [norm_of([p.detach()]) for p in self.matrices]
@@ -49,6 +50,10 @@ class AutoByHand:
         if gradients:
             norm = norm_of(gradients)
             outlier, promise = self.outlier(norm), self.promise(norm, loss)
+            if outlier < math.inf:
+                self.stretch += 0.99 * 0.25  # one step in a hundred may be an outlier for long
+            else:
+                self.stretch = max(self.stretch - 0.01 * 0.25, 0.0)
             self.clipped += min(outlier, promise) < norm
             self.promised += promise < min(outlier, norm)
             if min(outlier, promise) < norm:
@@ -80,7 +85,8 @@ class AutoByHand:
         deviation = 1.4826 * statistics.median_low([abs(value - median) for value in window])
         sigma = math.sqrt((count * deviation**2 + 8 * 0.5**2) / (count + 8))
         latest = statistics.median_low(window[-5:])
-        if math.log(norm) <= max(median + self.deviations * sigma, latest + math.log(3 if count >= 5 else 1000)):
+        grown = latest + math.log(3 if count >= 5 else 1000)
+        if math.log(norm) <= max(median + self.deviations * sigma, grown) + self.stretch:
             return math.inf
         z = (math.log(norm) - median) / sigma
         return math.exp(max(median + self.deviations**2 * sigma / z, latest))

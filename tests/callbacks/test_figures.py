@@ -76,6 +76,17 @@ def test_a_figure_that_cannot_be_written_does_not_end_the_training(tmp_path):
         assert log_figure(make_trainer(default_root_dir=tmp_path), "flow", a_figure()) is None
 
 
+def test_a_logger_that_does_not_take_the_figure_does_not_end_the_training_nor_keeps_it_from_others(tmp_path):
+    class OfItsOwn(Remember):
+        def log_image(self, name, image):
+            raise AssertionError("not to be reached by these arguments")
+
+    other = TakesImages()
+    with pytest.warns(UserWarning, match="OfItsOwn did not take the figure 'flow': .* unexpected keyword argument"):
+        log_figure(make_trainer(logger=[OfItsOwn(), other], default_root_dir=tmp_path), "flow", a_figure())
+    assert [key for key, _, _ in other.images] == ["flow"]
+
+
 def test_a_log_folder_elsewhere_gets_the_figure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     takes_images = TakesImages()

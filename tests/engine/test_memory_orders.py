@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -58,6 +58,7 @@ ORDERS = [as_it_is, columns_first, with_gaps]
 
 
 @pytest.mark.parametrize("name", CELLS)
+@settings(max_examples=12)
 @given(
     calls=st.lists(
         st.tuples(

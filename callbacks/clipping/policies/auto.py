@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rnn_blocks.callbacks.clipping.policies.outliers import outlier_clip
+from rnn_blocks.callbacks.clipping.policies.outliers import outlier_clip, stretch_so_far, stretched
 from rnn_blocks.callbacks.clipping.policies.policy import Clip, ClippingPolicy, History, Step, put_into_ring
 from rnn_blocks.callbacks.clipping.policies.predicted_decrease import PredictedDecrease
-from rnn_blocks.callbacks.measuring.numbers import logarithm, minimum
+from rnn_blocks.callbacks.measuring.numbers import logarithm, minimum, where
 from rnn_blocks.callbacks.settings import as_float, number, whole_number
 
 
@@ -27,7 +27,9 @@ class Auto(ClippingPolicy):
 
     One spike moves neither median; norms that grow by up to 44 % a step, as where a training leaves a plateau, are no
     outliers; a lasting change of scale is followed within three steps. Where weights start small the first norms grow
-    manyfold: until five are known, an outlier is a thousand times m. To the first norm nothing is an outlier.
+    manyfold: until five are known, an outlier is a thousand times m. To the first norm nothing is an outlier. What keeps
+    coming back is none either: each outlier raises ln(threshold) by ¼, and each other step lowers it by 1 % of that, down
+    to where it was, so that no more than one step in a hundred stays an outlier for long.
 
     *Promises.* An outlier rule follows the norms, and so follows them up when a training runs away. Where the update
     scales with the gradient (`torch.optim.SGD`, `ASGD`), a gradient that lasts moves the weights by lr·‖g‖ a step, with
@@ -123,12 +125,15 @@ class Auto(ClippingPolicy):
         norms = {
             "log_norms": norm.new_full((self.window, *norm.shape), math.inf),
             "count": torch.zeros_like(norm, dtype=torch.int64),
+            "stretch": torch.zeros_like(norm),
         }
         return norms if self._promises is None else norms | self._promises.initial_history(norm)
 
     def clip(self, history: History, step: Step) -> Clip:
         """The lower of the two rules' thresholds."""
-        outlier = outlier_clip(history["log_norms"], history["count"], step.norm, self.deviations)
+        outlier = outlier_clip(
+            history["log_norms"], history["count"], step.norm, self.deviations, stretch_so_far(history)
+        )
         if self._promises is None or step.loss is None or step.learning_rate is None:
             return outlier
         promise = self._promises.clip(history, step, step.loss)
@@ -145,7 +150,10 @@ class Auto(ClippingPolicy):
         log_norm = logarithm(step.norm)
         takes = abs(log_norm) < math.inf  # in half of the operations of `isfinite`
         log_norms = put_into_ring(log_norms, count, log_norm, takes)
-        seen = history | {"log_norms": log_norms, "count": count + takes}
+        before = stretch_so_far(history)
+        stretch = stretched(history["log_norms"], count, step.norm, self.deviations, before)
+        stretch = where(takes, stretch, before)
+        seen = history | {"log_norms": log_norms, "count": count + takes, "stretch": stretch}
         if self._promises is None or step.loss is None or step.learning_rate is None:
             return seen
         return seen | self._promises.observe(history, step, step.loss)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from rnn_blocks.callbacks.clipping.policies.policy import Clip
+from rnn_blocks.callbacks.clipping.policies.policy import Clip, History
 from rnn_blocks.callbacks.measuring.numbers import (
     Number,
     clamped,
@@ -22,9 +22,11 @@ PRIOR_WEIGHT = 8.0
 PRIOR_DEVIATION = 0.5
 LATEST = 5
 GROWTH, FIRST_GROWTH = 3.0, 1000.0  # times the latest norms; while there are fewer than `LATEST`, times all of them
+RARE = 0.01  # the share of steps that may be outliers for long
+STRETCH = 0.25  # what the logarithm of the threshold rises by at an outlier
 
 
-def outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: float) -> Clip:
+def outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: float, stretch: Number) -> Clip:
     """`Auto`'s outlier rule, of tensors or numbers.
 
     Args:
@@ -32,7 +34,34 @@ def outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: flo
         count: how many norms have been seen, S, int64; the next one's place is ``count % window``.
         norm: norm of this step, S.
         deviations: k.
+        stretch: by what the logarithm of the threshold is raised, S: see :func:`stretched`.
     """
+    threshold, target, *_ = _outlier_clip(log_norms, count, norm, deviations)
+    threshold = threshold * exponential(stretch)
+    return Clip(threshold, where(norm > threshold, target, threshold))
+
+
+def stretched(log_norms: Number, count: Number, norm: Number, deviations: float, stretch: Number) -> Number:
+    """The stretch after a step: what keeps coming back is no outlier.
+
+    It rises at each outlier and falls at each other step, so that no more than one step in a hundred stays an outlier
+    for long: a quantile found by stochastic approximation (Robbins and Monro 1951).
+    """
+    falls = clamped(stretch - RARE * STRETCH, low=0.0)
+    if not isinstance(norm, Tensor) and count >= LATEST:
+        latest = _median_of_latest(log_norms, count)
+        if logarithm(norm) < latest + stretch + 1.0:  # as at most steps: the other medians are not needed
+            return falls
+    threshold = outlier_clip(log_norms, count, norm, deviations, stretch).threshold
+    return where(norm > threshold, stretch + (1 - RARE) * STRETCH, falls)
+
+
+def stretch_so_far(history: History) -> Number:
+    """The stretch; 0 in histories of before there was any."""
+    return history["stretch"] if "stretch" in history else history["count"] * 0.0
+
+
+def _outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: float) -> Clip:
     filled = clamped(count, high=len(log_norms))
     median = lower_median(log_norms, filled)
     # Infinity less a finite median sorts last again, so the median's place is the same here.

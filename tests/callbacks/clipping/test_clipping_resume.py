@@ -96,7 +96,7 @@ def test_a_training_resumed_in_another_scope_than_the_global_is_the_same_bit_for
     assert_equal(clipping.state_dict()["optimizers"], undisturbed.state_dict()["optimizers"])
 
 
-def test_a_history_of_another_policy_scope_or_model_is_refused_and_both_are_named():
+def test_of_a_history_of_another_policy_scope_or_model_both_are_named():
     clipping = AdaptiveGradientClipping(Fixed(1.0), scope="parameter")
     trainer = fit_module(Regression(adam), regression_batches(3), clipping)
     state = clipping.state_dict()
@@ -110,15 +110,13 @@ def test_a_history_of_another_policy_scope_or_model_is_refused_and_both_are_name
     other = AdaptiveGradientClipping()
     trainer = fit_module(Regression(adam, nn.Linear(3, 1)), regression_batches(3), other)
     other.load_state_dict(clipping.state_dict())
-    with pytest.raises(
-        MisconfigurationException, match=r"4 parameters of 41 elements, but here they have 2 .* of 4 el"
-    ):
+    with pytest.warns(UserWarning, match=r"4 parameters of 41 elements, but here they have 2 .* of 4 el"):
         other.on_train_start(trainer, trainer.lightning_module)
 
     smaller = AdaptiveGradientClipping(Fixed(1.0), scope="parameter")
     trainer = fit_module(Regression(adam, nn.Linear(3, 1)), regression_batches(3), smaller)
     smaller.load_state_dict(state)
-    with pytest.raises(MisconfigurationException, match=r"groups have \[4\] units, but here they have \[2\]"):
+    with pytest.warns(UserWarning, match=r"groups have \[4\] units, but here they have \[2\]"):
         smaller.on_train_start(trainer, trainer.lightning_module)
 
 
@@ -259,3 +257,27 @@ def test_a_package_that_clips_for_its_users_is_told_how_to_leave_it():
         MisconfigurationException, match="pass `gradient_clip_val=None` where a package sets it for you"
     ):
         fit_module(Regression(momentum), regression_batches(1), AdaptiveGradientClipping(), gradient_clip_val=10.0)
+
+
+@pytest.mark.parametrize("resumes", [True, False], ids=["from a checkpoint", "in the same trainer"])
+def test_a_model_of_other_parameters_is_trained_on_with_a_new_history_and_a_warning(resumes, tmp_path):
+    class Other(Regression):
+        """As a project that drops its optimizer's state with the layers that it replaces."""
+
+        def on_load_checkpoint(self, checkpoint):
+            checkpoint["optimizer_states"], checkpoint["state_dict"] = [], self.state_dict()
+
+    first, other = AdaptiveGradientClipping(), Other(adam, nn.Linear(3, 1))
+    trainer = fit_module(Regression(adam), regression_batches(8), first)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    clipping, ckpt_path = first, None
+    if resumes:
+        clipping, ckpt_path = AdaptiveGradientClipping(), tmp_path / "first.ckpt"
+        trainer = make_trainer(clipping)
+    trainer.fit_loop.max_epochs = 2
+    loader = torch.utils.data.DataLoader(regression_batches(8), batch_size=None)
+    with pytest.warns(UserWarning, match="has the history of an optimizer whose parameter groups have .* begins anew"):
+        trainer.fit(other, loader, ckpt_path=ckpt_path)
+    state = clipping.state_dict()["optimizers"]["0"]
+    assert state["history"]["count"] == 8
+    assert state["counts"]["clipped"] < 8

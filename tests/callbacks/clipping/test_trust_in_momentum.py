@@ -153,3 +153,7 @@ def test_the_momentum_is_the_highest_of_the_groups_that_make_a_step(idle, moment
     second.grad = None if idle else torch.ones(1)
     assert highest_momentum(optimizer, StepGradients(optimizer)) == momentum
     assert highest_momentum(torch.optim.ASGD([first]), StepGradients(optimizer)) == 0
+
+
+def test_without_a_momentum_none_begins_afresh():
+    assert "afresh" not in Told().train(LOSSES).clipper.summary()

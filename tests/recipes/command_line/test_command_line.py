@@ -212,6 +212,7 @@ with FileLock(sys.argv[1]):
 """
 
 
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_second_process_is_kept_out_of_a_run_that_is_training(
     finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -209,6 +209,23 @@ def test_another_optimizer_or_schedule_than_the_checkpoints_is_refused_and_the_r
     assert load(folder)["global_step"] == 20
 
 
+def test_a_resumption_that_is_refused_while_it_begins_leaves_the_configuration_as_it_was(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"model.lr_scheduler": "null", "trainer.max_steps": 10, "trainer.max_epochs": 2}
+    assert recipe("fit", *tiny(text, tmp_path, **settings)) == 0
+    folder = only_run(tmp_path)
+    before = folder.config.read_bytes()
+    args = ["--ckpt_path", str(folder.checkpoint("last")), "--output_dir", str(tmp_path), "--trainer.max_steps", "20"]
+    assert recipe("fit", *args, "--data.bptt", "8") == 2
+    assert "bptt 8" in capsys.readouterr().err
+    assert folder.config.read_bytes() == before
+    assert recipe("fit", *args) == 0
+    assert load(folder)["global_step"] == 20
+    assert b"max_steps: 20" in folder.config.read_bytes()
+    assert folder.config.with_name("config.before-1.yaml").read_bytes() == before
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_the_rows_of_a_run_that_ended_with_a_validation_go_on_without_a_gap(
     accumulated: int, text: Path, tmp_path: Path

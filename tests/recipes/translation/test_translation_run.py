@@ -282,6 +282,7 @@ def test_every_shipped_configuration_trains_by_its_bare_name(name: str, pairs: P
 
 
 BAD_SETTINGS = {
+    "data.joint": ("false", "--model.tie_weights three-way: source and target have vocabularies of their own"),
     "model.attention": ("aditive", "additive"),
     "model.tie_weights": ("four-way", "two-way"),
     "model.decoder.init_args.hidden_size": (-1, "hidden_size must be at least 1, got -1"),
@@ -298,7 +299,8 @@ def test_a_setting_out_of_its_range_is_refused_and_leaves_no_run(
     name: str, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     value, message = BAD_SETTINGS[name]
-    assert translation("fit", *tiny_translation(pairs, tmp_path, **{name: value})) == 2
+    settings = {name: value} | ({"model.tie_weights": "three-way"} if name == "data.joint" else {})
+    assert translation("fit", *tiny_translation(pairs, tmp_path, **settings)) == 2
     shown = capsys.readouterr()
     assert message in shown.err
     assert "Traceback" not in shown.err

@@ -111,7 +111,7 @@ class TestOnQuadratics:
             weights = torch.randn(10, generator=generator, dtype=torch.float64)
             curvatures = curvatures / curvatures.max()
             free, _ = descend(curvatures, weights, rate, 200, None)
-            losses, promised = descend(curvatures, weights, rate, 800, Auto())
+            losses, promised = descend(curvatures, weights, rate, 400, Auto())
             assert not free[-1] < 1e50
             assert max(losses) <= most * losses[0]
             assert promised >= 20
