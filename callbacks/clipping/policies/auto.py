@@ -27,9 +27,9 @@ class Auto(ClippingPolicy):
 
     One spike moves neither median; norms that grow by up to 44 % a step, as where a training leaves a plateau, are no
     outliers; a lasting change of scale is followed within three steps. Where weights start small the first norms grow
-    manyfold: until five are known, an outlier is a thousand times m. To the first norm nothing is an outlier. What keeps
-    coming back is none either: each outlier raises ln(threshold) by ¼, and each other step lowers it by 1 % of that, down
-    to where it was, so that no more than one step in a hundred stays an outlier for long.
+    manyfold: until five are known, an outlier is a thousand times m. To the first norm nothing is an outlier. What
+    keeps coming back is none either: each outlier raises ln(threshold) by ¼, and each other step lowers it by 1 % of
+    that, down to where it was, so that no more than one step in a hundred stays an outlier for long.
 
     *Promises.* An outlier rule follows the norms, and so follows them up when a training runs away. Where the update
     scales with the gradient (`torch.optim.SGD`, `ASGD`), a gradient that lasts moves the weights by lr·‖g‖ a step, with
