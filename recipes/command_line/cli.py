@@ -22,6 +22,7 @@ from rnn_blocks.recipes.command_line.run_callbacks import add_callbacks
 from rnn_blocks.recipes.command_line.run_options import (
     add_run_options,
     check_kept_options,
+    check_optimizer,
     check_run_options,
     check_schedule,
 )
@@ -177,6 +178,9 @@ class RecipeCLI(LightningCLI):
             if ended.code and self._checkpoint is not None:  # options may be those of another version
                 sys.stderr.write(f"(among the options are those of the run of {self._checkpoint.path})\n")
             raise
+        seed = self.config[self.config["subcommand"]].get("seed_everything")
+        if not isinstance(seed, bool | None) and not 0 <= seed < 2**32:
+            raise InputError(f"--seed_everything {seed}: give a number from 0 to {2**32 - 1}, or true for any")
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's configuration is its run's ``config.yaml``, which is already read."""
@@ -197,6 +201,7 @@ class RecipeCLI(LightningCLI):
         check_kept_options(options)
         if self._checkpoint is None:
             check_schedule(options, self._args)
+            check_optimizer(options)
         else:
             self._checkpoint.check_optimizer(yaml.safe_load(self._as_yaml(options))["model"])
         check_wandb_options(options)

@@ -1,6 +1,8 @@
 """The options of a run: where it lies, where its metrics go, which checkpoints it keeps."""
 
+import warnings
 from collections.abc import Callable, Collection
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,9 @@ def check_run_options(options: Namespace, monitors: Collection[str]) -> None:
     """
     if options["trainer"].get("logger") not in (None, True, False):
         raise InputError("--trainer.logger: choose by --logger wandb|tensorboard|csv")
+    accumulated = options["trainer"].get("accumulate_grad_batches", 1)
+    if accumulated < 1:
+        raise InputError(f"--trainer.accumulate_grad_batches must be at least 1, got {accumulated}")
     if options["monitor"] not in monitors:
         raise InputError(f"--monitor {options['monitor']}: choose one of {', '.join(monitors)}")
     name = options["name"] or ""
@@ -148,3 +153,38 @@ def check_schedule(options: Namespace, args: list[str]) -> None:
             f"{given[0]} {rate}: OneCycleLR sets the learning rate, which it takes up to {highest}; give "
             f"--model.lr_scheduler.init_args.max_lr {rate} too"
         )
+
+
+def check_optimizer(options: Namespace) -> None:
+    """Make the optimizer and its schedule for a weight of nothing, before any long work.
+
+    Args:
+        options: of the command.
+
+    Raises:
+        InputError: where their classes refuse their settings.
+
+    >>> sgd = Namespace(class_path="torch.optim.SGD", init_args=Namespace(lr=-1.0))
+    >>> check_optimizer(Namespace(model=Namespace(optimizer=sgd)))
+    Traceback (most recent call last):
+    ...
+    rnn_blocks.recipes.InputError: --model.optimizer torch.optim.SGD: Invalid learning rate: -1.0
+    """
+    import torch
+
+    made: Any = [torch.nn.Parameter(torch.zeros(2, 2))]
+    for name in ("optimizer", "lr_scheduler"):
+        given = options["model"].get(name)
+        if given is None:
+            return
+        module, _, called = given["class_path"].rpartition(".")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                made = getattr(import_module(module), called)(made, **given.get("init_args", {}))
+                if name == "lr_scheduler":
+                    made.step()
+        except (ValueError, ZeroDivisionError) as error:
+            raise InputError(f"--model.{name} {given['class_path']}: {error}") from error
+        except Exception:  # of something that needs more than this: it is made in its time
+            return

@@ -82,6 +82,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such checkpoint") from error
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # torch's advice on what would then be run as a program
+            reason = "torch cannot read it, or it holds more than tensors, numbers and text"
         raise InputError(f"{path}: not a checkpoint, or cut off ({path.stat().st_size:,} bytes): {reason}") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path}: not a checkpoint: it holds a {type(checkpoint).__name__}")

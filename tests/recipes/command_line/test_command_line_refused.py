@@ -27,6 +27,16 @@ BAD_SETTINGS = {
         0.02,
         "--model.optimizer.init_args.lr 0.02: OneCycleLR sets the learning rate, which it takes up to 0.01; give",
     ),
+    "model.optimizer.init_args.weight_decay": (
+        -1,
+        "--model.optimizer torch.optim.Adam: Invalid weight_decay value: -1",
+    ),
+    "model.lr_scheduler.init_args.pct_start": (
+        10,
+        "--model.lr_scheduler torch.optim.lr_scheduler.OneCycleLR: Expected",
+    ),
+    "seed_everything": (-1, "--seed_everything -1: give a number from 0 to 4294967295"),
+    "trainer.accumulate_grad_batches": (0, "--trainer.accumulate_grad_batches must be at least 1, got 0"),
     "name": ("wide/deep", "--name wide/deep: it becomes part of a folder's name, and cannot hold a '/'"),
     "samples.max_tokens": (0, "--samples.max_tokens must be at least 1, got 0"),
     "samples.temperature": (-1, "--samples.temperature must be 0 (the most probable token) or above, got -1"),
