@@ -118,7 +118,7 @@ class NormHistogram:
         counts = self.counts[:, low:high].double()
         edges = [10 ** (LOWEST + edge / BINS_PER_DECADE) for edge in range(low, high + 1)]
         shares = (100 * counts / counts.sum(1, keepdim=True)).where(counts > 0, math.nan)
-        blues = ListedColormap(colormaps["Blues"](torch.linspace(0.2, 1, 256).numpy()))
+        blues = ListedColormap(colormaps["Blues"](torch.linspace(0.2, 1, 256, dtype=torch.float64).numpy()))
         figure, axes, margin = new_figure_with_margin(title, "optimizer step", "gradient norm, before clipping")
         axes.set_axisbelow(True)
         mesh = axes.pcolormesh([0, *self.ends], edges, shares.T.numpy(), cmap=blues, vmin=0, rasterized=True)

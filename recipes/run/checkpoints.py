@@ -176,6 +176,10 @@ class LastCheckpoint(ModelCheckpoint):
         """Write it where that is due."""
         if not gathers_gradients(trainer):  # as the first batch after a checkpoint may
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        is_in_the_midst = not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if is_in_the_midst and trainer.global_step == trainer.max_steps != self._last_global_step_saved:
+            self.write(trainer)  # at the end Lightning counts the epoch as done, and a longer training would leave it
+            self._last_global_step_saved = trainer.global_step
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write again what was written before the step's validation: a run resumed from that would leave it out."""

@@ -123,6 +123,15 @@ class TrackedRun(Callback):
         if logger is not None:
             logger.experiment.config.update(yaml.safe_load(self._config), allow_val_change=True)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the configuration of a training that was at its end already; one that is refused does not come here."""
+        self._write_if_due()
+
+    def _write_if_due(self) -> None:
+        if self._writes:
+            self._writes = False
+            self._write(self._folder.config)
+
     def _write(self, path: Path) -> None:
         before = path.read_bytes() if path.exists() else None
         if before == self._config.encode():
@@ -147,9 +156,7 @@ class TrackedRun(Callback):
 
         For from a checkpoint of a validation's step Lightning may go on one too far.
         """
-        if self._writes:
-            self._writes = False
-            self._write(self._folder.config)
+        self._write_if_due()
         if self._restored:
             self._restored = False
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

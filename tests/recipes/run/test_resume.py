@@ -226,6 +226,18 @@ def test_a_resumption_that_is_refused_while_it_begins_leaves_the_configuration_a
     assert folder.config.with_name("config.before-1.yaml").read_bytes() == before
 
 
+def test_a_training_that_ended_in_the_midst_of_an_epoch_is_lengthened_within_it(text: Path, tmp_path: Path) -> None:
+    settings = {"model.lr_scheduler": "null", "data.variable_bptt": "true", "checkpoint_every_n_steps": 100}
+    straight, lengthened = tmp_path / "straight", tmp_path / "lengthened"
+    assert recipe("fit", *tiny(text, straight, **settings, **{"trainer.max_steps": 25})) == 0
+    assert recipe("fit", *tiny(text, lengthened, **settings, **{"trainer.max_steps": 10})) == 0
+    args = ["--ckpt_path", "last", "--output_dir", str(lengthened), "--trainer.max_steps", "25"]
+    assert recipe("fit", *args) == 0
+    expected, found = load(only_run(straight)), load(only_run(lengthened))
+    assert found["epoch"] == expected["epoch"] == 0
+    assert_same(found["state_dict"], expected["state_dict"])
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_the_rows_of_a_run_that_ended_with_a_validation_go_on_without_a_gap(
     accumulated: int, text: Path, tmp_path: Path
