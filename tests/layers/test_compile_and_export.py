@@ -144,6 +144,7 @@ def with_any_batch(inputs, state):
     return {"inputs": {0: size}, "state": any_batch(state, size)}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", zoo.rest_is_slow(LAYERS, SOME))
 def test_an_exported_layer_runs_as_the_layer(name):
     layer = LAYERS[name]().double().eval()

@@ -130,6 +130,7 @@ SOME = ("mixed",)
 BATCHES = (([1], 1), ([4, 0, 9, 3], 9), ([2, 2], 2))
 
 
+@pytest.mark.processes
 @torch.no_grad()
 @pytest.mark.parametrize("name", zoo.rest_is_slow(EXPORTED, SOME))
 def test_an_exported_encoder_takes_any_batch_and_any_length(name):

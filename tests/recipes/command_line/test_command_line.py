@@ -89,6 +89,7 @@ def ascii_locale() -> Iterator[None]:
     locale.setlocale(locale.LC_CTYPE, before)
 
 
+@pytest.mark.processes
 def test_a_configuration_is_utf_8_in_any_locale(text: Path, tmp_path: Path, ascii_locale: None) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text("samples: {prompts: [the sea — blue]}\n", encoding="utf-8")

@@ -94,6 +94,7 @@ def test_a_translation_comes_back_by_from_pretrained(finished_translation: RunFo
     assert (tmp_path / "mine" / "tokenizer.json").is_file()
 
 
+@pytest.mark.processes
 def test_an_onnx_step_streams_what_the_model_says(finished_run: RunFolder, tmp_path: Path, capsys) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     folder = tmp_path / "onnx"
