@@ -22,14 +22,18 @@ def map_state(function: Callable[..., Tensor], state: State, *others: State) -> 
         if not all(isinstance(other, Tensor) for other in others):
             raise ValueError(f"the states are not of one shape: a tensor against {[describe_state(o) for o in others]}")
         return function(state, *others)
-    if not isinstance(state, tuple | list):
-        raise TypeError(f"a state is a tensor or a tuple of states, got {type(state).__name__}")
+    _check_nest(state)
     if any(isinstance(other, Tensor) or len(other) != len(state) for other in others):
         raise ValueError(
             f"the states are not of one shape: {describe_state(state)} against {[describe_state(o) for o in others]}"
         )
     parts = [map_state(function, *parts) for parts in zip(state, *others, strict=True)]
     return _nest_like(state, parts)
+
+
+def _check_nest(state: object) -> None:
+    if not isinstance(state, tuple | list):
+        raise TypeError(f"a state is a tensor or a tuple of states, got {type(state).__name__}")
 
 
 def _nest_like(state: tuple[State, ...], parts: list[State]) -> tuple[State, ...]:
@@ -46,8 +50,7 @@ def state_tensors(state: State) -> list[Tensor]:
     """
     if isinstance(state, Tensor):
         return [state]
-    if not isinstance(state, tuple | list):
-        raise TypeError(f"a state is a tensor or a tuple of states, got {type(state).__name__}")
+    _check_nest(state)
     return [tensor for part in state for tensor in state_tensors(part)]
 
 
