@@ -23,6 +23,7 @@ from rnn_blocks.engine.fold import Folding
 from rnn_blocks.engine.graph import ancestors, aten, cat_dim, is_call, is_random, meta
 from rnn_blocks.engine.products import packing_pays
 from rnn_blocks.engine.program import Program, Slot, Source
+from rnn_blocks.engine.recorder import Recording
 from rnn_blocks.engine.write import Writer, can_write
 
 Put = Callable[[Flat, Flat | None], Program]
@@ -34,15 +35,15 @@ class Splitter:
     """Sorts the nodes of a joint graph into the four programs.
 
     Args:
-        module: the graph of ``(*projected, *masks, *state, *constants, *tangents)`` to the results of a step and the
+        recording: of ``(*projected, *masks, *state, *constants, *tangents)`` to the results of a step and the
             gradients of its inputs.
         groups: how many of each there are.
         num_results: how many results, the output and the state's tensors.
         needs: which inputs take a gradient.
     """
 
-    def __init__(self, module: fx.GraphModule, groups: Sequence[int], num_results: int, needs: Sequence[bool]) -> None:
-        self.module, self.graph = module, module.graph
+    def __init__(self, recording: Recording, groups: Sequence[int], num_results: int, needs: Sequence[bool]) -> None:
+        self.recording, self.graph = recording, recording.graph
         placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
         edges = list(accumulate([*groups, num_results], initial=0))
         parts = [placeholders[a:b] for a, b in pairwise(edges)]
@@ -168,7 +169,7 @@ class Splitter:
         compiler: Compiler,
     ) -> Program:
         """What ``compiler`` makes of the forward and backward steps, and of how to put them into the program."""
-        writer = Writer(self.module)
+        writer = Writer(self.recording)
         names = writer.names
         given = [names[node] for node in (*self.given, *self.kept)]
         old = ["_" + names[node] if k in self.passed else names[node] for k, node in enumerate(self.state)]
@@ -232,7 +233,7 @@ class Splitter:
 
     def program(self) -> Program:
         """The four programs as plain Python."""
-        writer = Writer(self.module)
+        writer = Writer(self.recording)
         names = writer.names
         steady = [*self.given, *self.kept]
         packed = self._packed(steady)

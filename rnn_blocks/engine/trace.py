@@ -5,15 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from rnn_blocks.engine.graph import changes_tensors, is_random, looks_at_numbers, tidy
 from rnn_blocks.engine.program import Program
+from rnn_blocks.engine.recorder import recorded
 from rnn_blocks.engine.split import Compiler, Splitter
 
 Joint = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
@@ -106,31 +104,31 @@ def trace_step(
         try:
             with torch.no_grad():
                 tangents = [torch.zeros_like(r) for r in step(projected, masks, state, constants)]
-            # torch would make such a mode for each tensor that it meets, with a stack trace: up to half of the time
-            context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-            with tracing(context), torch.autograd.set_detect_anomaly(False):  # which would look at numbers
+            with torch.autograd.set_detect_anomaly(False):  # which would look at numbers
                 with _NoNumbers():
-                    module = make_fx(joint)(*inputs, *tangents)
-                if any(changes_tensors(node) for node in module.graph.nodes):  # noise is drawn in place, for one
-                    module = make_fx(functionalize(module))(*inputs, *tangents)
+                    recording = recorded(joint, [*inputs, *tangents])
+                if any(changes_tensors(node) for node in recording.graph.nodes):  # noise is drawn in place, for one
+                    recording = recorded(functionalize(recording.run), [*inputs, *tangents])
         except (RuntimeError, TypeError) as error:
             raise _refusal(str(error)) from error
-    for node in module.graph.nodes:
-        kept = getattr(module, node.target) if node.op == "get_attr" else None
-        if isinstance(kept, Tensor) and any(_is_one_memory(kept, tensor) for tensor in constants):
+    graph = recording.graph
+    for constant in recording.constants.values():
+        if any(_is_one_memory(constant, tensor) for tensor in constants):
             raise _refusal("it reads weights elsewhere than in its module")
-        if isinstance(kept, Tensor) and kept.requires_grad and differentiate:
+        if constant.requires_grad and differentiate:
             raise _refusal("it uses a tensor that takes a gradient and is no parameter of its module")
+    for node in graph.nodes:
         if looks_at_numbers(node):
             raise _refusal(f"the shapes in it depend on numbers ({node.target})")
         if changes_tensors(node):
             raise _refusal(f"it changes an input in place ({node.target})")
-    tidy(module.graph)
-    splitter = Splitter(module, groups, len(tangents), needs)
+    tidy(graph)
+    splitter = Splitter(recording, groups, len(tangents), needs)
     program = splitter.program()
-    if compiler is None or any(is_random(node) for node in module.graph.nodes):
-        return program
-    return splitter.compiled(program, [*projected, *masks], state, constants, compiler)
+    if compiler is not None and not any(is_random(node) for node in graph.nodes):
+        program = splitter.compiled(program, [*projected, *masks], state, constants, compiler)
+    recording.forget_values()
+    return program
 
 
 def _refusal(reason: str) -> NotTraceableError:

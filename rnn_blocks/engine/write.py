@@ -11,6 +11,7 @@ from torch import fx
 from rnn_blocks.engine.compile import Written
 from rnn_blocks.engine.graph import aten, is_call
 from rnn_blocks.engine.products import sum_of_products
+from rnn_blocks.engine.recorder import Recording
 
 # torch's own bindings parse their arguments faster than an operator called through torch.ops, and write to `out`
 _BINDINGS: dict[Any, tuple[Callable[..., Any], str]] = {
@@ -64,12 +65,12 @@ class Writer:
     """Writes functions that share the names of a graph's nodes.
 
     Args:
-        module: holds the graph and its constants.
+        recording: the graph and its constants.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        self._module = module
-        self.names = {node: f"v{k}" for k, node in enumerate(module.graph.nodes)}
+    def __init__(self, recording: Recording) -> None:
+        self._constants = recording.constants
+        self.names = {node: f"v{k}" for k, node in enumerate(recording.graph.nodes)}
         self.sources: list[str] = []
         self._written: dict[Callable[..., Any], Written] = {}
         self.in_place: dict[fx.Node, str] = {}
@@ -136,7 +137,7 @@ class Writer:
     def _call(self, node: fx.Node, scope: dict[str, Any], target: str | None) -> tuple[str, bool]:
         """The expression, and whether it writes to ``target``."""
         if node.op == "get_attr":
-            scope[f"c_{node.name}"] = getattr(self._module, str(node.target))
+            scope[f"c_{node.name}"] = self._constants[str(node.target)]
             return f"c_{node.name}", False
         function: Any = node.target
         args: Any = node.args

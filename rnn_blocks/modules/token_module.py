@@ -1,7 +1,7 @@
 """What the trainings that predict tokens share: losses weighted by tokens, throughput, optimizer and schedule."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -25,6 +25,19 @@ def adam(params: Iterable[Tensor]) -> torch.optim.Optimizer:
     0.001
     """
     return torch.optim.Adam(params, lr=1e-3)
+
+
+class _Shared:
+    """What copies of a module share: the command line's functions hold its parser, which cannot be copied."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, argument: Any) -> Any:
+        return self._function(argument)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
 
 
 class TokenModule(pl.LightningModule, Pretrained):
@@ -51,8 +64,8 @@ class TokenModule(pl.LightningModule, Pretrained):
         super().__init__()
         if lr_interval not in ("epoch", "step"):
             raise ValueError(f"lr_interval must be 'epoch' or 'step', got {lr_interval!r}")
-        self._make_optimizer = optimizer
-        self._make_lr_scheduler = lr_scheduler
+        self._make_optimizer = _Shared(optimizer)
+        self._make_lr_scheduler = None if lr_scheduler is None else _Shared(lr_scheduler)
         self._lr_interval: str = lr_interval
         self._statistics = nn.ModuleDict({f"{stage}_loss": TokenLoss() for stage in STAGES})
         self._last_log = self._validation_began = time.perf_counter()

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny_runs import assert_refused, load, only_run, options, recipe, tiny
 
@@ -178,6 +179,23 @@ def test_a_progress_bar_and_a_checkpoint_of_the_users_are_used(text: Path, tmp_p
     written = {path.name for path in folder.checkpoints.iterdir()}
     assert written == {"best.ckpt", "last.ckpt", "epoch=0-step=1.ckpt", "epoch=0-step=2.ckpt"}
     assert recipe("validate", "--ckpt_path", str(folder.path)) == 0
+
+
+def test_a_callback_that_copies_the_model_finds_it_copied(text: Path, tmp_path: Path) -> None:
+    args = tiny(text, tmp_path, **{"trainer.max_steps": 4, "trainer.val_check_interval": 4})
+    args += [
+        "--trainer.callbacks+",
+        "lightning.pytorch.callbacks.EMAWeightAveraging",
+        "--trainer.callbacks.decay",
+        "0.5",
+    ]
+    assert recipe("fit", *args) == 0
+    checkpoint = load(only_run(tmp_path))
+    averaged, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert averaged.keys() == current.keys()
+    assert any(not torch.equal(averaged[name], current[name]) for name in averaged)
+    with pytest.warns(UserWarning, match="loading a checkpoint outside the 'fit' stage"):  # Lightning's
+        assert recipe("validate", "--output_dir", str(tmp_path)) == 0
 
 
 def test_a_second_checkpoint_by_what_is_monitored_is_refused_with_the_option_to_use(
