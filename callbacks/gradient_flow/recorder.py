@@ -53,6 +53,23 @@ class StatesCall:
         return {"": flow(squares, None, squares.new_zeros(()))}
 
 
+class _Hook:
+    """A hook that does nothing on copies of its module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __reduce__(self) -> Any:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*args: Any) -> None:
+    pass
+
+
 class FlowRecorder:
     """Records one training step's calls of some modules and finds out what flows back through them.
 
@@ -83,19 +100,23 @@ class FlowRecorder:
         self._patched: list[nn.Module] = []
         self._open = False
 
+    def __reduce__(self) -> Any:
+        """Copies of a module that is being recorded, as for a target network, hold one that records nothing."""
+        return FlowRecorder, ({}, {}, self.source)
+
     def attach(self) -> None:
         """Begin to record."""
         forget_traced(self.targets)
         for name, module in self.targets.items():
             if name in self.states:
-                self._handles.append(module.register_forward_hook(partial(self._keep_states, name)))
+                self._handles.append(module.register_forward_hook(_Hook(partial(self._keep_states, name))))
             elif isinstance(module, nn.RNNBase):
                 enter: Any = partial(self._enter, name)
                 leave: Any = partial(self._leave, name)
                 if runs_eagerly(module):  # but a compiler around it would take the hooks for a part of the model
                     enter, leave = torch.compiler.disable(enter), torch.compiler.disable(leave)
-                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(leave, with_kwargs=True))
+                self._handles.append(module.register_forward_pre_hook(_Hook(enter), with_kwargs=True))
+                self._handles.append(module.register_forward_hook(_Hook(leave), with_kwargs=True))
             else:
                 begin_recording(module, name, self)
                 self._patched.append(module)

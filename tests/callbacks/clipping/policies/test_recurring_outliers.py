@@ -7,19 +7,21 @@ import torch
 from torch import nn
 
 from rnn_blocks.callbacks import Auto, GradientClipper, Step
+from rnn_blocks.callbacks.measuring.numbers import in_numbers
 
 
 def outliers(norms, *, scale=1.0, rows=None):
     """At which steps `Auto` clips, of norms with a bit of noise; of ``rows`` the first, where they are tensors."""
     policy = Auto()
     noise = torch.Generator().manual_seed(0)
-    like = torch.tensor(1.0) if rows is None else torch.ones(rows)
-    history, found = policy.initial_history(like), []
+    like = torch.ones(() if rows is None else (rows,), dtype=torch.float64)
+    make = in_numbers if rows is None else torch.Tensor.clone
+    history, found = {name: make(value) for name, value in policy.initial_history(like).items()}, []
     for step, norm in enumerate(norms):
-        norm = norm * scale * math.exp(0.2 * torch.randn((), generator=noise).item())
-        norm = torch.tensor(norm, dtype=torch.float64) if rows is None else like.double() * norm
-        given = Step(norm, learning_rate=None, initial_weight_norm=like)
-        if bool((policy.clip(history, given).target < norm).any()):
+        norm = make(like * norm * scale * math.exp(0.2 * torch.randn((), generator=noise).item()))
+        given = Step(norm, learning_rate=None, initial_weight_norm=make(like))
+        clipped = policy.clip(history, given).target < norm
+        if clipped if rows is None else clipped.any():
             found.append(step)
         history = policy.observe(history, given)
     return found
