@@ -95,7 +95,7 @@ class Pretrained(ModelHubMixin):
         for name in list(inspect.signature(type(self).__init__).parameters)[1:]:
             if name in _NOT_KEPT:
                 continue
-            where = f"_make_{name}" if name in _FOR_TRAINING else self.hub_parts.get(name, name)
+            where = f"_make_{name}.function" if name in _FOR_TRAINING else self.hub_parts.get(name, name)
             try:
                 config[name] = _plain(hparams[name]) if name in hparams else describe(attrgetter(where)(self))
             except (NotDescribableError, AttributeError) as error:

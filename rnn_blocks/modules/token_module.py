@@ -31,10 +31,10 @@ class _Shared:
     """What copies of a module share: the command line's functions hold its parser, which cannot be copied."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
+        self.function = function
 
     def __call__(self, argument: Any) -> Any:
-        return self._function(argument)
+        return self.function(argument)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
         return self

@@ -88,7 +88,7 @@ class Trials:
 
     def _neighbours(self) -> list[int]:
         at = self._counts.index(self.chosen)
-        return [*self._counts[at + 1 : at + 3], *self._counts[max(at - 1, 0) : at]]
+        return [*self._counts[at + 1 : at + 4], *self._counts[max(at - 1, 0) : at]]
 
     def _begin(self) -> None:
         other = self._to_try.pop(0)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader
@@ -111,6 +111,7 @@ def train(trials: Trials, seconds: Callable[[int, float], float], until: float, 
     return now
 
 
+@example(21, 1.0, 1 / 64, 1.0)  # each fewer thread helps a little
 @given(
     st.integers(1, 64),
     st.floats(0.0, 1.0),
@@ -130,9 +131,9 @@ def test_the_quickest_count_is_found_and_finding_it_costs_little(
         return times[count]
 
     ended = train(trials, seconds, 4000 * min(times.values()))
-    assert times[trials.chosen] <= 1.3 * min(times.values())
+    assert times[trials.chosen] <= 1.25 * min(times.values())
     begun = (WARM_UP + PAIRS * 2 * len(times)) * max(times.values())
-    assert ended - begun <= 1.3 * steps * min(times.values())
+    assert ended - begun <= 1.2 * steps * min(times.values())
 
 
 @pytest.mark.parametrize("step", [0.02, 0.2, 1.0])
