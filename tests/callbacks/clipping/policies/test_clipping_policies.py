@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from rnn_blocks.callbacks import Auto, Clip, ClippingPolicy, Fixed, Step
 from rnn_blocks.callbacks.clipping.update_length import effective_learning_rate, weight_norms
+from rnn_blocks.callbacks.measuring.numbers import in_numbers, in_tensors
 from rnn_blocks.callbacks.measuring.step import StepGradients
 
 WEIGHTS = torch.tensor(100.0, dtype=torch.float64)
@@ -32,12 +33,15 @@ def clips(
     losses: Sequence[float | None] | None = None,
     weights: Tensor = WEIGHTS,
 ) -> list[Clip]:
-    """The policy's answer to each step."""
+    """The policy's answer to each step; worked out in numbers by a policy that takes them, as by a clipper on a CPU."""
+    make = in_numbers if policy.takes_numbers else Tensor.clone
     rates = rates if isinstance(rates, list) else [rates] * len(norms)
-    history, answers = policy.initial_history(WEIGHTS), []
+    history, answers = {name: make(value) for name, value in policy.initial_history(WEIGHTS).items()}, []
     for norm, rate, loss in zip(doubles(norms), rates, losses or [None] * len(norms), strict=True):
-        step = Step(norm, rate, weights, loss=None if loss is None else torch.as_tensor(loss, dtype=torch.float64))
-        answers.append(policy.clip(history, step))
+        loss = None if loss is None else make(torch.as_tensor(loss, dtype=torch.float64))
+        step = Step(make(norm), in_numbers(rate), make(weights), loss=loss)
+        clip = policy.clip(history, step)
+        answers.append(clip._replace(threshold=in_tensors(clip.threshold), target=in_tensors(clip.target)))
         history = policy.observe(history, step)
     return answers
 

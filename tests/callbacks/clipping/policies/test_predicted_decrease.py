@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from rnn_blocks.callbacks import Auto, Step
+from rnn_blocks.callbacks.measuring.numbers import in_numbers
 
 PROMISES = Auto(deviations=1e6)  # nothing is an outlier
 FAST = settings(max_examples=20, deadline=None, derandomize=True)
@@ -18,22 +19,22 @@ FAST = settings(max_examples=20, deadline=None, derandomize=True)
 
 def histories(losses, norms=None, rate=1.0, policy=PROMISES):
     """What is remembered after each step."""
-    history, seen = policy.initial_history(WEIGHTS), []
+    history, seen = {name: in_numbers(value) for name, value in policy.initial_history(WEIGHTS).items()}, []
     for loss, norm in zip(losses, norms or [1.0] * len(losses), strict=True):
-        step = Step(number(norm), rate, WEIGHTS, loss=None if loss is None else number(loss))
-        history = policy.observe(history, step)
-        seen.append({name: history[name].item() for name in ("loss", "share", "smoothed", "lowest", "highest_rate")})
+        history = policy.observe(history, Step(float(norm), rate, WEIGHTS.item(), loss=loss))
+        seen.append({name: history[name] for name in ("loss", "share", "smoothed", "lowest", "highest_rate")})
     return seen
 
 
 def descend(curvatures: Tensor, weights: Tensor, rate: float, steps: int, policy: Auto | None) -> tuple[list, int]:
     """Losses ½·Σ curvature·weight² of SGD, and how many steps promised too much."""
-    history, losses, promised = Auto().initial_history(WEIGHTS), [], 0
+    history = {name: in_numbers(value) for name, value in Auto().initial_history(WEIGHTS).items()}
+    losses, promised = [], 0
     for _ in range(steps):
         gradient = curvatures * weights
         loss, norm, coefficient = (gradient * weights).sum() / 2, gradient.norm(), 1.0
         if policy is not None:
-            step = Step(norm, rate, WEIGHTS, loss=loss)
+            step = Step(norm.item(), float(rate), WEIGHTS.item(), loss=loss.item())
             clip = policy.clip(history, step)
             history = policy.observe(history, step)
             if norm > clip.threshold:
@@ -319,8 +320,8 @@ def test_every_unit_is_treated_as_if_it_were_alone(seed, together):
     for unit in range(together):
         alone = clips(policy, norms[:, unit], list(rates[:, unit]), losses.tolist())
         for field in ("threshold", "target", "reason"):
-            expected = torch.stack([getattr(clip, field)[unit] for clip in whole])
-            assert_close(torch.stack([getattr(clip, field) for clip in alone]), expected, rtol=1e-12, atol=0)
+            expected = [getattr(clip, field)[unit].item() for clip in whole]
+            assert [float(getattr(clip, field)) for clip in alone] == pytest.approx(expected, rel=1e-12, abs=0)
 
 
 def test_a_norm_that_only_promises_too_much_is_brought_down_by_that_rule_alone():
