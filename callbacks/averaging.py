@@ -93,6 +93,7 @@ class NonMonotonicAveraging(Callback):
         self.monitor = monitor
         self.n = n
         self.mode = mode
+        self._fits = True
         self._forget()
 
     def _forget(self) -> None:
@@ -126,6 +127,8 @@ class NonMonotonicAveraging(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a checkpoint's history and averages."""
+        if not self._fits:  # Lightning restores callbacks to test a checkpoint as well
+            return
         if state_dict["monitor"] != self.monitor:
             raise ValueError(
                 f"NonMonotonicAveraging: the checkpoint's history is of {state_dict['monitor']!r}, and this instance "
@@ -139,7 +142,8 @@ class NonMonotonicAveraging(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what averaging cannot work with; begin afresh in a new training."""
-        if stage != "fit":
+        self._fits = stage == "fit"
+        if not self._fits:
             return
         refuse_sharded_parameters(trainer, "NonMonotonicAveraging")
         others = [

@@ -136,3 +136,17 @@ def test_a_parameter_that_is_added_later_is_averaged_from_there_on_and_saved(tmp
     for name in ("33.ckpt", "end.ckpt"):
         saved = torch.load(tmp_path / name, weights_only=True)["state_dict"]
         assert torch.equal(saved["extra.weight"], module.extra.weight)
+
+
+def test_a_validation_of_an_earlier_checkpoint_leaves_what_is_known_and_another_metrics_history_alone(tmp_path):
+    module, averaging, other = Noisy(), NonMonotonicAveraging(n=0), NonMonotonicAveraging("val/other")
+    fit(module, averaging, SaveAt(tmp_path, (3,)))
+    before = averaging.state_dict()
+    assert before["averages"]
+    for callback in (averaging, other):
+        trainer = make_trainer(callback)
+        trainer.validate(module, loader(batches(2)), ckpt_path=tmp_path / "3.ckpt", verbose=False)
+    after = averaging.state_dict()
+    assert_close(after.pop("averages"), before.pop("averages"), rtol=0, atol=0)
+    assert after == before
+    assert not other.history
