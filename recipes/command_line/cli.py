@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.command_line.arguments import map_values
+from rnn_blocks.recipes.command_line.arguments import map_values, values_of
 from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, given_option
 from rnn_blocks.recipes.command_line.parser import RecipeParser
 from rnn_blocks.recipes.command_line.run_callbacks import add_callbacks
@@ -175,8 +175,12 @@ class RecipeCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except SystemExit as ended:
-            if ended.code and self._checkpoint is not None:  # options may be those of another version
-                sys.stderr.write(f"(among the options are those of the run of {self._checkpoint.path})\n")
+            given = values_of(self._args, *CONFIG)
+            others = [path for path in given if path not in shipped_configs(self.recipe)]
+            if self._checkpoint is not None:  # options may be those of another version
+                others.append(f"the run of {self._checkpoint.path}")
+            if ended.code and others:
+                sys.stderr.write(f"(among the options are those of {' and '.join(others)})\n")
             raise
         seed = self.config[self.config["subcommand"]].get("seed_everything")
         if not isinstance(seed, bool | None) and not 0 <= seed < 2**32:

@@ -44,6 +44,7 @@ class RecipeParser(LightningArgumentParser):
         """Print the message, with what may have been meant, and end with exit code 2."""
         unknown = re.findall(r"(--[\w.\-]+)", message) if "nrecognized" in message else []
         unknown += [f"--{key}" for key in re.findall(r"[Kk]ey [\"'`]([\w.]+)[\"'`] (?:is not|not)", message)]
+        unknown += [f"--{key}" for key in re.findall(r"does not accept option '([\w.]+)'", message)]
         near: list[str] = []
         for option in unknown:
             for parser in self._all_parsers():

@@ -4,6 +4,8 @@ import difflib
 from importlib.resources import files
 from pathlib import Path
 
+import yaml
+
 from rnn_blocks.recipes import InputError
 
 DEFAULT = "default"
@@ -23,7 +25,7 @@ def config_path(recipe: str, given: str) -> Path:
     """The file that ``--config`` means: a path, or the name of a shipped configuration.
 
     Raises:
-        InputError: where it is neither, with the names that are near; where it is no text in UTF-8.
+        InputError: where it is neither, with the names that are near; where it holds no options in YAML.
 
     >>> config_path("language-model", "default").name
     'default.yaml'
@@ -35,9 +37,14 @@ def config_path(recipe: str, given: str) -> Path:
     """
     path = named_file(given, shipped_configs(recipe), "shipped configuration", option="--config ")
     try:
-        path.read_text(encoding="utf-8")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"--config {given}: not text in UTF-8: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {given}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"{type(content).__name__} {str(content)[:40]!r}"
+        raise InputError(f"--config {given}: holds {found}; it must hold options, such as data: {{batch_size: 20}}")
     return path
 
 

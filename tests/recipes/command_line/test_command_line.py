@@ -109,6 +109,42 @@ def test_a_configuration_in_another_encoding_is_refused_by_name(
     assert_refused(["language-model", "fit", "--config", str(config)], f"{config}: not text in UTF-8: ", capsys)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "{config}: holds nothing; it must hold options, such as"),
+        ("# model:\n", "{config}: holds nothing"),
+        ("- 1\n- 2\n", "{config}: holds list '[1, 2]'"),
+        ("data: {bptt: 9\n", "{config}: not YAML: "),
+    ],
+)
+def test_a_configuration_without_options_is_refused_by_name(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(content)
+    assert_refused(["language-model", "fit", "--config", str(config)], message.format(config=config), capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "near"),
+    [
+        ("model: {droput: 0.1}\n", "--model.dropout"),
+        ("model: {layer: {class_path: rnn_blocks.LSTM, init_args: {hiden_size: 3}}}\n", "hidden_size"),
+    ],
+)
+def test_an_option_of_a_configuration_that_does_not_exist_is_answered_by_what_is_near_and_the_file(
+    content: str, near: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        main(["language-model", "fit", "--config", "ptb-small", f"--config={config}"])
+    error = capsys.readouterr().err
+    assert f"Did you mean {near}" in error
+    assert f"(among the options are those of {config})\n" in error
+
+
 def test_a_layer_of_another_kind_is_chosen_by_an_option(text: Path, tmp_path: Path) -> None:
     args = tiny(text, tmp_path, **{"trainer.max_steps": 2})
     assert recipe("fit", "--model.layer", "rnn_blocks.GRU", *args) == 0
