@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_blocks.engine.graph import aten, is_random
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = Tensor.__torch_dispatch__
 
 
 class LooksAtNumbersError(RuntimeError):
@@ -101,7 +101,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
-        if any(type(value) not in _PLAIN and id(value) not in self._nodes for value in tensors):
+        if any(type(value).__torch_dispatch__ is not _PLAIN and id(value) not in self._nodes for value in tensors):
             return NotImplemented  # a subclass says of what operators this is made
         if any(value.is_inference() for value in tensors):  # autograd has not come down to simple operators
             with self:

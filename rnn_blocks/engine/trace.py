@@ -108,7 +108,9 @@ def trace_step(
                 with _NoNumbers():
                     recording = recorded(joint, [*inputs, *tangents])
                 if any(changes_tensors(node) for node in recording.graph.nodes):  # noise is drawn in place, for one
-                    recording = recorded(functionalize(recording.run), [*inputs, *tangents])
+                    changing = recording
+                    recording = recorded(functionalize(changing.run), [*inputs, *tangents])
+                    changing.forget_values()
         except (RuntimeError, TypeError) as error:
             raise _refusal(str(error)) from error
     graph = recording.graph

@@ -63,7 +63,7 @@ def test_a_tensor_that_is_given_twice_is_two_inputs():
 def test_a_tensor_from_elsewhere_is_a_constant():
     other = torch.randn(3)
     recording = recorded(lambda x: [x * other, other], [torch.randn(3)])
-    assert list(recording.constants.values()) == [other]
+    assert [id(one) for one in recording.constants.values()] == [id(other)]
     product, same = recording.run(torch.full((3,), 2.0))
     assert_close(product, 2 * other)
     assert same is other
@@ -136,6 +136,17 @@ def test_a_subclass_of_tensors_says_itself_of_what_operators_it_is_made():
     assert operators(recording.graph) == ["aten.mul.Tensor", "aten.mm.default"]
     others = torch.randn(2, 3)
     assert_close(recording.run(others), [others @ (weight.inner * 2)])
+
+
+class Named(nn.Parameter):
+    """A subclass that computes as any tensor does."""
+
+
+def test_a_subclass_that_computes_as_any_tensor_is_one():
+    weight = Named(torch.randn(3, 4))
+    recording = recorded(lambda x: [x @ weight], [torch.randn(2, 3)])
+    assert operators(recording.graph) == ["aten.mm.default"]
+    assert [id(one) for one in recording.constants.values()] == [id(weight)]
 
 
 def test_nothing_of_autocasts_cache_is_left_in_a_record():
