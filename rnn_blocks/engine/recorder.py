@@ -47,8 +47,8 @@ class Recording:
 def recorded(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recording:
     """Run ``function(*inputs)``, and record torch's operators in it and in the backward passes that it asks for.
 
-    They are those that autograd has come down to, as by torch's ``make_fx``, in a seventh of the time: nothing is faked,
-    and nothing is kept of where each operator was called.
+    They are those that autograd has come down to, as by torch's ``make_fx``, in a seventh of the time: nothing is
+    faked, and nothing is kept of where each operator was called.
 
     Args:
         function: of tensors to a list of tensors or ``None``.
