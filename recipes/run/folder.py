@@ -260,7 +260,9 @@ def newest_checkpoint(name: str, there: Sequence[RunFolder], place: str, option:
     begun = sorted((run for run in there if run.is_begun()), key=RunFolder.written_at)
     having = [path for run in begun if (path := run.checkpoint(name)).is_file()]
     if not having:
-        raise InputError(f"{option}{name}: no run in {place} has a checkpoints/{name}.ckpt yet")
+        last = begun[-1].checkpoint("last") if begun else None
+        hint = f"; the newest has a last one: {option}{quote(str(last))}" if last is not None and last.is_file() else ""
+        raise InputError(f"{option}{name}: no run in {place} has a checkpoints/{name}.ckpt yet{hint}")
     if having[-1] != begun[-1].checkpoint(name):
         raise InputError(
             f"{option}{name}: the newest run, {begun[-1].path}, has no checkpoints/{name}.ckpt yet; another has "

@@ -146,10 +146,11 @@ def _draw_clipped_shares(axes: Any, rows: list[dict[str, str]]) -> None:
     reasons = {name: _series(rows, f"grad_clip/{name}_fraction")[1] for name in REASONS}
     reasons = {name: values for name, values in reasons.items() if len(values) == len(steps)}
     share = axes.twinx()
-    bottom = np.zeros(len(steps))
+    begin = max(2 * steps[0] - steps[1], 0) if len(steps) > 1 else 0
+    edges, bottom = np.insert(steps, 0, begin), np.zeros(len(steps) + 1)
     for name, values in (reasons or {"": fractions}).items():
-        colour, top = REASONS.get(name, GREY), bottom + 100 * values
-        share.fill_between(steps, bottom, top, color=colour, alpha=0.25, linewidth=0, step="mid")
+        colour, top = REASONS.get(name, GREY), bottom + 100 * np.insert(values, 0, values[0])
+        share.fill_between(edges, bottom, top, color=colour, alpha=0.25, linewidth=0, step="pre")
         if name and values.any():
             axes.fill_between([], [], color=colour, alpha=0.25, label=f"share clipped: {name}s")
         bottom = top

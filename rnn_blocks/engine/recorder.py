@@ -14,8 +14,8 @@ from rnn_blocks.engine.graph import aten, is_random
 _PLAIN = Tensor.__torch_dispatch__
 
 
-class LooksAtNumbersError(RuntimeError):
-    """A function asks for the numbers of a tensor that other calls will hold others in."""
+class NotRecordableError(RuntimeError):
+    """A function does something with its inputs that leaves no operator in a record."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,33 @@ class Recording:
         graph: placeholders for its inputs, a node for each operator, and its results as output; in each node's
             ``meta["val"]`` the tensor that it gave.
         constants: tensors that are none of its inputs, by the targets of their nodes.
+        nodes: all that were ever in the graph.
     """
 
     graph: fx.Graph
     constants: dict[str, Tensor] = field(default_factory=dict)
+    nodes: list[fx.Node] = field(default_factory=list)
 
     def run(self, *inputs: Tensor) -> Any:
         """Run what was recorded."""
-        root = torch.nn.Module()
-        for name, tensor in self.constants.items():
-            root.register_buffer(name, tensor)
-        return fx.Interpreter(fx.GraphModule(root, self.graph)).run(*inputs)
+        values: dict[fx.Node, Any] = {}
+        given = iter(inputs)
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(given)
+            elif node.op == "get_attr":
+                values[node] = self.constants[str(node.target)]
+            elif node.op == "output":
+                break
+            else:
+                function: Any = node.target
+                args, options = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = function(*args, **options)
+        return fx.map_arg(node.args[0], values.__getitem__)
 
     def forget_values(self) -> None:
         """Let go of the tensors that the nodes gave: a graph is a circle, which Python frees late."""
-        for node in self.graph.nodes:
+        for node in (*self.nodes, *self.graph.nodes):
             node.meta.clear()
 
 
@@ -55,77 +67,98 @@ def recorded(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Recordin
         inputs: tensors; each is a placeholder.
 
     Raises:
-        LooksAtNumbersError: it asks for the numbers of a tensor that depends on its inputs or on chance.
+        NotRecordableError: it asks for the numbers of a tensor that depends on its inputs or on chance, or takes such a
+            tensor from elsewhere than from an operator.
 
     >>> graph = recorded(lambda x: [(x * 2).tanh()], [torch.ones(3)]).graph
     >>> [str(node.target) for node in graph.nodes]
     ['input0', 'aten.mul.Tensor', 'aten.tanh.default', 'output']
     """
     recorder = _Recorder()
-    given = [recorder.placeholder(tensor) for tensor in inputs]
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # a weight that was cast before would be a constant
     try:
+        given = [recorder.placeholder(tensor) for tensor in inputs]
         with recorder:
             results = function(*given)
+        recorder.recording.graph.output([recorder.argument(result) for result in results])
+    except BaseException:
+        recorder.recording.forget_values()
+        raise
     finally:
         torch.set_autocast_cache_enabled(cached)
-    recorder.recording.graph.output([recorder.argument(result) for result in results])
     return recorder.recording
 
 
 class _Recorder(TorchDispatchMode):
+    supports_higher_order_operators = True  # such as torch.cond, which are one call more
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording(fx.Graph())
-        self._nodes: dict[int, fx.Node] = {}  # by the tensor's id
-        self._seen: list[Tensor] = []  # as long as they live their ids are theirs
-        self._varying: set[fx.Node] = set()
+        self._nodes: dict[int, tuple[fx.Node, int]] = {}  # and the tensor's storage, by its id
+        self._seen: list[Tensor] = []  # as long as they live their ids, and those of their storages, are theirs
+        self._varying: set[int] = set()  # storages with numbers that depend on the inputs or on chance
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Whether torch's compiler works within it; `torch.cond` uses it."""
+        return True
 
     def placeholder(self, tensor: Tensor) -> Tensor:
         """A tensor to put in for ``tensor``, which may be there twice."""
         tensor = tensor.detach()
         node = self.recording.graph.placeholder(f"input{len(self._seen)}")
-        self._varying.add(node)
+        self._varying.add(_storage(tensor))
         self._follow(tensor, node)
         return tensor
 
     def argument(self, value: Any) -> Any:
         """What stands for ``value`` in the graph."""
         if isinstance(value, Tensor):
-            return self._nodes.get(id(value)) or self._constant(value)
+            node, storage = self._nodes.get(id(value)) or (self._constant(value), _storage(value))
+            if storage != _storage(value):
+                raise NotRecordableError("it puts one tensor's numbers into another by a way that leaves no operator")
+            return node
         if isinstance(value, list | tuple):
             return [self.argument(part) for part in value]
         return value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
+        tensors = _tensors((args, kwargs))
         if any(type(value).__torch_dispatch__ is not _PLAIN and id(value) not in self._nodes for value in tensors):
             return NotImplemented  # a subclass says of what operators this is made
-        if any(value.is_inference() for value in tensors):  # autograd has not come down to simple operators
+        is_operator = isinstance(func, torch._ops.OpOverload)
+        if is_operator and any(value.is_inference() for value in tensors):  # autograd has not come down to simple ones
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         if func is aten.lift_fresh.default:  # of a constant, which a change in place would change for good
             func = aten.lift_fresh_copy.default
-        arguments = [self.argument(value) for value in args]
+        arguments = tuple(self.argument(value) for value in args)
         options = {name: self.argument(value) for name, value in kwargs.items()}
-        node = self.recording.graph.call_function(func, tuple(arguments), options)
-        varies = is_random(node) or any(operand in self._varying for operand in node.all_input_nodes)
-        if torch.Tag.data_dependent_output in func.tags:
-            self.recording.graph.erase_node(node)
+        varies = not self._varying.isdisjoint(map(_storage, tensors))
+        if is_operator and torch.Tag.data_dependent_output in func.tags:
             if varies:
-                raise LooksAtNumbersError(f"it looks at numbers ({func})")
+                raise NotRecordableError(f"it looks at numbers ({func})")
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if varies:
-            self._varying.add(node)
+        if varies and isinstance(result, bool | int | float) and func.namespace != "aten":
+            raise NotRecordableError(f"it makes a number of tensors ({func})")
+        node = self.recording.graph.call_function(func, arguments, options)
+        if varies or is_random(node):
+            changed = tensors if is_operator and func._schema.is_mutable else []
+            self._varying.update(map(_storage, [*_tensors(result), *changed]))
         self._follow(result, node)
         return result
 
     def _constant(self, tensor: Tensor) -> fx.Node:
+        if _storage(tensor) in self._varying:
+            raise NotRecordableError(
+                "it reads weights elsewhere than in its module, or another tensor by a way that leaves no operator"
+            )
         name = f"constant{len(self.recording.constants)}"
         self.recording.constants[name] = tensor
         node = self.recording.graph.create_node("get_attr", name)
@@ -133,23 +166,35 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def _follow(self, result: Any, node: fx.Node) -> None:
+        self.recording.nodes.append(node)
         if isinstance(result, Tensor):
-            self._nodes[id(result)] = node
+            self._nodes[id(result)] = node, _storage(result)
             self._seen.append(result)
             node.meta["val"] = result.detach()
         elif isinstance(result, list | tuple):
             node.meta["val"] = tuple(result)
             for number, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    one = self.recording.graph.call_function(operator.getitem, (node, number))
-                    if node in self._varying:
-                        self._varying.add(one)
-                    self._follow(part, one)
+                    self._follow(part, self.recording.graph.call_function(operator.getitem, (node, number)))
 
 
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
+def _storage(tensor: Tensor) -> int:
+    """What tensors that lie in one memory have in common."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # a sparse tensor
+        return id(tensor)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return list(_flat([value]))
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Tensor]:
     for value in values:
-        if isinstance(value, list | tuple):
-            yield from _flat(value)
-        else:
+        if isinstance(value, Tensor):
             yield value
+        elif isinstance(value, list | tuple):
+            yield from _flat(value)
+        elif isinstance(value, dict):
+            yield from _flat(value.values())

@@ -1,6 +1,7 @@
 """One step of time and its derivative, recorded as a graph of torch's own operators."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 
-from rnn_blocks.engine.graph import changes_tensors, is_random, looks_at_numbers, tidy
+from rnn_blocks.engine.graph import ancestors, changes_tensors, is_random, looks_at_numbers, tidy
 from rnn_blocks.engine.program import Program
-from rnn_blocks.engine.recorder import recorded
+from rnn_blocks.engine.recorder import Recording, recorded
 from rnn_blocks.engine.split import Compiler, Splitter
 
 Joint = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
@@ -24,10 +25,11 @@ class NotTraceableError(ValueError):
 class _NoNumbers(TorchFunctionMode):
     """Refuses what hands the numbers of a tensor to Python or NumPy without an operator that would be recorded."""
 
-    _LOOKS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+    _LOOKS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+    _MAKE = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._LOOKS:
+        if func in self._LOOKS or (func in self._MAKE and _lists_tensors([*args, *(kwargs or {}).values()])):
             raise _refusal(f"it looks at numbers ({func.__name__})")
         return func(*args, **kwargs or {})
 
@@ -94,7 +96,8 @@ def trace_step(
             found: Sequence[Tensor | None] = [None] * len(wanted)
             if pairs and wanted:
                 outs, grads = zip(*pairs, strict=True)
-                found = torch.autograd.grad(outs, wanted, grads, allow_unused=True)
+                with without_autocast(wanted):  # as a backward pass is
+                    found = torch.autograd.grad(outs, wanted, grads, allow_unused=True)
         gradients = iter(found)
         return [*results, *(next(gradients) if need else None for need in needs)]
 
@@ -109,36 +112,56 @@ def trace_step(
                     recording = recorded(joint, [*inputs, *tangents])
                 if any(changes_tensors(node) for node in recording.graph.nodes):  # noise is drawn in place, for one
                     changing = recording
-                    recording = recorded(functionalize(changing.run), [*inputs, *tangents])
+                    with without_autocast(inputs):  # its casts are recorded
+                        recording = recorded(functionalize(changing.run), [*inputs, *tangents])
                     changing.forget_values()
         except (RuntimeError, TypeError) as error:
             raise _refusal(str(error)) from error
-    graph = recording.graph
-    for constant in recording.constants.values():
-        if any(_is_one_memory(constant, tensor) for tensor in constants):
-            raise _refusal("it reads weights elsewhere than in its module")
-        if constant.requires_grad and differentiate:
-            raise _refusal("it uses a tensor that takes a gradient and is no parameter of its module")
-    for node in graph.nodes:
+    try:
+        _check(recording, len(tangents), differentiate)
+        tidy(recording.graph)
+        splitter = Splitter(recording, groups, len(tangents), needs)
+        program = splitter.program()
+        if compiler is not None and not any(is_random(node) for node in recording.graph.nodes):
+            program = splitter.compiled(program, [*projected, *masks], state, constants, compiler)
+    finally:
+        recording.forget_values()
+    return program
+
+
+def _check(recording: Recording, num_results: int, differentiate: bool) -> None:
+    """Refuse what would not be right where it runs again."""
+    if differentiate and any(constant.requires_grad for constant in recording.constants.values()):
+        raise _refusal("it uses a tensor that takes a gradient and is no parameter of its module")
+    output: Any = next(node for node in recording.graph.nodes if node.op == "output")
+    forward = ancestors(node for node in output.args[0][:num_results])
+    backward = ancestors(node for node in output.args[0][num_results:] if node is not None) - forward
+    for node in recording.graph.nodes:
         if looks_at_numbers(node):
             raise _refusal(f"the shapes in it depend on numbers ({node.target})")
         if changes_tensors(node):
             raise _refusal(f"it changes an input in place ({node.target})")
-    tidy(graph)
-    splitter = Splitter(recording, groups, len(tangents), needs)
-    program = splitter.program()
-    if compiler is not None and not any(is_random(node) for node in graph.nodes):
-        program = splitter.compiled(program, [*projected, *masks], state, constants, compiler)
-    recording.forget_values()
-    return program
+        if node in backward and is_random(node):
+            raise _refusal(f"its derivative draws random numbers anew, as of a checkpoint ({node.target})")
+
+
+@contextmanager
+def without_autocast(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Within it nothing is cast on the devices of ``tensors``."""
+    with ExitStack() as stack:
+        for kind in {tensor.device.type for tensor in tensors}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _lists_tensors(arguments: Iterable[Any]) -> bool:
+    """Whether there is a tensor in a list."""
+    lists = [argument for argument in arguments if isinstance(argument, list | tuple)]
+    return any(isinstance(item, Tensor) for one in lists for item in one) or any(map(_lists_tensors, lists))
 
 
 def _refusal(reason: str) -> NotTraceableError:
     return NotTraceableError(f"this step cannot be recorded: {reason}; engine='loop' runs every step")
-
-
-def _is_one_memory(left: Tensor, right: Tensor) -> bool:
-    return bool(left.untyped_storage()._cdata == right.untyped_storage()._cdata)
 
 
 def _takes_gradient(tensor: Tensor) -> bool:

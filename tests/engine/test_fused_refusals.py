@@ -1,6 +1,7 @@
 """Steps that cannot be recorded are refused with the reason, and none is run from the record of another."""
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -68,6 +69,174 @@ def test_a_step_that_looks_at_numbers_is_refused(step, grad):
     layer = Recurrent(cell_of(step), engine="fused")
     with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=r"cannot be recorded: .* numbers \("):
         layer(INPUTS)
+
+
+class Sub(torch.Tensor):
+    pass
+
+
+@torch.library.custom_op("rnn_blocks_tests::total", mutates_args=())
+def total(values: torch.Tensor) -> float:
+    return float(values.sum())
+
+
+def written_to_a_view(x):
+    made = torch.zeros(x.shape)
+    made[:, 0] = x[:, 0]
+    return 1.0 if made.sum() > 0 else -1.0
+
+
+def written_to_the_base_of_a_view(x):
+    made = torch.zeros(x.shape)
+    view = made.view(-1)
+    made.copy_(x)
+    return view.sum().item()
+
+
+def written_out(x):
+    made = torch.zeros(2)
+    torch.sum(x, dim=(0, 1), out=made[0])
+    return made[0].item()
+
+
+def written_by_foreach(x):
+    made = [torch.zeros(1)]
+    torch._foreach_add_(made, [x.sum()])
+    return made[0].item()
+
+
+def written_to_data(x):
+    made = torch.zeros(x.shape)
+    made.data.copy_(x)
+    return made.sum().item()
+
+
+def written_to_a_constant(x):
+    made = torch.tensor([1.0, 2.0])
+    made[0] = x[0, 0]
+    return made.sum().item()
+
+
+def drawn_into_a_view(x):
+    made = torch.zeros(2, 2)
+    made[:, 0].uniform_()
+    return made.sum().item()
+
+
+def put_into_another(x):
+    made = torch.zeros(x.shape)
+    made.data = x
+    return made
+
+
+BY_WAYS_UNSEEN = [
+    *(written_to_a_view, written_to_the_base_of_a_view, written_out, written_by_foreach, written_to_data),
+    *(written_to_a_constant, drawn_into_a_view, put_into_another),
+    pytest.param(lambda x: (x.as_subclass(Sub) * 2).as_subclass(torch.Tensor), id="subclass"),
+    pytest.param(lambda x: nn.Parameter(x, requires_grad=False), id="parameter"),
+    pytest.param(lambda x: torch.tensor(list(x[0])), id="list"),
+    pytest.param(lambda x: torch.as_tensor([[value, 1.0, 1.0, 1.0] for value in x[:, 0]]), id="nested list"),
+    pytest.param(lambda x: torch.from_dlpack(x), id="dlpack"),
+    pytest.param(lambda x: torch.ops.rnn_blocks_tests.total(x), id="operator that gives a number"),
+]
+
+
+@pytest.mark.parametrize("way", BY_WAYS_UNSEEN)
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "no_grad"])
+def test_numbers_that_come_by_a_way_that_leaves_no_operator_are_refused(way, grad):
+    def step(_, projected, state):
+        h = hidden(projected, state) * way(projected.detach())
+        return h, h
+
+    layer = Recurrent(cell_of(step), engine="fused")
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="this step cannot be recorded: it "):
+        layer(INPUTS)
+
+
+def test_noise_that_is_drawn_anew_for_the_derivative_is_refused():
+    def step(_, projected, state):
+        def noisy(x, h):
+            return nn.functional.dropout(hidden(x, h), 0.5, True)
+
+        h = torch.utils.checkpoint.checkpoint(noisy, projected, state, use_reentrant=False)
+        return h, h
+
+    with pytest.raises(ValueError, match="its derivative draws random numbers anew, as of a checkpoint"):
+        Recurrent(cell_of(step), engine="fused")(INPUTS.clone().requires_grad_())
+
+
+def test_a_generator_of_the_cells_draws_in_a_step():
+    def step(cell, projected, state):
+        h = hidden(projected, state) + torch.empty_like(projected).normal_(generator=cell._generator)
+        return h, h
+
+    found = []
+    for engine in ("fused", "loop"):
+        cell = cell_of(step, _generator=torch.Generator())
+        layer = Recurrent(cell, engine=engine)
+        layer(INPUTS)  # recording draws as well
+        cell._generator.manual_seed(3)
+        found.append(layer(INPUTS)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.cond's own
+def test_a_branch_that_torch_takes_for_both_is_recorded():
+    def step(_, projected, state):
+        h = torch.cond(
+            projected.sum() > 0, lambda x, h: (x + h).tanh(), lambda x, h: (x - h).tanh(), (projected, state)
+        )
+        return h, h
+
+    cell = cell_of(step)
+    assert_runs_as_the_loop(cell)
+    inputs = -INPUTS
+    for engine in ("fused", "loop"):
+        assert torch.isfinite(Recurrent(cell, engine=engine)(inputs)[0]).all()
+    with torch.no_grad():
+        torch.testing.assert_close(*(Recurrent(cell, engine=engine)(inputs)[0] for engine in ("fused", "loop")))
+
+
+def test_what_a_step_makes_in_float32_under_autocast_is_made_so_where_it_changes_something_in_place_too():
+    def step(cell, projected, state):
+        with torch.autocast("cpu", enabled=False):
+            h = torch.tanh(projected.float() + state.float() @ cell.weight)
+        h = h.clone()
+        h[:, 0] = 0
+        return h, h
+
+    torch.manual_seed(0)
+    cell = cell_of(step, weight=nn.Parameter(torch.randn(4, 4) / 2))
+    gradients = []
+    for engine in ("fused", "loop"):
+        inputs = INPUTS.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs, _ = Recurrent(cell, engine=engine)(inputs)
+        gradients.append((outputs, *torch.autograd.grad(outputs.sum(), [inputs, cell.weight])))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_a_record_leaves_no_tensor_behind_that_waits_for_the_garbage_collector():
+    def step(cell, projected, state):
+        h = hidden(projected, state @ cell.weight)
+        return h, h
+
+    cell = cell_of(step, weight=nn.Parameter(torch.randn(4, 4)))
+    gc.collect()
+    gc.disable()
+    try:
+        inputs = torch.randn(3, 6, 4)
+        storage = weakref.ref(inputs.untyped_storage())
+        alive = weakref.ref(inputs)
+        with torch.no_grad():
+            outputs, _ = Recurrent(cell, engine="fused")(inputs)
+        views = [one for one in gc.get_objects() if type(one) is torch.Tensor and one is not inputs]
+        views = [one for one in views if one.untyped_storage()._cdata == inputs.untyped_storage()._cdata]
+        assert not views
+        del inputs, outputs, storage
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_masks_and_places_that_keep_the_shape_are_recorded():

@@ -28,10 +28,11 @@ class NumberSizes:
     Raises:
         InputError: there are too few numbers for it.
 
-    >>> NumberSizes(train=100, val=10, test=10, greatest=99)
+    >>> NumberSizes(train=100, val=10, test=10, greatest=99)  # doctest: +NORMALIZE_WHITESPACE
     Traceback (most recent call last):
     ...
-    rnn_blocks.recipes.InputError: numbers_max 99: too few to hold out 10 + 10; raise it, or ask for fewer
+    rnn_blocks.recipes.InputError: numbers_max 99: too few to hold out 10 + 10; raise it, or ask for
+    9 at most by numbers_val and numbers_test
     """
 
     train: int = 30_000
@@ -62,10 +63,13 @@ class NumberSizes:
         held_out = _shares(self.val + self.test, free)
         told = f"numbers_max {self.greatest}: too few to "
         if held_out is None:
-            raise InputError(f"{told}hold out {self.val} + {self.test}; raise it, or ask for fewer")
-        trained = _shares(self.train, [len(pool) - out for pool, out in zip(pools, held_out, strict=True)])
+            most = f"{sum(free)} at most by numbers_val and numbers_test"
+            raise InputError(f"{told}hold out {self.val} + {self.test}; raise it, or ask for {most}")
+        left = [len(pool) - out for pool, out in zip(pools, held_out, strict=True)]
+        trained = _shares(self.train, left)
         if trained is None:
-            raise InputError(f"{told}train on {self.train}; raise it, or ask for fewer")
+            most = f"{sum(left)} at most by numbers_train"
+            raise InputError(f"{told}train on {self.train}; raise it, or ask for {most}")
         test: list[int] = []
         train: list[int] = []
         for pool, out, size in zip(pools, held_out, trained, strict=True):

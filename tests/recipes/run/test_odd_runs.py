@@ -72,7 +72,9 @@ class TestTheNewestRun:
         empty = RunFolder(tmp_path / "2026-01-02_00-00-00")
         empty.checkpoints.mkdir(parents=True)
         assert find_checkpoint("last", tmp_path) == old.checkpoint("last")
-        with pytest.raises(InputError, match=r"no run in .* has a checkpoints/averaged.ckpt yet"):
+        with pytest.raises(
+            InputError, match=rf"no run in .*averaged.ckpt yet; the newest has a last one: --ckpt_path {old.path}/"
+        ):
             find_checkpoint("averaged", tmp_path)
 
     def test_is_that_of_all_recipes_where_none_is_named(self, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tiny_runs import column, load, metrics, only_run, options, recipe, tiny
 from wandb_runs import history, of_kind, own_environment, records, run_files
@@ -17,7 +18,7 @@ from wandb_runs import history, of_kind, own_environment, records, run_files
 from rnn_blocks.modules import LanguageModel
 from rnn_blocks.recipes.run.folder import RunFolder
 from rnn_blocks.recipes.run.metrics_csv import MetricsCSV
-from rnn_blocks.recipes.run.plots import draw_run
+from rnn_blocks.recipes.run.plots import _draw_clipped_shares, draw_run
 from rnn_blocks.recipes.run.tracking import tracked_run_id
 
 METRIC_NAMES = {
@@ -195,6 +196,17 @@ def test_the_plot_of_the_gradient_norm_tells_why_steps_were_clipped(tmp_path: Pa
     (told,) = _drawn(tmp_path / "some", rows)
     assert _pixels(untold, colour) == 0
     assert _pixels(told, colour) > 10_000
+
+
+def test_a_share_of_clipped_steps_stands_where_the_steps_are_that_it_is_of() -> None:
+    rows = [{"step": str(step), "grad_clip/clipped_fraction": str(share)} for step, share in ((9, 0.2), (19, 0.8))]
+    axes = Figure().add_subplot()
+    _draw_clipped_shares(axes, rows)
+    [bars] = axes.figure.axes[1].collections
+    for step, share in ((2, 20), (8, 20), (11, 80), (18, 80)):
+        [bar] = bars.get_paths()
+        assert bar.contains_point((step, share - 1))
+        assert not bar.contains_point((step, share + 1))
 
 
 def test_losses_that_are_not_finite_or_huge_are_drawn_without_a_warning(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rnn_blocks.recipes.translation.corpora.hub import HubPairs
 from rnn_blocks.recipes.translation.corpora.numbers import NumberSizes, SpelledNumbers
 
 PAIRS = list(zip(EN, DE, strict=True))
+PAGE = Path(__file__).parents[3] / "docs" / "recipes" / "translation.md"
 
 
 def of(stem: Path | str) -> ParallelFiles:
@@ -201,10 +202,23 @@ def test_a_number_that_cannot_be_spelled_is_told_before_the_long_work() -> None:
         ({"greatest": 5}, "numbers_max 5: give 9 to 10\\^15"),
         ({"greatest": 10**16}, "numbers_max 10000000000000000: give 9 to 10\\^15"),
         ({"val": 0}, "numbers_val 0: give 1 or more"),
-        ({"greatest": 999}, r"numbers_max 999: too few to hold out 1000 \+ 1000; raise it"),
-        ({"greatest": 9999, "val": 9, "test": 9}, "numbers_max 9999: too few to train on 30000; raise it"),
+        (
+            {"greatest": 999},
+            r"numbers_max 999: too few to hold out 1000 \+ 1000; raise it, or ask for 99 "
+            "at most by numbers_val and numbers_test",
+        ),
+        (
+            {"greatest": 9999, "val": 9, "test": 9},
+            "numbers_max 9999: too few to train on 30000; raise it, or ask for 9982 at most by numbers_train",
+        ),
     ],
 )
 def test_more_numbers_than_there_are_is_refused(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         NumberSizes(**sizes)
+
+
+def test_the_greatest_number_of_the_page_leaves_enough_to_train_on() -> None:
+    [greatest] = re.findall(r"--data\.numbers_max (\d+)", PAGE.read_text())
+    numbers = NumberSizes(greatest=int(greatest)).numbers()
+    assert {split: len(found) for split, found in numbers.items()} == {"train": 30_000, "val": 1_000, "test": 1_000}
