@@ -52,11 +52,13 @@ class RecipeParser(LightningArgumentParser):
         for class_path, option in re.findall(r"class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message):
             arguments = list(inspect.signature(cast(type, locate(class_path))).parameters)
             near += difflib.get_close_matches(option, arguments, n=2)
+        for module, name in re.findall(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+            near += difflib.get_close_matches(name, dir(sys.modules[module]) if module in sys.modules else [], n=2)
         if near:
             message = f"{message}\nDid you mean {' or '.join(near[:3])}?"
         if not self.exit_on_error:
             super().error(message, ex)
-        sys.stderr.write(f"error: {message}\nSee {self.prog} --help\n")
+        sys.stderr.write(f"error: {message}\nSee {self.prog.replace('[options] ', '')} --help\n")
         sys.exit(2)
 
     def _all_parsers(self) -> list["RecipeParser"]:
