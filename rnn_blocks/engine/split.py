@@ -55,12 +55,12 @@ class Splitter:
         self.projected_grads = gradients[: edges[1]]
         self.state_grads = gradients[edges[2] : edges[3]]
         self.constant_grads = gradients[edges[3] :]
-        self.carried = next((k for k, node in enumerate(self.state_after) if node is self.output), None)
-        if self.output.op == "placeholder":  # an output that is an input cannot be written to the outputs' buffer
-            self.carried = None
         self.passed = [k for k, (old, new) in enumerate(zip(self.state, self.state_after, strict=True)) if old is new]
         self.given = [*self.constants, *(self.state[k] for k in self.passed)]
         self._classify()
+        self.carried = next((k for k, node in enumerate(self.state_after) if node is self.output), None)
+        if self.output not in self.forward:  # an input, or made of weights alone: not made in the outputs' buffer
+            self.carried = None
         self._fold()
 
     def _classify(self) -> None:

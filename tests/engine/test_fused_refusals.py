@@ -216,24 +216,45 @@ def test_what_a_step_makes_in_float32_under_autocast_is_made_so_where_it_changes
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
-def test_a_record_leaves_no_tensor_behind_that_waits_for_the_garbage_collector():
+@pytest.mark.parametrize("kind", ["weights", "constant", "input", "state"])
+def test_an_output_and_state_that_no_operator_of_the_step_makes_are_recorded(kind):
+    def step(cell, projected, state):
+        made = {
+            "weights": lambda: cell.weight.diagonal().expand(projected.shape[0], -1),
+            "constant": lambda: torch.ones(projected.shape),
+            "input": lambda: projected,
+            "state": lambda: state,
+        }[kind]()
+        return made, made
+
+    cell = cell_of(step, weight=nn.Parameter(torch.randn(4, 4)))
+    assert_runs_as_the_loop(cell)
+    if kind == "weights":
+        gradients = [
+            torch.autograd.grad(Recurrent(cell, engine=engine)(INPUTS)[0].square().sum(), cell.weight)[0]
+            for engine in ("fused", "loop")
+        ]
+        torch.testing.assert_close(*gradients)
+
+
+def test_a_record_leaves_no_view_of_its_inputs_behind_that_waits_for_the_garbage_collector():
     def step(cell, projected, state):
         h = hidden(projected, state @ cell.weight)
         return h, h
 
-    cell = cell_of(step, weight=nn.Parameter(torch.randn(4, 4)))
+    layer = Recurrent(cell_of(step, weight=nn.Parameter(torch.randn(4, 4))), engine="fused")
     gc.collect()
     gc.disable()
     try:
         inputs = torch.randn(3, 6, 4)
-        storage = weakref.ref(inputs.untyped_storage())
-        alive = weakref.ref(inputs)
+        alive = weakref.ref(inputs.untyped_storage())
+        before = {id(one) for one in gc.get_objects()}
         with torch.no_grad():
-            outputs, _ = Recurrent(cell, engine="fused")(inputs)
-        views = [one for one in gc.get_objects() if type(one) is torch.Tensor and one is not inputs]
-        views = [one for one in views if one.untyped_storage()._cdata == inputs.untyped_storage()._cdata]
-        assert not views
-        del inputs, outputs, storage
+            outputs, after = layer(inputs)
+        made = [one for one in gc.get_objects() if type(one) is torch.Tensor and id(one) not in before]
+        given = inputs.untyped_storage()._cdata
+        assert not any(one.untyped_storage()._cdata == given for one in made)
+        del inputs, outputs, after, made
         assert alive() is None
     finally:
         gc.enable()
