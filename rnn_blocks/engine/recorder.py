@@ -126,7 +126,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_in((args, kwargs))
         if any(type(value).__torch_dispatch__ is not _PLAIN and id(value) not in self._nodes for value in tensors):
             return NotImplemented  # a subclass says of what operators this is made
         is_operator = isinstance(func, torch._ops.OpOverload)
@@ -150,7 +150,7 @@ class _Recorder(TorchDispatchMode):
         node = self.recording.graph.call_function(func, arguments, options)
         if varies or is_random(node):
             changed = tensors if is_operator and func._schema.is_mutable else []
-            self._varying.update(map(_storage, [*_tensors(result), *changed]))
+            self._varying.update(map(_storage, [*tensors_in(result), *changed]))
         self._follow(result, node)
         return result
 
@@ -186,7 +186,12 @@ def _storage(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in lists, tuples and dictionaries, one within another.
+
+    >>> len(tensors_in([torch.ones(2), (1, {"a": torch.ones(3)})]))
+    2
+    """
     return list(_flat([value]))
 
 

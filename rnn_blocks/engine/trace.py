@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from rnn_blocks.engine.graph import ancestors, changes_tensors, is_random, looks_at_numbers, tidy
 from rnn_blocks.engine.program import Program
-from rnn_blocks.engine.recorder import Recording, recorded
+from rnn_blocks.engine.recorder import Recording, recorded, tensors_in
 from rnn_blocks.engine.split import Compiler, Splitter
 
 Joint = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
@@ -29,9 +29,11 @@ class _NoNumbers(TorchFunctionMode):
     _MAKE = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._LOOKS or (func in self._MAKE and _lists_tensors([*args, *(kwargs or {}).values()])):
+        kwargs = kwargs or {}
+        lists = [value for value in (*args, *kwargs.values()) if isinstance(value, list | tuple)]
+        if func in self._LOOKS or (func in self._MAKE and tensors_in(lists)):
             raise _refusal(f"it looks at numbers ({func.__name__})")
-        return func(*args, **kwargs or {})
+        return func(*args, **kwargs)
 
 
 def steady_dtypes(
@@ -152,12 +154,6 @@ def without_autocast(tensors: Iterable[Tensor]) -> Iterator[None]:
         for kind in {tensor.device.type for tensor in tensors}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
-
-
-def _lists_tensors(arguments: Iterable[Any]) -> bool:
-    """Whether there is a tensor in a list."""
-    lists = [argument for argument in arguments if isinstance(argument, list | tuple)]
-    return any(isinstance(item, Tensor) for one in lists for item in one) or any(map(_lists_tensors, lists))
 
 
 def _refusal(reason: str) -> NotTraceableError:

@@ -138,6 +138,14 @@ def test_a_subclass_of_tensors_says_itself_of_what_operators_it_is_made():
     assert_close(recording.run(others), [others @ (weight.inner * 2)])
 
 
+def test_a_sparse_tensor_which_has_no_storage_is_a_constant():
+    sparse = torch.eye(3).to_sparse()
+    recording = recorded(lambda x: [torch.sparse.mm(sparse, x)], [torch.randn(3, 2)])
+    assert [id(one) for one in recording.constants.values()] == [id(sparse)]
+    others = torch.randn(3, 2)
+    assert_close(recording.run(others), [others])
+
+
 class Named(nn.Parameter):
     """A subclass that computes as any tensor does."""
 
