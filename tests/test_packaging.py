@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "recipes.run.weights_and_biases": ("recipes.__init__", "callbacks.measuring", "callbacks.trainer"),
     "recipes.run": ("recipes.__init__", "callbacks.figures", "callbacks.trainer", "recipes.run.weights_and_biases"),
     "recipes.run.ranks": ("recipes.__init__", "recipes.run"),
-    "recipes.run.ending": ("recipes.run", "recipes.run.ranks", "callbacks.trainer"),
+    "recipes.run.ending": ("recipes.__init__", "recipes.run", "recipes.run.ranks", "callbacks.trainer"),
     "recipes.run.host": (),
     "recipes.command_line": (
         *("recipes.__init__", "recipes.data.corpora", "recipes.run", "recipes.run.ending", "recipes.run.host"),

@@ -305,7 +305,7 @@ class RecipeCLI(LightningCLI):
             self.folder,
             options,
             recipe=self.recipe,
-            mode=self.monitors[options["monitor"]],
+            monitors=self.monitors,
             config=config,
             step=0 if self._checkpoint is None else int(held["global_step"]),
             extra=self.extra_callbacks(options),

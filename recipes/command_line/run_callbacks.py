@@ -17,6 +17,7 @@ from rnn_blocks.recipes.run.checkpoints import (
     best_checkpoint,
 )
 from rnn_blocks.recipes.run.ending.callback import EndInGoodOrder
+from rnn_blocks.recipes.run.ending.early import StopsEarly
 from rnn_blocks.recipes.run.finite import StopOnNonFinite
 from rnn_blocks.recipes.run.folder import RunFolder
 from rnn_blocks.recipes.run.host.precision import BegunPrecision
@@ -32,7 +33,7 @@ def add_callbacks(
     options: Namespace,
     *,
     recipe: str,
-    mode: Mode,
+    monitors: dict[str, Mode],
     config: str,
     step: int,
     extra: Sequence[pl.Callback],
@@ -44,7 +45,7 @@ def add_callbacks(
         folder: the run's.
         options: of the command.
         recipe: its name.
-        mode: whether the metric that is monitored is better low or high.
+        monitors: the metrics that may be monitored, and whether each is better low or high.
         config: the run's, as YAML.
         step: at which the training goes on; 0 where it starts.
         extra: the recipe's own.
@@ -53,6 +54,7 @@ def add_callbacks(
         InputError: where one of the user's is the run's own already.
     """
     monitor, average = options["monitor"], options["average_checkpoints"]
+    mode = monitors[monitor]
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     best = best_checkpoint(folder, monitor, mode)
     for one in callbacks:
@@ -78,6 +80,7 @@ def add_callbacks(
         MovedFolder(),
         RandomState(),
         StopOnNonFinite(),
+        StopsEarly(monitors),
         RunPlots(folder),
         best,
     ]

@@ -1,1 +1,1 @@
-"""How a command ends before it is done: by Ctrl-C, by a scheduler's signal, and with its job requeued."""
+"""How a command ends early: by Ctrl-C, a scheduler's signal with its job requeued, or a metric that stands still."""
