@@ -300,6 +300,8 @@ class RecipeCLI(LightningCLI):
             precision=precision,
             plugins=self._plugins(AtomicCheckpointIO(carried(config))),
         )
+        if self._checkpoint is not None:
+            self._checkpoint.check_position(self.datamodule, trainer)
         add_callbacks(
             trainer,
             self.folder,

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import yaml
 
 from rnn_blocks.recipes import InputError
@@ -198,6 +199,25 @@ class GivenCheckpoint:
                     f"--{option} {now}: the checkpoint was trained with {was}, and its optimizer and learning-rate "
                     "schedule go on as they are: leave the option out, or start a new training"
                 )
+
+    def check_position(self, data: Any, trainer: pl.Trainer) -> None:
+        """Look at the batches of the epoch in which a training goes on, before the run is touched.
+
+        Args:
+            data: the datamodule.
+            trainer: tells the ranks that share the data, and how much of an epoch is read.
+
+        Raises:
+            InputError: where they are not those of the epoch that the checkpoint was taken in.
+        """
+        states = self.held.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).get("combined_loader", [])
+        if not states:
+            return
+        data.trainer = trainer
+        loader = data.train_dataloader()
+        data.trainer = None
+        if hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(states[0])
 
     def check_data(self, data: Any, splits: Sequence[Split]) -> None:
         """Look at the options of the data before any is read, and leave aside what will not be.

@@ -19,6 +19,7 @@ from tiny_runs import (
     recipe,
     start,
     tiny,
+    tiny_translation,
     trained,
 )
 
@@ -209,21 +210,39 @@ def test_another_optimizer_or_schedule_than_the_checkpoints_is_refused_and_the_r
     assert load(folder)["global_step"] == 20
 
 
-def test_a_resumption_that_is_refused_while_it_begins_leaves_the_configuration_as_it_was(
+def _files(folder: RunFolder) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def test_a_resumption_over_other_batches_is_refused_before_the_run_is_touched(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"model.lr_scheduler": "null", "trainer.max_steps": 10, "trainer.max_epochs": 2}
     assert recipe("fit", *tiny(text, tmp_path, **settings)) == 0
     folder = only_run(tmp_path)
-    before = folder.config.read_bytes()
+    before, configuration = _files(folder), folder.config.read_bytes()
     args = ["--ckpt_path", str(folder.checkpoint("last")), "--output_dir", str(tmp_path), "--trainer.max_steps", "20"]
-    assert recipe("fit", *args, "--data.bptt", "8") == 2
-    assert "bptt 8" in capsys.readouterr().err
-    assert folder.config.read_bytes() == before
+    for tracked in ([], ["--logger", "wandb"]):
+        assert recipe("fit", *args, "--data.bptt", "8", *tracked) == 2
+        assert "bptt 8" in capsys.readouterr().err
+        assert _files(folder) == before
     assert recipe("fit", *args) == 0
     assert load(folder)["global_step"] == 20
     assert b"max_steps: 20" in folder.config.read_bytes()
-    assert folder.config.with_name("config.before-1.yaml").read_bytes() == before
+    assert folder.config.with_name("config.before-1.yaml").read_bytes() == configuration
+
+
+def test_a_resumed_translation_over_other_batches_is_refused_before_the_run_is_touched(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = tiny_translation(pairs, tmp_path, **{"model.lr_scheduler": "null"})
+    assert recipe("fit", *arguments, of="translation") == 0
+    folder = only_run(tmp_path, "translation")
+    before = _files(folder)
+    args = ["--ckpt_path", "last", "--output_dir", str(tmp_path), "--trainer.max_steps", "30"]
+    assert recipe("fit", *args, "--data.batch_tokens", "90", of="translation") == 2
+    assert "resume with the same data settings" in capsys.readouterr().err
+    assert _files(folder) == before
 
 
 def test_a_training_that_ended_in_the_midst_of_an_epoch_is_lengthened_within_it(text: Path, tmp_path: Path) -> None:
