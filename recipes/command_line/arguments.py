@@ -1,7 +1,8 @@
-"""Command lines, rewritten before they are parsed."""
+"""Command lines, rewritten before they are parsed, and named by what refuses their values."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
@@ -72,3 +73,37 @@ def spelled_out(args: list[str], types: dict[str, Any]) -> list[str]:
             spelled.append(json.dumps(rest[:end]))
             del rest[:end]
     return spelled
+
+
+def by_option(message: str, options: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a class says of an argument and its value, said of the option that gives it.
+
+    A message stays as it is where no option or more than one may be meant.
+
+    Args:
+        message: begins with the argument's name.
+        options: all that hold, nested by name.
+        files: the configurations among which the option may be, by name.
+
+    >>> by_option("bptt 0: give 1 or more", {"data": {"bptt": 0}, "model": {"lr": 0}}, {})
+    '--data.bptt 0: give 1 or more'
+    >>> by_option("bptt 0: give 1 or more", {"data": {"bptt": 0}}, {"my.yaml": {"data": {"bptt": 0}}})
+    '--data.bptt 0: give 1 or more (it is in my.yaml)'
+    >>> by_option("bptt must be whole, got 2.5", {"data": {"bptt": 0}}, {})
+    'bptt must be whole, got 2.5'
+    """
+    name, rest = re.findall(r"^`?(\w*)`?(.*)", message, re.DOTALL)[0]
+    found = [(path, value) for path, value in _leaves(options) if path[-1] == name and str(value) in rest]
+    if len(found) != 1:
+        return message
+    (option,) = found
+    holding = [file for file, config in files.items() if option in _leaves(config)]
+    return f"--{'.'.join(option[0])}{rest}" + (f" (it is in {' and '.join(holding)})" if holding else "")
+
+
+def _leaves(options: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(options, Mapping):
+        for name, value in options.items():
+            yield from _leaves(value, (*path, str(name)))
+    else:
+        yield path, options

@@ -11,12 +11,13 @@ import lightning.pytorch as pl
 import yaml
 from filelock import FileLock
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.command_line.arguments import map_values, values_of
-from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, given_option
+from rnn_blocks.recipes.command_line.arguments import by_option, map_values, values_of
+from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, given_config, given_option
 from rnn_blocks.recipes.command_line.parser import RecipeParser
 from rnn_blocks.recipes.command_line.run_callbacks import add_callbacks
 from rnn_blocks.recipes.command_line.run_options import (
@@ -253,17 +254,18 @@ class RecipeCLI(LightningCLI):
         """Lightning's; what a class says of its arguments is bad input.
 
         Raises:
-            InputError: with the message of the class, without what the parser puts around it.
+            InputError: with the message of the class, by the option's name, without what the parser puts around it.
         """
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             root: BaseException = error
-            while root.__cause__ is not None:
+            while root.__cause__ is not None and not isinstance(root, InputError):
                 root = root.__cause__
-                if isinstance(root, InputError):
-                    break
-            raise root if isinstance(root, InputError) else InputError(str(root)) from error
+            message = str(root) if isinstance(root, InputError) else " ".join(str(root).split())
+            files = values_of(self._args, *CONFIG)
+            configs = {file: given_config(str(config_path(self.recipe, file))) for file in files}
+            raise InputError(by_option(message, self.config[self.config["subcommand"]].as_dict(), configs)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's, with the run's loggers, checkpoints and plots."""

@@ -35,7 +35,7 @@ def given_data(args: list[str]) -> set[str]:
     """
     names = {arg.partition("=")[0].removeprefix("--data.") for arg in args if arg.startswith("--data.")}
     sections: list[Any] = [_read(value) for value in values_of(args, "--data")]
-    sections += [_given_config(value).get("data") for value in values_of(args, *CONFIG)]
+    sections += [given_config(value).get("data") for value in values_of(args, *CONFIG)]
     return names.union(*(section for section in sections if isinstance(section, dict)))
 
 
@@ -53,11 +53,16 @@ def given_option(args: list[str], name: str) -> str | None:
         if option == f"--{name}":
             found = value
         elif option in CONFIG:
-            found = _given_config(value).get(name, found)
+            found = given_config(value).get(name, found)
     return None if found is None else str(found)
 
 
-def _given_config(value: str) -> dict[str, Any]:
+def given_config(value: str) -> dict[str, Any]:
+    """What a value of ``--config`` holds, a path or the options themselves; nothing where it cannot be read.
+
+    >>> given_config("{data: {bptt: 3}}"), given_config("{data: ")
+    ({'data': {'bptt': 3}}, {})
+    """
     config = _read(Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value)
     return config if isinstance(config, dict) else {}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import WORDS, assert_refused, options, tiny, write_text
+from tiny_runs import WORDS, assert_refused, options, recipe, tiny, write_text
 
 from rnn_blocks.recipes.run.folder import RunFolder, new_run_folder, runs
 
@@ -190,3 +190,15 @@ def test_a_sampling_option_out_of_its_range_is_refused_before_anything_is_writte
 ) -> None:
     given = {"prompt": "def", "ckpt_path": finished_run.path} | settings
     assert_refused(["language-model", "generate", *options(**given)], message, capsys)
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_value_that_a_class_refuses_is_told_by_its_option_and_the_file_it_is_in(
+    command: str, finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("data: {eval_bptt: 0}\n")
+    last = ["--ckpt_path", str(finished_run.checkpoint("last")), "--output_dir", str(tmp_path)]
+    for given, where in ((["--config", str(mine)], f" (it is in {mine})"), (["--data.eval_bptt", "0"], "")):
+        assert recipe(command, *last, *given) == 2
+        assert f"error: --data.eval_bptt 0: give 1 or more{where}\n" in capsys.readouterr().err
