@@ -34,6 +34,7 @@ from rnn_blocks.callbacks.trainer import (
 )
 
 SOURCES = ("all", "last")
+RECOVERED = 0.8  # an alarm is over where what is left of a gradient is past the limit to this power
 ADVICE = {
     "vanishing": (
         "what lies so far back is not learnt. Gated cells started for long times (LSTM with init='chrono(T)'), "
@@ -111,7 +112,7 @@ class GradientFlowMonitor(Callback):
         source: ``"all"``: the total derivative; ``"last"``: see above. States of `states` are always ``"all"``.
         vanishing: warn where, by the fitted rate, less than this part of the gradient is left at the far end.
         exploding: warn where it has grown to more than this at the far end. A layer is warned about once, and again
-            when it had recovered in between.
+            when it had recovered in between, by a fifth of the way to 1 on a logarithmic scale.
         figures: whether to draw: when the history has grown by a quarter, and at the end. Left out, with a warning at
             the start, where matplotlib is missing.
         max_layers: at most so many layers are measured.
@@ -336,7 +337,8 @@ class GradientFlowMonitor(Callback):
                 f"GradientFlowMonitor: the gradient through {name!r} is {alarm}: with each step back its norm changes "
                 f"by a factor of {rate:.3g}, over {span} steps by {reach:.1e}; {ADVICE[alarm]}."
             )
-        history.alarm = alarm
+        if alarm or self.vanishing**RECOVERED < reach < self.exploding**RECOVERED:
+            history.alarm = alarm
 
     def _explain_silence(self, recorder: FlowRecorder, pl_module: LightningModule, step: int) -> None:
         """Tell of layers whose calls were not seen in a step."""

@@ -14,6 +14,8 @@ from rnn_blocks.recipes.run.metrics import read_metrics
 from rnn_blocks.recipes.run.tracking import wandb_logger
 
 REASONS = {"outlier": PURPLE, "promise": GREEN}  # of `Auto`, in its metrics' names
+# Of a word on the lines: it can be read over them.
+ON_LINES = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 Series = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
@@ -106,6 +108,7 @@ def _draw_loss(rows: list[dict[str, str]]) -> Any | None:
             xytext=(-4, 10),
             ha="right",
             color=ORANGE,
+            bbox=ON_LINES,
         )
     every = np.concatenate([loss, val_loss])
     every = every[np.isfinite(every)]
@@ -179,6 +182,7 @@ def _draw_scores(rows: list[dict[str, str]]) -> Any | None:
         xytext=(0, 8),
         ha="center",
         color=names[first][1],
+        bbox=ON_LINES,
     )
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)

@@ -43,14 +43,18 @@ def test_vanishing_and_exploding_gradients_are_told_once_with_what_to_do(factor,
     assert monitor.history["net"].alarm == told
 
 
-def test_an_alarm_sounds_again_after_the_layer_had_recovered():
+@pytest.mark.parametrize(("weak", "strong", "times"), [(1e-4, 0.9, 3), (0.09, 0.11, 1)])
+def test_an_alarm_sounds_again_after_the_layer_had_well_recovered(weak, strong, times):
     class Wavering(LastStep):
         def on_train_batch_start(self, batch, batch_idx):
             with torch.no_grad():
-                self.net.weight_hh_l0.copy_(torch.eye(5) * (1e-4 if batch_idx % 2 else 0.9))
+                self.net.weight_hh_l0.copy_(torch.eye(5) * (weak if batch_idx % 2 else strong))
 
-    found = warnings_of(Wavering(nn.RNN(3, 5, batch_first=True)), 6, monitor_of(), steps=6)
-    assert len(found) == 3
+    module = Wavering(nn.RNN(3, 5, batch_first=True, nonlinearity="relu"))
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
+    nn.init.constant_(module.net.bias_ih_l0, 9.0)  # no unit is at rest
+    found = warnings_of(module, 6, monitor_of(vanishing=1e-5), steps=6)
+    assert len(found) == times
     assert all("vanishing" in message for message in found)
 
 
