@@ -93,7 +93,6 @@ class NonMonotonicAveraging(Callback):
         self.monitor = monitor
         self.n = n
         self.mode = mode
-        self._fits = True
         self._forget()
 
     def _forget(self) -> None:
@@ -125,10 +124,8 @@ class NonMonotonicAveraging(Callback):
             "averages": {name: average.clone() for name, average in self._averages.items()},
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def _continue_from(self, state_dict: dict[str, Any]) -> None:
         """Continue a checkpoint's history and averages."""
-        if not self._fits:  # Lightning restores callbacks to test a checkpoint as well
-            return
         if state_dict["monitor"] != self.monitor:
             raise ValueError(
                 f"NonMonotonicAveraging: the checkpoint's history is of {state_dict['monitor']!r}, and this instance "
@@ -140,11 +137,8 @@ class NonMonotonicAveraging(Callback):
         self._count = state_dict["count"]
         self._averages = {name: average.clone() for name, average in state_dict["averages"].items()}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what averaging cannot work with; begin afresh in a new training."""
-        self._fits = stage == "fit"
-        if not self._fits:
-            return
         refuse_sharded_parameters(trainer, "NonMonotonicAveraging")
         others = [
             other

@@ -87,7 +87,6 @@ class ClippingAdvisor(Callback):
         self._norms: dict[int, NormBuffer] = {}
         self._made: dict[int, int] = {}
         self._reported = False
-        self._fits = True
 
     @property
     def recommendation(self) -> ClippingAdvice | None:
@@ -105,10 +104,8 @@ class ClippingAdvisor(Callback):
         made = {str(index): count for index, count in self._made.items()}
         return {"optimizers": norms, "made": made, "reported": self._reported}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def _continue_from(self, state_dict: dict[str, Any]) -> None:
         """Go on watching where a checkpoint left off."""
-        if not self._fits:  # Lightning restores callbacks to test a checkpoint as well
-            return
         self._norms = {
             int(index): NormBuffer.from_state_dict(state, self.steps)
             for index, state in state_dict["optimizers"].items()
@@ -117,11 +114,8 @@ class ClippingAdvisor(Callback):
         self._reported = state_dict["reported"]
         self.recommendations = self._advice() if self._reported else {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse strategies whose gradients cannot be read; warn of a training that is clipped, and go before it."""
-        self._fits = stage == "fit"
-        if not self._fits:
-            return
         refuse_unsupported_strategy(trainer, "ClippingAdvisor")
         if not can_draw():
             rank_zero_warn(told_without("ClippingAdvisor"))

@@ -186,7 +186,7 @@ class AdaptiveGradientClipping(Callback):
             "updates": {str(index): state["updates"] for index, state in states.items() if state["updates"]},
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def _continue_from(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint's history.
 
         Raises:
@@ -209,10 +209,8 @@ class AdaptiveGradientClipping(Callback):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_states": self._current_states()}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a trainer that clips by itself, and strategies whose gradients cannot be clipped from outside."""
-        if stage != "fit":
-            return
         refuse_unsupported_strategy(trainer, CALLED)
         if trainer.gradient_clip_val:
             raise MisconfigurationException(
@@ -342,6 +340,7 @@ class AdaptiveGradientClipping(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizers as they were."""
+        super().teardown(trainer, pl_module, stage)
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

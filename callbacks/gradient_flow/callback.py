@@ -163,7 +163,6 @@ class GradientFlowMonitor(Callback):
         self._targets: dict[str, nn.Module] = {}
         self._recorder: FlowRecorder | None = None
         self._went_back = False
-        self._fits = True
         self._measured_at = -1
         self._drawn = 0
         self._warned: set[str] = set()
@@ -183,18 +182,13 @@ class GradientFlowMonitor(Callback):
             "drawn": self._drawn,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def _continue_from(self, state_dict: dict[str, Any]) -> None:
         """Continue a checkpoint's history."""
-        if not self._fits:  # Lightning restores callbacks to test a checkpoint as well
-            return
         self.history = {name: FlowHistory.from_state_dict(history) for name, history in state_dict["history"].items()}
         self._measured_at, self._drawn = state_dict["measured_at"], state_dict["drawn"]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot work, before anything has run."""
-        self._fits = stage == "fit"
-        if not self._fits:
-            return
         refuse_unsupported_strategy(trainer, "GradientFlowMonitor")
         if self.figures and not can_draw():
             rank_zero_warn(told_without("GradientFlowMonitor"))

@@ -141,7 +141,6 @@ class GradientNormMonitor(Callback):
         self.check_applied = check_applied
         self._applied: dict[int, AppliedGradients] = {}
         self._said: set[tuple[int, str]] = set()
-        self._fits = True
         self._due: dict[int, MonitoredStep] = {}
         self._histograms: dict[int, NormHistogram] = {}
         self._unseen: UnseenSteps | None = None
@@ -164,19 +163,14 @@ class GradientNormMonitor(Callback):
             return {}
         return {"histograms": {str(index): histogram.state_dict() for index, histogram in self._histograms.items()}}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def _continue_from(self, state_dict: dict[str, Any]) -> None:
         """Continue a checkpoint's histograms."""
-        if not self._fits:  # Lightning restores callbacks to test a checkpoint as well
-            return
         self._histograms = {
             int(index): NormHistogram.from_state_dict(state) for index, state in state_dict["histograms"].items()
         }
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse strategies whose gradients cannot be read, and go before whatever changes gradients."""
-        self._fits = stage == "fit"
-        if not self._fits:
-            return
         self._due.clear()
         refuse_unsupported_strategy(trainer, "GradientNormMonitor")
         if self.histogram_every_n_steps is not None and not can_draw():
@@ -288,6 +282,7 @@ class GradientNormMonitor(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizers as they were."""
+        super().teardown(trainer, pl_module, stage)
         if self._unseen is not None:
             self._unseen.detach()
         for applied in self._applied.values():

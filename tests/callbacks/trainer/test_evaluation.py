@@ -7,7 +7,12 @@ from torch import nn
 from torch.optim import Adam
 from torch.utils.data import DataLoader
 
-from rnn_blocks.callbacks import ClippingAdvisor, GradientFlowMonitor, GradientNormMonitor
+from rnn_blocks.callbacks import (
+    AdaptiveGradientClipping,
+    ClippingAdvisor,
+    GradientFlowMonitor,
+    GradientNormMonitor,
+)
 
 
 class Recurrent(nn.Module):
@@ -26,6 +31,7 @@ class WithATest(Regression):
 
 
 CALLBACKS = {
+    "clipping": (lambda: AdaptiveGradientClipping(), lambda callback: callback.state_dict()),
     "advisor": (lambda: ClippingAdvisor(steps=12), lambda callback: callback.recommendation),
     "flow": (lambda: GradientFlowMonitor(every_n_steps=2), lambda callback: callback.history["net.rnn"].seen),
     "histogram": (lambda: GradientNormMonitor(histogram_every_n_steps=4), lambda callback: callback.state_dict()),
