@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_blocks.engine.graph import aten, is_random
+from rnn_blocks.engine.unchanged import memory_of
 
 _PLAIN = Tensor.__torch_dispatch__
 
@@ -109,15 +110,15 @@ class _Recorder(TorchDispatchMode):
         """A tensor to put in for ``tensor``, which may be there twice."""
         tensor = tensor.detach()
         node = self.recording.graph.placeholder(f"input{len(self._seen)}")
-        self._varying.add(_storage(tensor))
+        self._varying.add(memory_of(tensor))
         self._follow(tensor, node)
         return tensor
 
     def argument(self, value: Any) -> Any:
         """What stands for ``value`` in the graph."""
         if isinstance(value, Tensor):
-            node, storage = self._nodes.get(id(value)) or (self._constant(value), _storage(value))
-            if storage != _storage(value):
+            node, storage = self._nodes.get(id(value)) or (self._constant(value), memory_of(value))
+            if storage != memory_of(value):
                 raise NotRecordableError("it puts one tensor's numbers into another by a way that leaves no operator")
             return node
         if isinstance(value, list | tuple):
@@ -139,7 +140,7 @@ class _Recorder(TorchDispatchMode):
             func = aten.lift_fresh_copy.default
         arguments = tuple(self.argument(value) for value in args)
         options = {name: self.argument(value) for name, value in kwargs.items()}
-        varies = not self._varying.isdisjoint(map(_storage, tensors))
+        varies = not self._varying.isdisjoint(map(memory_of, tensors))
         if is_operator and torch.Tag.data_dependent_output in func.tags:
             if varies:
                 raise NotRecordableError(f"it looks at numbers ({func})")
@@ -150,12 +151,12 @@ class _Recorder(TorchDispatchMode):
         node = self.recording.graph.call_function(func, arguments, options)
         if varies or is_random(node):
             changed = tensors if is_operator and func._schema.is_mutable else []
-            self._varying.update(map(_storage, [*tensors_in(result), *changed]))
+            self._varying.update(map(memory_of, [*tensors_in(result), *changed]))
         self._follow(result, node)
         return result
 
     def _constant(self, tensor: Tensor) -> fx.Node:
-        if _storage(tensor) in self._varying:
+        if memory_of(tensor) in self._varying:
             raise NotRecordableError(
                 "it reads weights elsewhere than in its module, or another tensor by a way that leaves no operator"
             )
@@ -168,7 +169,7 @@ class _Recorder(TorchDispatchMode):
     def _follow(self, result: Any, node: fx.Node) -> None:
         self.recording.nodes.append(node)
         if isinstance(result, Tensor):
-            self._nodes[id(result)] = node, _storage(result)
+            self._nodes[id(result)] = node, memory_of(result)
             self._seen.append(result)
             node.meta["val"] = result.detach()
         elif isinstance(result, list | tuple):
@@ -176,14 +177,6 @@ class _Recorder(TorchDispatchMode):
             for number, part in enumerate(result):
                 if isinstance(part, Tensor):
                     self._follow(part, self.recording.graph.call_function(operator.getitem, (node, number)))
-
-
-def _storage(tensor: Tensor) -> int:
-    """What tensors that lie in one memory have in common."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except NotImplementedError:  # a sparse tensor
-        return id(tensor)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -10,7 +10,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 
-from rnn_blocks.engine.graph import ancestors, changes_tensors, is_random, looks_at_numbers, tidy
+from rnn_blocks.engine.graph import (
+    ancestors,
+    aten,
+    changes_tensors,
+    is_call,
+    is_random,
+    looks_at_numbers,
+    tidy,
+)
 from rnn_blocks.engine.program import Program
 from rnn_blocks.engine.recorder import Recording, recorded, tensors_in
 from rnn_blocks.engine.split import Compiler, Splitter
@@ -143,6 +151,8 @@ def _check(recording: Recording, num_results: int, differentiate: bool) -> None:
             raise _refusal(f"the shapes in it depend on numbers ({node.target})")
         if changes_tensors(node):
             raise _refusal(f"it changes an input in place ({node.target})")
+        if differentiate and is_call(node, aten.mkldnn_rnn_layer.default):
+            raise _refusal("nn.LSTM in it keeps what its derivative needs under autograd alone")
         if node in backward and is_random(node):
             raise _refusal(f"its derivative draws random numbers anew, as of a checkpoint ({node.target})")
 

@@ -28,11 +28,11 @@ class Unchanged:
     """
 
     def __init__(self, tensors: Iterable[Tensor], held: Iterable[Any]) -> None:
-        memory = {_memory(tensor) for tensor in held if isinstance(tensor, Tensor)}
+        memory = {memory_of(tensor) for tensor in held if isinstance(tensor, Tensor)}
         self._versions = [
             (tensor.detach(), tensor._version)  # detached, so that no graph is held, and of the same version for ever
             for tensor in tensors
-            if _memory(tensor) in memory and not tensor.is_inference()
+            if memory_of(tensor) in memory and not tensor.is_inference()
         ]
 
     def check(self) -> None:
@@ -50,5 +50,15 @@ class Unchanged:
                 )
 
 
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def memory_of(tensor: Tensor) -> int:
+    """What tensors that lie in one memory have in common.
+
+    >>> import torch
+    >>> given = torch.zeros(2, 3)
+    >>> memory_of(given[0]) == memory_of(given), memory_of(given.clone()) == memory_of(given)
+    (True, False)
+    """
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # a sparse tensor
+        return id(tensor)

@@ -293,6 +293,35 @@ def test_a_tensor_that_takes_a_gradient_and_is_no_parameter_is_refused(kind):
         assert_runs_as_the_loop(layer.cell)
 
 
+def test_a_sparse_tensor_of_the_cell_is_a_part_of_the_step():
+    def step(self, projected, state):
+        h = hidden(projected, state)
+        return torch.sparse.mm(self.mixing, h.t()).t(), h
+
+    mixing = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0], [0.0] * 4, [3.0, 0.0, 0.0, 0.0]])
+    cell = cell_of(step, mixing=mixing.to_sparse())
+    gradients = []
+    for engine in ("fused", "loop"):
+        inputs = INPUTS.clone().requires_grad_()
+        outputs, _ = Recurrent(cell, engine=engine)(inputs)
+        gradients.append(torch.autograd.grad(outputs.square().sum(), inputs)[0])
+    torch.testing.assert_close(*gradients)
+    assert_runs_as_the_loop(cell)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="nn.LSTM on CPU is not a kernel of oneDNN here")
+def test_torchs_own_layer_in_a_step_is_refused_where_there_is_a_gradient():
+    def step(self, projected, state):
+        h = self.inner(hidden(projected, state).unsqueeze(0))[0][0]
+        return h, h
+
+    layer = Recurrent(cell_of(step, inner=nn.LSTM(4, 4)), engine="fused")
+    with pytest.raises(ValueError, match=r"this step cannot be recorded: nn.LSTM in it keeps .* engine='loop' runs"):
+        layer(INPUTS.clone().requires_grad_())
+    with torch.no_grad():
+        assert_runs_as_the_loop(layer.cell)
+
+
 def test_a_function_that_takes_the_place_of_another_one_is_recorded_anew():
     cell = cell_of(lambda cell, projected, state: (cell.f(hidden(projected, state)),) * 2)
     for k in range(12):  # a new function is likely to come to lie where the last one lay
