@@ -221,6 +221,9 @@ def test_the_picture_has_a_row_for_each_cell_and_clipping_and_a_tile_for_each_le
     ]
     assert [text.get_text() for text in tiles.get_xticklabels()] == ["4", "8", "16"]
     assert [text.get_text() for text in tiles.texts] == ["0.60"] * 3 + ["✓ 1.25k"] * 3 + ["diverged"] * 3
+    assert tiles.get_title(loc="left") == "✓ steps to solve it, else the loss"
+    unsolved = comparison_figure([result for result in results if not result.solved])
+    assert unsolved.axes[0].get_title(loc="left") == "the loss, nothing is solved"
 
 
 def test_a_tile_of_several_seeds_says_how_many_are_solved():
