@@ -11,6 +11,7 @@ from torch import Tensor
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.checkpoints import AtomicCheckpointIO, KeptCheckpoints, read_checkpoint
 from rnn_blocks.recipes.run.folder import AVERAGED, BEST, RunFolder
+from rnn_blocks.recipes.run.load import DATA_STATES, TOKENIZERS
 
 # What goes on with a training; a mean of weights is none.
 TRAINING_STATE = ("callbacks", "optimizer_states", "lr_schedulers", "loops", "MixedPrecision", "loss_since_log")
@@ -28,8 +29,8 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         paths: checkpoints of one model, oldest first.
 
     Raises:
-        InputError: for no path, a file that is no checkpoint, or checkpoints of different models, with the first
-            difference.
+        InputError: for no path, a file that is no checkpoint, or checkpoints of different models or tokenizers, with
+            the first difference.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -42,6 +43,7 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         raise InputError("there is no checkpoint to average")
     sums: dict[str, Tensor] = {}
     weights: dict[str, Tensor] = {}
+    tokenizers: list[str] = []
     for path in paths:  # one at a time: memory does not grow with their number
         checkpoint = read_checkpoint(path)
         weights = checkpoint.get("state_dict") or {}
@@ -49,6 +51,9 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
             raise InputError(f"{path}: holds no weights ('state_dict')")
         if sums:
             _check_alike(sums, weights, paths[0], path)
+            if _tokenizers(checkpoint) != tokenizers:
+                raise InputError(f"{path}: its tokenizer is not that of {paths[0]}: one row stands for two tokens")
+        tokenizers = _tokenizers(checkpoint)
         for name, tensor in weights.items():
             if _is_number(tensor):
                 tensor = tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
@@ -62,6 +67,11 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         averaged[name] = means.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), mean)
     kept = {name: value for name, value in checkpoint.items() if name not in TRAINING_STATE}
     return kept | {"state_dict": averaged}
+
+
+def _tokenizers(checkpoint: dict[str, Any]) -> list[str]:
+    states = [checkpoint.get(name, {}) for name in DATA_STATES.values()]
+    return [state[name] for state in states for name in TOKENIZERS if name in state]
 
 
 def _is_number(tensor: Tensor) -> bool:

@@ -25,7 +25,7 @@ DATA_STATES = {
     "cloze": "ClozeDataModule",
     "long-range": "LongRangeData",
 }
-_TOKENIZERS = ("tokenizer", "source_tokenizer", "target_tokenizer")
+TOKENIZERS = ("tokenizer", "source_tokenizer", "target_tokenizer")
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def check_recipe(checkpoint: Mapping[str, Any], path: Path, recipe: str) -> dict
     """
     state = checkpoint.get(DATA_STATES[recipe])
     lacking = "task" if recipe == "long-range" else "tokenizer"
-    if not isinstance(state, dict) or not any(state.get(name) for name in (*_TOKENIZERS, "task")):
+    if not isinstance(state, dict) or not any(state.get(name) for name in (*TOKENIZERS, "task")):
         told = f"{path}: holds no {lacking}: not a checkpoint of the {recipe} recipe"
         raise InputError(told + _what_it_is(checkpoint, recipe))
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise InputError(f"{path}: holds no weights ('state_dict'): not a checkpoint of the {recipe} recipe")
-    for name in _TOKENIZERS:
+    for name in TOKENIZERS:
         try:
             if state.get(name) is not None:
                 Tokenizer.from_str(state[name])

@@ -28,6 +28,7 @@ from tiny_runs import (
 from rnn_blocks.recipes.command_line.shipped_configs import shipped_configs
 from rnn_blocks.recipes.run.averaging import average_checkpoints
 from rnn_blocks.recipes.run.folder import RunFolder, runs
+from rnn_blocks.recipes.run.load import DATA_STATES
 from rnn_blocks.recipes.translation.translator import SearchOptions, Translator
 
 CONFIGS = shipped_configs("translation")
@@ -249,6 +250,20 @@ def test_checkpoints_of_different_models_are_refused_with_the_first_difference(
     assert "1 checkpoint cannot be averaged; give two or more" in capsys.readouterr().err
     assert translation("average") == 2
     assert "give either --run RUN or --checkpoints A B …" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_checkpoints_with_the_same_sizes_and_other_tokenizers_are_refused(
+    finished_translation: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = finished_translation.checkpoint("best")
+    changed = load(finished_translation, "best")
+    state = changed[DATA_STATES["translation"]]
+    state["tokenizer" if "tokenizer" in state else "source_tokenizer"] = "{}"
+    other = tmp_path / "other.ckpt"
+    torch.save(changed, other)
+    assert translation("average", "--checkpoints", str(one), str(other), "--output", str(tmp_path / "x")) == 2
+    assert f"error: {other}: its tokenizer is not that of {one}" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
