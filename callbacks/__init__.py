@@ -28,9 +28,9 @@ from rnn_blocks.callbacks.clipping.policies import (
 )
 
 if TYPE_CHECKING:
+    from rnn_blocks.callbacks.advisor.advice import ClippingAdvice
+    from rnn_blocks.callbacks.advisor.callback import ClippingAdvisor
     from rnn_blocks.callbacks.averaging import NonMonotonicAveraging
-    from rnn_blocks.callbacks.clipping.advice import ClippingAdvice
-    from rnn_blocks.callbacks.clipping.advisor import ClippingAdvisor
     from rnn_blocks.callbacks.clipping.callback import AdaptiveGradientClipping
     from rnn_blocks.callbacks.gradient_flow.callback import GradientFlowMonitor
     from rnn_blocks.callbacks.norm_monitor.callback import GradientNormMonitor
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 # What is imported when it is asked for, and where it is.
 _LATER = {
     "AdaptiveGradientClipping": "clipping.callback",
-    "ClippingAdvice": "clipping.advice",
-    "ClippingAdvisor": "clipping.advisor",
+    "ClippingAdvice": "advisor.advice",
+    "ClippingAdvisor": "advisor.callback",
     "GradientFlowMonitor": "gradient_flow.callback",
     "GradientNormMonitor": "norm_monitor.callback",
     "NonMonotonicAveraging": "averaging",

@@ -54,10 +54,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("callbacks.clipping", "callbacks.clipping.policies"),
         *("callbacks.measuring", "callbacks.trainer"),
     ),
-    "callbacks.clipping.advice": ("callbacks.figures",),
-    "callbacks.clipping.advisor": (
-        *("callbacks.clipping.callback", "callbacks.clipping.advice", "callbacks.settings", *MEASURED),
-    ),
+    "callbacks.advisor": ("callbacks.clipping.callback", "callbacks.settings", *MEASURED),
     "callbacks.norm_monitor": ("callbacks.settings", *MEASURED),
     "callbacks.gradient_flow": (*MEASURED, "callbacks.settings"),
     "callbacks.averaging": ("callbacks.settings", "callbacks.trainer"),
@@ -108,7 +105,7 @@ WHEN_IT_RUNS: dict[str, tuple[str, ...]] = {
     "__init__": (*BLOCKS, "modules.__init__", "modules"),
     "callbacks.gradient_flow": ("engine", "layers"),
     "callbacks.__init__": (
-        *("callbacks.clipping.callback", "callbacks.clipping.advice", "callbacks.clipping.advisor"),
+        *("callbacks.clipping.callback", "callbacks.advisor"),
         *("callbacks.norm_monitor", "callbacks.gradient_flow", "callbacks.averaging"),
     ),
     "recipes.__init__": (

@@ -6,16 +6,10 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from rnn_blocks.callbacks.clipping.clipper import (
-    GradientClipper,
-    OtherParametersError,
-    checked_settings,
-    listed,
-    read_metrics,
-    refuse_other_settings,
-)
+from rnn_blocks.callbacks.clipping.clipper import GradientClipper, OtherParametersError, read_metrics
 from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradients
 from rnn_blocks.callbacks.clipping.policies import ClippingPolicy, Scope
+from rnn_blocks.callbacks.clipping.settings import checked_settings, listed, refuse_other_settings
 from rnn_blocks.callbacks.measuring.step import forget_steps
 from rnn_blocks.callbacks.measuring.wrappers import innermost
 from rnn_blocks.callbacks.trainer import (

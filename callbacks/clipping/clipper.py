@@ -1,7 +1,7 @@
 """Clipping one optimizer's gradients by a threshold that follows them, in any training loop: torch alone."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,9 +11,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import ASGD, LBFGS, SGD, Optimizer, Rprop
 
 from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradients, forget_flag, leaves_out_updates
-from rnn_blocks.callbacks.clipping.policies import SCOPES, Auto, Clip, ClippingPolicy, Scope, Step
+from rnn_blocks.callbacks.clipping.policies import Clip, ClippingPolicy, Scope, Step
 from rnn_blocks.callbacks.clipping.record import ClippingRecord, Report, join_groups, read_reports
 from rnn_blocks.callbacks.clipping.rows import ByRow
+from rnn_blocks.callbacks.clipping.settings import checked_settings, listed, refuse_other_settings
 from rnn_blocks.callbacks.clipping.units import ByGroup, ByParameter, Units, Whole
 from rnn_blocks.callbacks.clipping.update_bound import UpdateBound
 from rnn_blocks.callbacks.clipping.update_length import forget_velocity, highest_momentum
@@ -369,50 +370,3 @@ def read_metrics(clippers: Sequence[GradientClipper]) -> list[dict[str, float]]:
     records = {place: record for place, record in stepped if record is not None}
     reports = dict(zip(records, read_reports(list(records.values())), strict=True)) if records else {}
     return [clipper._told(reports[place]) if place in reports else {} for place, clipper in enumerate(clippers)]
-
-
-def checked_settings(
-    owner: str, policy: ClippingPolicy | Literal["auto"], scope: Scope | None, name: str
-) -> tuple[ClippingPolicy, Scope]:
-    """The policy and the scope that are meant.
-
-    Raises:
-        ValueError: a setting is not one of its choices.
-    """
-    if policy != "auto" and not isinstance(policy, ClippingPolicy):
-        raise ValueError(f"{owner}: policy is {policy!r}; it must be 'auto' or a ClippingPolicy, such as Fixed(5.0)")
-    if scope is not None and scope not in SCOPES:
-        raise ValueError(
-            f"{owner}: scope is {scope!r}; choose one of {', '.join(map(repr, SCOPES))}, or None for the policy's own"
-        )
-    if not name:
-        raise ValueError(f"{owner}: name is ''; it must have a character at least")
-    meant: ClippingPolicy = Auto() if isinstance(policy, str) else policy
-    return meant, meant.default_scope if scope is None else scope
-
-
-def refuse_other_settings(owner: str, state: dict[str, Any], policy: ClippingPolicy, scope: Scope) -> None:
-    """Raise `ValueError` if a state is of another policy or scope."""
-    for setting, here in (("policy", repr(policy)), ("scope", scope)):
-        if state[setting] != here:
-            raise ValueError(
-                f"{owner}: the checkpoint's history is of the {setting} {state[setting]}, and this instance has "
-                f"{here}; give it the same {setting}, or begin without that history"
-            )
-
-
-def listed(owner: str, argument: str, names: str | Sequence[str] | None) -> list[str] | None:
-    """One name or several as a list.
-
-    Raises:
-        ValueError: it is neither.
-
-    >>> listed("", "include", "head"), listed("", "include", ["head", "body"]), listed("", "include", None)
-    (['head'], ['head', 'body'], None)
-    """
-    if names is None:
-        return None
-    given = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
-    if not all(isinstance(name, str) and name for name in given):
-        raise ValueError(f"{owner}: {argument} is {names!r}; it must be a name, or a list of names")
-    return given

@@ -121,7 +121,7 @@ def test_a_report_that_fails_does_not_hide_the_error_that_ended_the_training(mon
     def fail(*_):
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr("rnn_blocks.callbacks.clipping.advisor.read_together", fail)
+    monkeypatch.setattr("rnn_blocks.callbacks.advisor.callback.read_together", fail)
     with (
         pytest.warns(UserWarning, match="could not report.*: the device is gone"),
         pytest.raises(ArithmeticError, match="the loss is no number"),

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rnn_blocks.callbacks.clipping.advice import ClippingAdvice
+from rnn_blocks.callbacks.advisor.advice import ClippingAdvice
 from rnn_blocks.callbacks.clipping.callback import AdaptiveGradientClipping
 from rnn_blocks.callbacks.figures import can_draw, told_without
 from rnn_blocks.callbacks.measuring.norm_buffer import NormBuffer

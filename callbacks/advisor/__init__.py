@@ -1,0 +1,1 @@
+"""Advice on a fixed threshold, from the norms of one training."""
