@@ -153,9 +153,10 @@ def _begin() -> None:
 
 
 def _prepare() -> None:
-    process = _imported("rnn_blocks.recipes.run.host.process")  # and with it torch
+    process = _imported("rnn_blocks.recipes.run.host.process")
     process.quiet()
     process.tune_host()
+    _imported("torch")
     limit_threads()
 
 

@@ -137,9 +137,8 @@ def interruptible(*command: str) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("library", ["libtorch", "_multiarray_umath"])
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.processes)])
 def test_a_signal_while_libraries_are_imported_ends_without_a_traceback(
     number: signal.Signals, library: str, tmp_path: Path
 ) -> None:
