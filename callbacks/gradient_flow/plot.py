@@ -57,7 +57,7 @@ def flow_figure(name: str, history: FlowHistory) -> "Figure":
     bar.set_label(r"$\log_{10}\;\Vert\partial L/\partial h_t\Vert$")
     bar.outline.set_visible(False)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 

@@ -54,6 +54,10 @@ class RecipeParser(LightningArgumentParser):
             near += difflib.get_close_matches(option, arguments, n=2)
         for module, name in re.findall(r"module '([\w.]+)' has no attribute '(\w+)'", message):
             near += difflib.get_close_matches(name, dir(sys.modules[module]) if module in sys.modules else [], n=2)
+        required = re.search(r"arguments are required: (.+)", message)
+        for name in required[1].split(", ") if required else ():
+            if f"--{name}" in self._option_string_actions:
+                message = re.sub(rf"(?<![-\w]){re.escape(name)}\b", f"--{name}", message)
         if near:
             message = f"{message}\nDid you mean {' or '.join(near[:3])}?"
         if not self.exit_on_error:

@@ -14,6 +14,7 @@ from rnn_blocks.recipes.command_line.weights_and_biases import add_wandb_options
 from rnn_blocks.recipes.run.folder import OUTPUT_DIR
 from rnn_blocks.recipes.run.tracking import LoggerChoice
 
+_VALIDATED = {"val_check_interval": "batches, or a share of an epoch", "check_val_every_n_epoch": "epochs"}
 _OPTIMIZER_RATE = ("--model.optimizer.init_args.lr", "--model.optimizer.lr")
 _HIGHEST_RATE = ("--model.lr_scheduler.init_args.max_lr", "--model.lr_scheduler.max_lr")
 
@@ -93,6 +94,10 @@ def check_run_options(options: Namespace, monitors: Collection[str]) -> None:
     accumulated = options["trainer"].get("accumulate_grad_batches", 1)
     if accumulated < 1:
         raise InputError(f"--trainer.accumulate_grad_batches must be at least 1, got {accumulated}")
+    for option, unit in _VALIDATED.items():
+        every = options["trainer"].get(option)
+        if isinstance(every, int | float) and every <= 0:
+            raise InputError(f"--trainer.{option} must be above 0 ({unit}), got {every}")
     if options["monitor"] not in monitors:
         raise InputError(f"--monitor {options['monitor']}: choose one of {', '.join(monitors)}")
     name = options["name"] or ""

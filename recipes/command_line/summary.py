@@ -18,7 +18,11 @@ def places(folder: RunFolder) -> str:
     for name in (BEST, LAST, AVERAGED):
         if folder.checkpoint(name).is_file():
             lines.append(f"Checkpoint {folder.checkpoint(name)}")
+    if folder.checkpoint(LAST).is_file() and not folder.checkpoint(BEST).is_file():
+        lines.append("           none is best.ckpt: no validation was made")
     lines += [f"Plot       {path}" for path in sorted(folder.plots.glob("*.png"))]
+    for inside in sorted(path for path in folder.plots.glob("*") if path.is_dir()):
+        lines.append(f"Plots      {inside}  ({len(list(inside.rglob('*.png')))})")
     lines.append(f"Metrics    {folder.metrics}")
     offline = offline_runs(folder)
     if offline:

@@ -115,9 +115,11 @@ class LanguageModelCLI(RecipeCLI):
         metrics = self.trainer.callback_metrics
         if self.trainer.is_global_zero:
             gzip = self.datamodule.gzip_bits_per_byte(split)
+            limit = self.trainer.limit_val_batches if split == "val" else self.trainer.limit_test_batches
+            same = "the same text" if limit == 1.0 else f"the whole {split} split"
             sys.stdout.write(
                 f"{split}: perplexity {metrics[f'{split}/perplexity']:.2f}, "
-                f"bits per byte {metrics[f'{split}/bits_per_byte']:.3f} (gzip -9 of the same text: {gzip:.3f})\n"
+                f"bits per byte {metrics[f'{split}/bits_per_byte']:.3f} (gzip -9 of {same}: {gzip:.3f})\n"
                 f"{unknown_told(self.datamodule, split)}"
             )
             sys.stdout.flush()

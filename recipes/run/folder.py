@@ -67,12 +67,12 @@ class RunFolder:
         return self.checkpoints / f"{name}.ckpt"
 
     def is_begun(self) -> bool:
-        """Whether a training began here: its configuration is written with its first step.
+        """Whether a training made a step here that it wrote of.
 
         >>> RunFolder(Path("no-such-folder")).is_begun()
         False
         """
-        return self.config.is_file() or any(self.checkpoints.glob("*.ckpt"))
+        return self.metrics.is_file() or any(self.checkpoints.glob("*.ckpt"))
 
     def written_at(self) -> int:
         """When a training last wrote here, in nanoseconds.
@@ -200,13 +200,22 @@ def new_run_folder(parent: Path, name: str | None = None) -> RunFolder:
     return folder
 
 
-def find_checkpoint(given: str, parent: Path, project: str | None = None) -> Path:
+def find_checkpoint(
+    given: str,
+    parent: Path,
+    project: str | None = None,
+    *,
+    there: Sequence[RunFolder] | None = None,
+    option: str = "--ckpt_path ",
+) -> Path:
     """The file that ``--ckpt_path`` means: a path, a run's folder, a name (``best``) of the newest run's, an artifact.
 
     Args:
         given: what the user says.
         parent: the folder of the runs.
         project: of Weights & Biases, of an artifact that says none.
+        there: the runs to choose from; by default those in ``parent``.
+        option: that it was given by.
 
     Raises:
         InputError: where there is no such file, naming the runs that there are.
@@ -221,19 +230,20 @@ def find_checkpoint(given: str, parent: Path, project: str | None = None) -> Pat
         from rnn_blocks.recipes.run.weights_and_biases.mode import wandb_project  # and with them Lightning
 
         return fetch_model(given, wandb_project(project), parent)
+    there = runs(parent) if there is None else there
     if given in (LAST, BEST, AVERAGED):
-        return newest_checkpoint(given, runs(parent), str(parent))
+        return newest_checkpoint(given, there, str(parent), option)
     path = Path(given)
     if path.is_dir():
         for name in (BEST, LAST):
             if (inside := RunFolder(path).checkpoint(name)).is_file():
                 return inside
-        raise InputError(f"--ckpt_path {given}: this folder holds no checkpoints/best.ckpt or checkpoints/last.ckpt")
+        raise InputError(f"{option}{given}: this folder holds no checkpoints/best.ckpt or checkpoints/last.ckpt")
     if not path.is_file():
-        there = ", ".join(str(run.path) for run in runs(parent)[-3:]) or "none"
+        newest = sorted((run for run in there if run.is_begun()), key=RunFolder.written_at)[-3:]
         raise InputError(
-            f"--ckpt_path {given}: no such file; valid are a checkpoint, a run's folder, 'last', 'best', 'averaged', "
-            f"and artifact:NAME:ALIAS (newest runs: {there})"
+            f"{option}{given}: no such file; valid are a checkpoint, a run's folder, 'last', 'best', 'averaged', "
+            f"and artifact:NAME:ALIAS (newest runs: {', '.join(str(run.path) for run in newest) or 'none'})"
         )
     return path
 
@@ -243,12 +253,12 @@ def newest_checkpoint(name: str, there: Sequence[RunFolder], place: str, option:
 
     Args:
         name: ``"last"``, ``"best"`` or ``"averaged"``.
-        there: the runs to choose from; a folder in which no training began does not count.
+        there: the runs to choose from; a folder in which no training made a step does not count.
         place: where they lie, in words.
         option: that the name was given by.
 
     Raises:
-        InputError: where that run has none, naming one that has.
+        InputError: where that run has none, naming what it has, and another that has one.
 
     >>> newest_checkpoint("best", [], "runs")
     Traceback (most recent call last):
@@ -259,16 +269,14 @@ def newest_checkpoint(name: str, there: Sequence[RunFolder], place: str, option:
         raise InputError(f"{option}{name}: there is no run in {place} yet")
     begun = sorted((run for run in there if run.is_begun()), key=RunFolder.written_at)
     having = [path for run in begun if (path := run.checkpoint(name)).is_file()]
-    if not having:
-        last = begun[-1].checkpoint("last") if begun else None
-        hint = f"; the newest has a last one: {option}{quote(str(last))}" if last is not None and last.is_file() else ""
-        raise InputError(f"{option}{name}: no run in {place} has a checkpoints/{name}.ckpt yet{hint}")
-    if having[-1] != begun[-1].checkpoint(name):
-        raise InputError(
-            f"{option}{name}: the newest run, {begun[-1].path}, has no checkpoints/{name}.ckpt yet; another has "
-            f"one: {option}{quote(str(having[-1]))}"
-        )
-    return having[-1]
+    if having and having[-1] == begun[-1].checkpoint(name):
+        return having[-1]
+    last = begun[-1].checkpoint(LAST) if begun else None
+    hints = [f"it has a last one: {option}{quote(str(last))}"] if last is not None and last.is_file() else []
+    hints += [f"another has one: {option}{quote(str(having[-1]))}"] if having else []
+    which = f"the newest run, {begun[-1].path}," if begun else f"no run in {place}"
+    has = f"has no checkpoints/{name}.ckpt" if begun else f"has a checkpoints/{name}.ckpt yet"
+    raise InputError("; ".join([f"{option}{name}: {which} {has}", *hints]))
 
 
 def runs(parent: Path) -> list[RunFolder]:

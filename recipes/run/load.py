@@ -135,8 +135,9 @@ def check_recipe(checkpoint: Mapping[str, Any], path: Path, recipe: str) -> dict
     state = checkpoint.get(DATA_STATES[recipe])
     lacking = "task" if recipe == "long-range" else "tokenizer"
     if not isinstance(state, dict) or not any(state.get(name) for name in (*TOKENIZERS, "task")):
-        told = f"{path}: holds no {lacking}: not a checkpoint of the {recipe} recipe"
-        raise InputError(told + _what_it_is(checkpoint, recipe))
+        known = _what_it_is(checkpoint, recipe)
+        why = "" if any(key in checkpoint for key in DATA_STATES.values()) else f"holds no {lacking}: "
+        raise InputError(f"{path}: {why}not a checkpoint of the {recipe} recipe{known}")
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise InputError(f"{path}: holds no weights ('state_dict'): not a checkpoint of the {recipe} recipe")

@@ -144,7 +144,7 @@ def _draw_gradient_norm(rows: list[dict[str, str]]) -> Any | None:
 def _draw_clipped_shares(axes: Any, rows: list[dict[str, str]]) -> None:
     """Behind the norms, how many steps were clipped: why, one above the other, where the policy has reasons."""
     steps, fractions = _series(rows, "grad_clip/clipped_fraction")
-    if not len(steps):
+    if not fractions.any():
         return
     reasons = {name: _series(rows, f"grad_clip/{name}_fraction")[1] for name in REASONS}
     reasons = {name: values for name, values in reasons.items() if len(values) == len(steps)}

@@ -9,13 +9,19 @@ from rnn_blocks.recipes.run.checkpoints import AtomicCheckpointIO
 from rnn_blocks.recipes.run.folder import AVERAGED, RunFolder
 
 
-def average(run: str | None = None, checkpoints: list[str] = [], output: str | None = None) -> None:  # noqa: B006
+def average(
+    run: str | None = None,
+    checkpoints: list[str] = [],  # noqa: B006
+    output: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write a checkpoint of the mean weights of several.
 
     Args:
         run: A run's folder: of its best checkpoints, which a training with --average_checkpoints keeps.
         checkpoints: The checkpoints, in place of a run.
         output: The file to write; by default averaged.ckpt beside the run's other checkpoints, or here.
+        overwrite: Replace the file, where there is one.
     """
     if (run is None) == (not checkpoints):
         raise InputError("give either --run RUN or --checkpoints A B …")
@@ -26,6 +32,8 @@ def average(run: str | None = None, checkpoints: list[str] = [], output: str | N
     target = Path(output) if output else Path(f"{AVERAGED}.ckpt") if folder is None else folder.checkpoint(AVERAGED)
     if target.is_dir():
         raise InputError(f"--output {output}: this is a folder; give the file to write")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: there is something already; give another --output, or --overwrite")
     AtomicCheckpointIO().save_checkpoint(average_checkpoints(paths), target)
     sys.stdout.write(f"{target}: the mean of {', '.join(map(str, paths))}\n")
 

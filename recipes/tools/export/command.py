@@ -96,9 +96,9 @@ def _tokenizers(state: dict[str, Any]) -> dict[str, str]:
 
 
 def _find(given: str, parent: Path) -> Path:
-    if given not in (BEST, LAST, AVERAGED):
-        return find_checkpoint(given, parent)
     there = [run for recipe in _KINDS for run in runs(parent / recipe)]
+    if given not in (BEST, LAST, AVERAGED):
+        return find_checkpoint(given, parent, there=there, option="")
     return newest_checkpoint(given, there, f"{parent}/{{{','.join(_KINDS)}}}", option="")
 
 

@@ -1,5 +1,6 @@
 """Trains the points of a sweep, several at a time, each a process of its own, and reads what they came to."""
 
+import difflib
 import fcntl
 import json
 import math
@@ -16,6 +17,7 @@ from typing import IO
 from optuna.trial import Trial, TrialState
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.run.folder import ENVIRONMENT, LAST, RunFolder, own_folder, runs, write_whole
 from rnn_blocks.recipes.run.host.threads import usable_cores
 from rnn_blocks.recipes.run.metrics import read_metrics
@@ -157,6 +159,9 @@ class SweepRunner:
             write_whole(folder / DONE, json.dumps(asdict(outcome)))
         self._tell(training.trial, training.point, outcome)
         training.lock.close()
+        measured_before = any(one.best is not None for one in self._search.outcomes().values())
+        if code == 0 and outcome.status == "failed" and not measured_before:
+            raise InputError(f"metric: {outcome.reason}; the other points would not either, and are not trained")
 
     def _tell(self, trial: Trial, point: Point, outcome: Outcome) -> None:
         self._search.tell(trial, outcome)
@@ -186,7 +191,9 @@ def read_outcome(run: RunFolder, spec: SweepSpec, seconds: float) -> Outcome:
     if not values:
         rows = read_metrics(run.metrics) if run.metrics.is_file() else []
         known = sorted({name for row in rows for name, value in row.items() if value and "/" in name})
-        reason = f"the run did not log {spec.metric}; it logged {', '.join(known) or 'nothing'}"
+        near = difflib.get_close_matches(spec.metric, known, n=2, cutoff=0.8)
+        told = f"did you mean {' or '.join(near)}?" if near else f"it logged {', '.join(known) or 'nothing'}"
+        reason = f"the run did not log {spec.metric}; {told}"
         return Outcome("failed", seconds=seconds, run=str(run.path), reason=reason)
     finite = [pair for pair in values if math.isfinite(pair[0])]
     pick = min if spec.goal == "minimize" else max

@@ -234,7 +234,7 @@ def test_average_writes_the_mean_of_checkpoints(finished: RunFolder, tmp_path: P
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(finished_run: RunFolder) -> None:
-    with pytest.raises(InputError, match=r"holds no tokenizer: not a checkpoint of the cloze recipe"):
+    with pytest.raises(InputError, match=r"ckpt: not a checkpoint of the cloze recipe, but one of language-model"):
         Filler.load(finished_run.checkpoint("best"))
 
 

@@ -170,7 +170,7 @@ def test_a_layer_of_another_kind_is_chosen_by_an_option(text: Path, tmp_path: Pa
          "did you mean 'ptb-small'"),
         (["language-model", "fit", "--config", "zzz"], "shipped are adaptive-clipping, "),
         (["language-model", "generate", "--prompt", "a", "--temprature", "1"], "Did you mean --temperature?"),
-        (["language-model", "generate"], "the following arguments are required: prompt"),
+        (["language-model", "generate"], "the following arguments are required: --prompt"),
     ],
 )  # fmt: skip
 def test_what_does_not_exist_is_answered_by_what_is_near(

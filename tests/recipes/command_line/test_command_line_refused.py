@@ -15,6 +15,8 @@ BAD_SETTINGS = {
     "model.layer.init_args.hidden_size": (-1, "hidden_size must be at least 1, got -1"),
     "model.layer.init_args.input_size": (24, "tie_weights needs a layer that gives as many features as it takes"),
     "model.dropout": (1.5, "dropout must be at least 0 and below 1, got 1.5"),
+    "trainer.val_check_interval": (0, "--trainer.val_check_interval must be above 0 (batches, or a share"),
+    "trainer.check_val_every_n_epoch": (0, "--trainer.check_val_every_n_epoch must be above 0 (epochs), got 0"),
     "data.batch_size": (0, "batch_size 0: give 1 or more"),
     "data.vocab_size": (10, "vocab_size 10: byte-level BPE needs at least 256"),
     "checkpoint_every_n_steps": (0, "--checkpoint_every_n_steps must be at least 1, got 0"),
@@ -153,7 +155,7 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path, capsys: pyte
     path = tmp_path / "weights.pt"
     torch.save({"weight": torch.zeros(3)}, path)
     args = ["language-model", "generate", "--prompt", "def", "--ckpt_path", str(path)]
-    assert_refused(args, "holds no tokenizer: not a checkpoint of the language-model recipe", capsys)
+    assert_refused(args, "holds no tokenizer: not a checkpoint of the language-model recipe, but a state", capsys)
     torch.save([1, 2], path)
     assert_refused(args, "not a checkpoint: it holds a list", capsys)
 

@@ -31,6 +31,12 @@ def perplexities(printed: str) -> dict[str, float]:
     return {what.split(" (")[0] if "gzip" not in what else "plain": float(value) for value, what in found}
 
 
+@pytest.mark.parametrize(("limits", "of"), [(LIMITS, "the whole test split"), ([], "the same text")])
+def test_gzip_is_told_of_the_text_that_it_packed(limits: list[str], of: str, finished_run: RunFolder, capsys) -> None:
+    assert recipe("test", "--ckpt_path", str(finished_run.path), *limits) == 0
+    assert f"(gzip -9 of {of}: " in capsys.readouterr().out
+
+
 def test_what_is_printed_and_logged_is_measured_as_by_hand(finished_run: RunFolder, text: Path, capsys) -> None:
     cache, dynamic = NeuralCache(30, 2.0, 0.2), DynamicEvaluation("rms", lr=0.003, steps=4)
     args = ["--cache.window", "30", "--cache.theta", "2", "--cache.weight", "0.2"]

@@ -357,7 +357,7 @@ def test_files_that_are_no_checkpoints_and_those_of_other_recipes_are_refused_by
             assert recipe(*command, "--ckpt_path", file, of=name) == 2
             refused(capsys, f"{file}: not a checkpoint, or cut off (")
         assert recipe(*command, "--ckpt_path", "alone.ckpt", of=name) == 2
-        refused(capsys, f"alone.ckpt: holds no {'task' if name == 'long-range' else 'tokenizer'}", f"one of {other}")
+        refused(capsys, f"alone.ckpt: not a checkpoint of the {name} recipe, but one of {other}")
 
 
 def test_options_of_another_version_are_told_with_the_checkpoint_that_has_them(

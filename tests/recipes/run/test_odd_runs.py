@@ -13,6 +13,7 @@ from tiny_runs import metrics, options, recipe, tiny_translation, write_pairs
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.from_checkpoint import GivenCheckpoint
 from rnn_blocks.recipes.command_line.run_options import check_kept_options
+from rnn_blocks.recipes.command_line.summary import places
 from rnn_blocks.recipes.data.store import default_cache_dir
 from rnn_blocks.recipes.run.checkpoints import KeptCheckpoints
 from rnn_blocks.recipes.run.folder import RunFolder, find_checkpoint, run_of_checkpoint, runs
@@ -61,19 +62,23 @@ class TestTheNewestRun:
         assert find_checkpoint("best", tmp_path) == old.checkpoint("best")
         new = begin(tmp_path, "2026-01-02_00-00-00", "last", at=2000)
         assert find_checkpoint("last", tmp_path) == new.checkpoint("last")
-        message = rf"newest run, {new.path}, has no checkpoints/best.ckpt yet; another has one: --ckpt_path {old.path}/"
+        message = (
+            rf"newest run, {new.path}, has no checkpoints/best.ckpt; it has a last one: --ckpt_path {new.path}/.*; "
+            rf"another has one: --ckpt_path {old.path}/"
+        )
         with pytest.raises(InputError, match=message):
             find_checkpoint("best", tmp_path)
         os.utime(old.checkpoint("last"), (3000, 3000))  # it goes on
         assert find_checkpoint("best", tmp_path) == old.checkpoint("best")
 
-    def test_is_no_folder_in_which_no_training_began(self, tmp_path):
+    def test_is_no_folder_in_which_no_training_made_a_step(self, tmp_path):
         old = begin(tmp_path, "2026-01-01_00-00-00", "last", at=1000)
         empty = RunFolder(tmp_path / "2026-01-02_00-00-00")
         empty.checkpoints.mkdir(parents=True)
+        empty.config.write_text("data: {}\n")  # it was ended before
         assert find_checkpoint("last", tmp_path) == old.checkpoint("last")
         with pytest.raises(
-            InputError, match=rf"no run in .*averaged.ckpt yet; the newest has a last one: --ckpt_path {old.path}/"
+            InputError, match=rf"{old.path}, has no .*averaged.ckpt; it has a last one: --ckpt_path {old.path}/[^;]*$"
         ):
             find_checkpoint("averaged", tmp_path)
 
@@ -81,8 +86,23 @@ class TestTheNewestRun:
         old = begin(tmp_path / "cloze", "2026-01-01_00-00-00", "last", "best", at=1000)
         new = begin(tmp_path / "translation", "2026-01-02_00-00-00", "last", at=2000)
         assert _find("last", tmp_path) == new.checkpoint("last")
-        with pytest.raises(InputError, match=f"best.ckpt yet; another has one: {old.path}"):
+        message = f"best.ckpt; it has a last one: {new.path}/.*; another has one: {old.path}"
+        with pytest.raises(InputError, match=message):
             _find("best", tmp_path)
+        message = rf"^nowhere: no such file; valid .* \(newest runs: {old.path}, {new.path}\)"
+        with pytest.raises(InputError, match=message):
+            _find("nowhere", tmp_path)
+
+
+def test_a_run_that_was_never_validated_says_so_and_folders_of_plots_are_told(tmp_path):
+    run = begin(tmp_path, "run", "last", at=1000)
+    (run.plots / "attention" / "1").mkdir(parents=True)
+    (run.plots / "attention" / "1" / "20.png").touch()
+    told = places(run)
+    assert "none is best.ckpt: no validation was made" in told
+    assert f"Plots      {run.plots / 'attention'}  (1)\n" in told
+    run.checkpoint("best").touch()
+    assert "no validation" not in places(run)
 
 
 class TestAConfigurationThatIs:

@@ -89,6 +89,7 @@ class PretendRunner(SweepRunner):
     Args:
         losses: those of the validations at a point, by the name of its folder.
         code: what the trainings exit with.
+        metric: the name that they log it under; by default the sweep's.
         interrupted_at: the number of trainings at which somebody interrupts.
     """
 
@@ -101,6 +102,7 @@ class PretendRunner(SweepRunner):
         *,
         processes: int = 1,
         code: int = 0,
+        metric: str | None = None,
         interrupted_at: int | None = None,
     ) -> None:
         self.ended: list[tuple[Point, Outcome]] = []
@@ -108,12 +110,13 @@ class PretendRunner(SweepRunner):
         self.commands: list[list[str]] = []
         self.trainings: list[PretendTraining] = []
         self.losses, self.code, self.interrupted_at = losses, code, interrupted_at
+        self.metric = metric or spec.metric
 
     def _start(self, folder: Path, args: list[str], lock: Any) -> Any:
         self.commands.append(args)
         (folder / "log.txt").write_text("Killed\n")
         run = folder / self._spec.recipe / "2026-01-01"
-        self.trainings.append(PretendTraining(run, self._spec.metric, self.losses(folder.name), self.code))
+        self.trainings.append(PretendTraining(run, self.metric, self.losses(folder.name), self.code))
         return self.trainings[-1]
 
     def _watch(self, training: Training) -> None:

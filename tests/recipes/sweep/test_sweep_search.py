@@ -281,6 +281,17 @@ def test_a_run_that_never_logged_the_metric_has_failed_and_what_it_logged_is_tol
     assert outcome.reason == "the run did not log val/bleu; it logged train/loss, val/loss"
 
 
+def test_a_metric_that_the_first_run_did_not_log_ends_the_sweep(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, metric={"name": "val/los", "goal": "minimize"})
+    search = Search(spec)
+    runner = PretendRunner(spec, tmp_path, search, lambda name: [1.0], metric="val/loss")
+    with pytest.raises(
+        InputError, match=r"metric: the run did not log val/los; did you mean val/loss\?; the other points"
+    ):
+        runner.run()
+    assert len(runner.commands) == 1
+
+
 def test_a_point_is_trained_once_at_a_time_and_chosen_twice_it_counts_once(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, parameters={"model.dropout": {"values": [0.0, 0.1]}}, method="random")
     search = Search(spec, count=9)

@@ -185,7 +185,12 @@ def test_average_writes_the_mean_of_the_checkpoints_that_it_is_given(
     assert translation("average", "--checkpoints", str(best), str(last), "--output", str(output)) == 0
     assert str(output) in capsys.readouterr().out
     assert_same(torch.load(output, weights_only=True)["state_dict"], average_checkpoints([best, last])["state_dict"])
-    assert translation("average", "--run", str(finished_translation.path), "--output", str(output)) == 0
+    again = ["average", "--run", str(finished_translation.path), "--output", str(output)]
+    before = output.read_bytes()
+    assert translation(*again) == 2
+    assert f"{output}: there is something already; give another --output, or --overwrite" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    assert translation(*again, "--overwrite") == 0
     kept = sorted(finished_translation.kept.glob("*.ckpt"))
     assert_same(torch.load(output, weights_only=True)["state_dict"], average_checkpoints(kept)["state_dict"])
     assert Translator.load(output)(["one two"], SearchOptions())
