@@ -20,6 +20,7 @@ from rnn_blocks.callbacks.trainer import (
     rank_zero_info,
     rank_zero_warn,
     refuse_sharded_parameters,
+    trained_parameters,
 )
 
 
@@ -181,7 +182,7 @@ class NonMonotonicAveraging(Callback):
             return
         self._updated_at_step = trainer.global_step
         self._count += 1
-        parameters = _averaged_parameters(pl_module)
+        parameters = _averaged_parameters(pl_module, trainer)
         self._put_on_devices(parameters)
         averages = [self._averages[name] for name in parameters]
         weights = [
@@ -192,7 +193,7 @@ class NonMonotonicAveraging(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the averages be validated."""
         if is_fitting(trainer):
-            self._use_averages(pl_module)
+            self._use_averages(pl_module, trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to average, if validation has stopped improving."""
@@ -211,7 +212,7 @@ class NonMonotonicAveraging(Callback):
             self._started_at_step = self._updated_at_step = trainer.global_step
             self._count = 1
             self._averages = {
-                name: _first_average(parameter) for name, parameter in _averaged_parameters(pl_module).items()
+                name: _first_average(parameter) for name, parameter in _averaged_parameters(pl_module, trainer).items()
             }
             rank_zero_info(
                 f"NonMonotonicAveraging: averages the weights from step {trainer.global_step} on: {self.monitor} is "
@@ -222,13 +223,13 @@ class NonMonotonicAveraging(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the averages in the module."""
-        self._use_averages(pl_module)
+        self._use_averages(pl_module, trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint's weights the averages, and keep the last weights beside them."""
         if self._started_at_step is None:
             return
-        parameters = _averaged_parameters(pl_module)
+        parameters = _averaged_parameters(pl_module, trainer)
         last = self._last or {name: parameter.detach() for name, parameter in parameters.items()}
         checkpoint["callbacks"][self.state_key]["last_weights"] = last
         names = {parameter: name for name, parameter in parameters.items()}
@@ -246,10 +247,10 @@ class NonMonotonicAveraging(Callback):
             self.use_last(pl_module)
 
     @torch.no_grad()
-    def _use_averages(self, module: LightningModule) -> None:
+    def _use_averages(self, module: LightningModule, trainer: Trainer) -> None:
         if self._started_at_step is None or self._last is not None:
             return
-        parameters = _averaged_parameters(module)
+        parameters = _averaged_parameters(module, trainer)
         self._put_on_devices(parameters)
         self._last = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
@@ -260,14 +261,14 @@ class NonMonotonicAveraging(Callback):
         """Put the last step's weights back into the module, if it holds the averages."""
         if self._last is None:
             return
-        for name, parameter in _averaged_parameters(module).items():
+        for name, parameter in module.named_parameters():
             if name in self._last:
                 parameter.copy_(self._last[name])
         self._last = None
 
     def _is_in(self, module: LightningModule) -> bool:
         """Whether a module holds the averages."""
-        parameters = _averaged_parameters(module)
+        parameters = dict(module.named_parameters())
         averages = self._averages.items()
         return all(name in parameters and _holds(parameters[name].detach(), average) for name, average in averages)
 
@@ -299,5 +300,8 @@ def _holds(weight: Tensor, average: Tensor) -> bool:
     return weight.shape == own.shape and bool(((weight == own) | (weight.isnan() & own.isnan())).all())
 
 
-def _averaged_parameters(module: LightningModule) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if p.is_floating_point() or p.is_complex()}
+def _averaged_parameters(module: LightningModule, trainer: Trainer) -> dict[str, nn.Parameter]:
+    """Those that are trained: another network's copy, which is replaced now and then, is no point of a path."""
+    numbers = {name: p for name, p in module.named_parameters() if p.is_floating_point() or p.is_complex()}
+    trained = trained_parameters(trainer) or set(numbers.values())  # by optimizers that it keeps to itself
+    return {name: p for name, p in numbers.items() if p in trained}

@@ -31,6 +31,7 @@ from rnn_blocks.callbacks.trainer import (
     rank_zero_warn,
     refuse_unsupported_optimizer,
     refuse_unsupported_strategy,
+    trained_parameters,
 )
 
 SOURCES = ("all", "last")
@@ -263,7 +264,7 @@ class GradientFlowMonitor(Callback):
         metrics: dict[str, float] = {}
         for name, reason in recorder.problems.items():
             self._warn_once(name, reason)
-        self._explain_silence(recorder, pl_module, step)
+        self._explain_silence(recorder, trainer, pl_module, step)
         curves = recorder.read()
         for name in sorted(unreached if self._went_back else ()):
             if name not in self.states:
@@ -334,8 +335,9 @@ class GradientFlowMonitor(Callback):
         if alarm or self.vanishing**RECOVERED < reach < self.exploding**RECOVERED:
             history.alarm = alarm
 
-    def _explain_silence(self, recorder: FlowRecorder, pl_module: LightningModule, step: int) -> None:
-        """Tell of layers whose calls were not seen in a step."""
+    def _explain_silence(self, recorder: FlowRecorder, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Tell of layers whose calls were not seen in a step; a copy that nobody trains need not be called."""
+        trained = trained_parameters(trainer)
         silent = [name for name in self._targets if name not in recorder.called]
         perhaps = perhaps_compiled_around(pl_module)
         went_through = self._went_back or bool(recorder.called)
@@ -344,12 +346,9 @@ class GradientFlowMonitor(Callback):
             eager = name not in self.states and runs_eagerly(self._targets[name])
             if recorder.traced(name) or (perhaps and went_through and not eager):
                 hidden[name] = perhaps or "a compiled function"
-            elif went_through:
-                self._warn_once(
-                    name,
-                    f"was not called in step {step}; it is measured in the steps that call it, but neither by its "
-                    "`step` nor in a function that torch.compile compiled",
-                )
+            elif went_through and not trained.isdisjoint(self._targets[name].parameters()):
+                ways = "" if eager else ", but neither by its `step` nor in a function that torch.compile compiled"
+                self._warn_once(name, f"was not called in step {step}; it is measured in the steps that call it{ways}")
         self._leave_out(hidden)
 
     def _leave_out(self, hidden: Mapping[str, str]) -> None:

@@ -20,7 +20,13 @@ from rnn_blocks.callbacks.trainer.namespaces import (
     is_overridden,
 )
 from rnn_blocks.callbacks.trainer.others import averages_weights, callbacks_of, go_first, go_last
-from rnn_blocks.callbacks.trainer.state import gradient_scaler, is_fitting, makes_step, note_backward
+from rnn_blocks.callbacks.trainer.state import (
+    gradient_scaler,
+    is_fitting,
+    makes_step,
+    note_backward,
+    trained_parameters,
+)
 from rnn_blocks.callbacks.trainer.steps import UnseenSteps
 from rnn_blocks.callbacks.trainer.strategies import (
     refuse_sharded_parameters,
@@ -56,4 +62,5 @@ __all__ = [
     "refuse_sharded_parameters",
     "refuse_unsupported_optimizer",
     "refuse_unsupported_strategy",
+    "trained_parameters",
 ]

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from rnn_blocks.callbacks.trainer.namespaces import LightningModule, Trainer, is_lightnings
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "plots"
+_without_loggers: "WeakKeyDictionary[Trainer, str]" = WeakKeyDictionary()  # where a trainer's figures go
 
 
 def is_logging_step(trainer: Trainer) -> bool:
@@ -85,12 +88,13 @@ def log_figure(trainer: Trainer, name: str, figure: "Figure", *, folder: Path | 
         folder: for the file, in place of the log folder's ``plots``.
 
     Returns:
-        The file, ``<log folder>/plots/<name>.png``, always replaced as a whole; None on other ranks, under
+        The file, ``<log folder>/plots/<name>.png``, always replaced as a whole (without a logger in the first of
+        ``plots``, ``plots-1``, … that is not there when the trainer draws first); None on other ranks, under
         ``fast_dev_run`` where no folder is given, if it could not be written, or if the log folder is a URL.
     """
     if not trainer.is_global_zero or (folder is None and getattr(trainer, "fast_dev_run", False)):
         return None
-    place = str(folder) if folder else f"{_log_folder(trainer)}/{FOLDER}"
+    place = str(folder) if folder else _plots(trainer)
     if "://" not in place:
         return _hand_out(trainer, name, figure, Path(place) / f"{name}.png")
     from fsspec.core import url_to_fs  # which Lightning brings
@@ -123,6 +127,17 @@ def _hand_out(trainer: Trainer, name: str, figure: "Figure", file: Path) -> Path
         except Exception as error:  # whatever a logger of somebody's own takes for a picture
             rank_zero_warn(f"{type(logger).__name__} did not take the figure {name!r}: {error}")
     return path
+
+
+def _plots(trainer: Trainer) -> str:
+    place = f"{_log_folder(trainer)}/{FOLDER}"
+    if trainer.loggers or "://" in place:
+        return place
+    if trainer not in _without_loggers:  # somebody's folder, or another training's, stays as it is
+        numbered = (place if number == 0 else f"{place}-{number}" for number in count())
+        _without_loggers[trainer] = next(path for path in numbered if not os.path.lexists(path))
+        rank_zero_info(f"There is no logger: figures are written to {_without_loggers[trainer]}")
+    return _without_loggers[trainer]
 
 
 def _log_folder(trainer: Trainer) -> str:

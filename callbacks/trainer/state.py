@@ -3,6 +3,7 @@
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from rnn_blocks.callbacks.trainer.namespaces import LightningModule, Trainer
 
@@ -33,6 +34,11 @@ def makes_step(trainer: Trainer, pl_module: LightningModule) -> bool:
 
 def _num_batches(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+
+
+def trained_parameters(trainer: Trainer) -> set[nn.Parameter]:
+    """Those that an optimizer of the trainer holds."""
+    return {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
 def is_fitting(trainer: Trainer) -> bool:

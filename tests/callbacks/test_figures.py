@@ -70,10 +70,23 @@ def test_without_a_logger_it_lies_in_the_root_folder_and_is_replaced_as_a_whole(
     assert path.read_bytes().startswith(PNG)
 
 
+def test_without_a_logger_what_lies_in_the_root_folder_stays_and_the_place_is_told(tmp_path, caplog):
+    trainers = [make_trainer(default_root_dir=tmp_path) for _ in range(2)]
+    (tmp_path / "plots").mkdir()
+    with caplog.at_level("INFO"):
+        paths = [log_figure(trainer, "flow", a_figure()) for trainer in (*trainers, trainers[0])]
+    first, second = tmp_path / "plots-1" / "flow.png", tmp_path / "plots-2" / "flow.png"
+    assert paths == [first, second, first]
+    assert not list((tmp_path / "plots").iterdir())
+    told = [record.getMessage() for record in caplog.records if "There is no logger" in record.getMessage()]
+    assert told == [f"There is no logger: figures are written to {path.parent}" for path in (first, second)]
+
+
 def test_a_figure_that_cannot_be_written_does_not_end_the_training(tmp_path):
     (tmp_path / "plots").write_text("in the way")
+    trainer = make_trainer(logger=TakesImages(), default_root_dir=tmp_path)
     with pytest.warns(UserWarning, match="'flow' could not be written"):
-        assert log_figure(make_trainer(default_root_dir=tmp_path), "flow", a_figure()) is None
+        assert log_figure(trainer, "flow", a_figure()) is None
 
 
 def test_a_logger_that_does_not_take_the_figure_does_not_end_the_training_nor_keeps_it_from_others(tmp_path):

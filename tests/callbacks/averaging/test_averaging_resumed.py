@@ -128,6 +128,7 @@ def test_a_parameter_that_is_added_later_is_averaged_from_there_on_and_saved(tmp
         def on_train_epoch_start(self):
             if self.current_epoch == EPOCHS - 2:
                 self.extra = nn.Linear(2, 2)
+                self.trainer.optimizers[0].add_param_group({"params": list(self.extra.parameters())})
 
     saving, module, averaging = SaveAt(tmp_path, (8 * (EPOCHS - 2) + 1,)), Grows(), NonMonotonicAveraging(n=0)
     fit(module, saving, averaging)
@@ -136,6 +137,31 @@ def test_a_parameter_that_is_added_later_is_averaged_from_there_on_and_saved(tmp
     for name in ("33.ckpt", "end.ckpt"):
         saved = torch.load(tmp_path / name, weights_only=True)["state_dict"]
         assert torch.equal(saved["extra.weight"], module.extra.weight)
+
+
+def test_a_copy_that_nobody_trains_is_what_it_was_last_made(tmp_path):
+    class WithATarget(Noisy):
+        """A target network, or a baseline: the trained one as it was some steps ago."""
+
+        def __init__(self):
+            super().__init__()
+            self.target, self.copied = nn.Linear(3, 3, dtype=torch.float64), None
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([*self.inner.parameters(), *self.norm.parameters()], lr=self.lr)
+
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx % 3 == 0:
+                self.target.load_state_dict(self.inner.state_dict())
+                self.copied = self.target.weight.detach().clone()
+
+    module, averaging = WithATarget(), NonMonotonicAveraging(n=0)
+    fit(module, averaging, SaveAt(tmp_path, (16,)))
+    assert averaging.started_at_step is not None
+    assert set(averaging.state_dict()["averages"]) == {"inner.weight", "inner.bias", "norm.weight", "norm.bias"}
+    assert torch.equal(module.target.weight, module.copied)
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(saved["target.weight"], module.copied)
 
 
 def test_a_validation_of_an_earlier_checkpoint_leaves_what_is_known_and_another_metrics_history_alone(tmp_path):

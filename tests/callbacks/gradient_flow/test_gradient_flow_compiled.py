@@ -317,8 +317,21 @@ def test_a_layer_that_a_step_does_not_call_is_told_once_and_measured_when_it_is_
         "GradientFlowMonitor: 'net.b.layers.0' was not called in step 0",
         "GradientFlowMonitor: 'net.a' was not called in step 1",
     ]
+    assert told[0].endswith("neither by its `step` nor in a function that torch.compile compiled")
+    assert told[1].endswith("it is measured in the steps that call it"), "torch's own has no step"
     assert monitor.history["net.a"].steps == [0, 2]
     assert monitor.history["net.b.layers.0"].steps == [1, 3]
+
+
+def test_a_copy_that_no_optimizer_holds_need_not_be_called():
+    module = LastStep(nn.ModuleDict({"policy": torch_lstm(), "baseline": torch_lstm()}))
+    module.training_step = lambda batch, batch_idx: module.net["policy"](batch)[0].sum()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.net["policy"].parameters(), lr=0.01)
+    monitor = monitor_of()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_module(module, batches(3), monitor)
+    assert list(monitor.history) == ["net.policy"]
 
 
 def test_two_monitors_measure_the_same_layer():
