@@ -60,10 +60,11 @@ class NonMonotonicAveraging(Callback):
     `on_validation_epoch_end` still sees the averages, its `on_validation_end`, which comes last, the last weights.
 
     A further fit of the same Trainer goes on from the last weights. Where other weights have been put into the module
-    since, it goes on from those, and averages them alone. A parameter that is added later is averaged as if it had been
-    what it is from the beginning.
+    since, it goes on from those, and averages them alone. A parameter that an optimizer is given later is averaged as
+    if it had been what it is from the beginning.
 
-    Only parameters are averaged; buffers (running statistics of batch normalisation) are those of the last step.
+    Only parameters that an optimizer holds are averaged: a copy of the network that is replaced now and then, such as a
+    target, stays what it is, and buffers (running statistics of batch normalisation) are those of the last step.
     Weights of 16 bits are averaged in 32. Logged once, as it begins: ``averaging/started_at_step``, the optimizer step.
 
     *Cost.* From the beginning of averaging, one pass over the parameters a step and a copy of them; another copy during
