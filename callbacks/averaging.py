@@ -304,5 +304,6 @@ def _holds(weight: Tensor, average: Tensor) -> bool:
 def _averaged_parameters(module: LightningModule, trainer: Trainer) -> dict[str, nn.Parameter]:
     """Those that are trained: another network's copy, which is replaced now and then, is no point of a path."""
     numbers = {name: p for name, p in module.named_parameters() if p.is_floating_point() or p.is_complex()}
-    trained = trained_parameters(trainer) or set(numbers.values())  # by optimizers that it keeps to itself
-    return {name: p for name, p in numbers.items() if p in trained}
+    trained = trained_parameters(trainer)
+    held = {name: p for name, p in numbers.items() if p in trained}
+    return held or numbers  # where optimizers that are not the trainer's make the steps, or on copies of the weights

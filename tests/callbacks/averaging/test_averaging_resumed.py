@@ -164,6 +164,25 @@ def test_a_copy_that_nobody_trains_is_what_it_was_last_made(tmp_path):
     assert torch.equal(saved["target.weight"], module.copied)
 
 
+def test_where_an_optimizer_holds_copies_of_the_weights_all_are_averaged():
+    class OnCopies(Noisy):
+        def configure_optimizers(self):
+            self.pairs = [(p, nn.Parameter(p.detach().clone())) for p in self.parameters()]
+            return torch.optim.SGD([copy for _, copy in self.pairs], lr=self.lr)
+
+        def on_before_optimizer_step(self, optimizer):
+            for parameter, copy in self.pairs:
+                copy.grad, parameter.grad = parameter.grad, None
+
+        def on_before_zero_grad(self, optimizer):
+            for parameter, copy in self.pairs:
+                parameter.data.copy_(copy)
+
+    module, averaging = OnCopies(), NonMonotonicAveraging(n=0)
+    fit(module, averaging)
+    assert set(averaging.state_dict()["averages"]) == set(parameters_of(module))
+
+
 def test_a_validation_of_an_earlier_checkpoint_leaves_what_is_known_and_another_metrics_history_alone(tmp_path):
     module, averaging, other = Noisy(), NonMonotonicAveraging(n=0), NonMonotonicAveraging("val/other")
     fit(module, averaging, SaveAt(tmp_path, (3,)))
