@@ -240,10 +240,10 @@ def find_checkpoint(
                 return inside
         raise InputError(f"{option}{given}: this folder holds no checkpoints/best.ckpt or checkpoints/last.ckpt")
     if not path.is_file():
-        newest = sorted((run for run in there if run.is_begun()), key=RunFolder.written_at)[-3:]
+        newest = [str(run.path) for run in _begun(there)[-3:]]
         raise InputError(
             f"{option}{given}: no such file; valid are a checkpoint, a run's folder, 'last', 'best', 'averaged', "
-            f"and artifact:NAME:ALIAS (newest runs: {', '.join(str(run.path) for run in newest) or 'none'})"
+            f"and artifact:NAME:ALIAS (newest runs: {', '.join(newest) or 'none'})"
         )
     return path
 
@@ -267,7 +267,7 @@ def newest_checkpoint(name: str, there: Sequence[RunFolder], place: str, option:
     """
     if not there:
         raise InputError(f"{option}{name}: there is no run in {place} yet")
-    begun = sorted((run for run in there if run.is_begun()), key=RunFolder.written_at)
+    begun = _begun(there)
     having = [path for run in begun if (path := run.checkpoint(name)).is_file()]
     if having and having[-1] == begun[-1].checkpoint(name):
         return having[-1]
@@ -277,6 +277,11 @@ def newest_checkpoint(name: str, there: Sequence[RunFolder], place: str, option:
     which = f"the newest run, {begun[-1].path}," if begun else f"no run in {place}"
     has = f"has no checkpoints/{name}.ckpt" if begun else f"has a checkpoints/{name}.ckpt yet"
     raise InputError("; ".join([f"{option}{name}: {which} {has}", *hints]))
+
+
+def _begun(there: Sequence[RunFolder]) -> list[RunFolder]:
+    """Those in which a training made a step, the one that was written to last at the end."""
+    return sorted((run for run in there if run.is_begun()), key=RunFolder.written_at)
 
 
 def runs(parent: Path) -> list[RunFolder]:

@@ -106,7 +106,6 @@ def _draw_tiles(axes: "Axes", results: Sequence[Result], found: list[Row], lengt
     from matplotlib.colors import LogNorm
 
     values = np.full((len(found), len(lengths)), np.nan)
-    told: list[str] = []
     norm, colours = LogNorm(LEAST_LOSS, 1.0, clip=True), colormaps["YlGnBu_r"].with_extremes(bad=MISSING)
     for row, which in enumerate(found):
         for column, length in enumerate(lengths):
@@ -116,11 +115,10 @@ def _draw_tiles(axes: "Axes", results: Sequence[Result], found: list[Row], lengt
             value, text, solved = tile(here)
             values[row, column] = min(value, 1.0)
             dark = float(norm(max(value, LEAST_LOSS))) < 0.55
-            told.append(f"✓ {text}" if solved else text)
             axes.text(
                 column,
                 row,
-                told[-1],
+                f"✓ {text}" if solved else text,
                 ha="center",
                 va="center",
                 fontsize=8.5,
@@ -131,7 +129,8 @@ def _draw_tiles(axes: "Axes", results: Sequence[Result], found: list[Row], lengt
     mesh = axes.pcolormesh(*edges, values, cmap=colours, norm=norm, edgecolors="white", linewidth=2)
     axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
     axes.set_xlabel("$T$, steps to remember over")
-    title = "✓ steps to solve it, else the loss" if "✓" in "".join(told) else "the loss, nothing is solved"
+    any_solved = any(text.get_text().startswith("✓") for text in axes.texts)
+    title = "✓ steps to solve it, else the loss" if any_solved else "the loss, nothing is solved"
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     _bare(axes)
     return mesh
