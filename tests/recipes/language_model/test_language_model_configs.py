@@ -21,7 +21,6 @@ CLIPPED = {
     "ptb-awd": 0.25,
     "ptb-mogrifier": 10.0,
     "wikitext-2": 0.25,
-    "wikitext-103": 0.1,
 }
 
 
@@ -53,8 +52,6 @@ def small(config: dict[str, Any], tmp_path: Path) -> list[str]:
     settings |= {f"data.{split}": write_text(tmp_path / f"{split}.txt", 500) for split in ("train", "val", "test")}
     if config.get("data", {}).get("tokenizer", "bpe") == "bpe":
         settings["data.vocab_size"] = 300
-    if "cutoffs" in config.get("model", {}):
-        settings["model.cutoffs"] = "[10, 40]"
     return options(**settings)
 
 
@@ -81,6 +78,17 @@ def test_every_shipped_configuration_trains_by_its_bare_name(names: list[str], t
         assert policies == [fixed]
     else:
         assert policies == ["auto"]
+
+
+@pytest.mark.parametrize("given", ["[10, 40]", "[10,40]"])
+def test_the_softmax_is_adaptive_by_an_option(given: str, tmp_path: Path) -> None:
+    overlay = tmp_path / "small.yaml"
+    overlay.write_text(yaml.safe_dump({"model": {"layer": shrunk(CONFIGS["default"]["model"]["layer"])}}))
+    settings = {"data.tokenizer": "word", "data.vocab_size": "null", "model.tie_weights": "false"}
+    chosen = options(**settings | {"model.cutoffs": given, "model.div_value": 2})
+    assert recipe("fit", "--config", str(overlay), *small(CONFIGS["default"], tmp_path), *chosen) == 0
+    weights = load(only_run(tmp_path))["state_dict"]
+    assert weights["output.head.weight"].shape[0] == 10 + 2  # the most frequent words, and one for each group
 
 
 def rates(config: dict[str, Any]) -> list[float]:
