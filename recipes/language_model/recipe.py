@@ -163,7 +163,10 @@ def generate(
     if max_tokens < 1:
         raise InputError(f"--max_tokens must be at least 1, got {max_tokens}")
     try:
-        check_sampling(temperature, top_k, top_p)  # before anything is written
+        check_sampling(temperature, top_k, top_p, seed)  # before anything is written
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
+    try:
         stream = model.stream(torch.tensor([ids]), temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         if seen is not None and (missing := seen.missing(tokenizer, prompt)):
             sys.stderr.write(f"--prompt: {missing_told(missing)}\n")

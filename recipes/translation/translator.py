@@ -84,7 +84,7 @@ class SearchOptions:
         if given and not self.sample:
             raise InputError(f"--{given[0]} is for draws at random, which --sample asks for")
         try:
-            check_sampling(self.temperature, self.top_k, self.top_p)
+            check_sampling(self.temperature, self.top_k, self.top_p, self.seed)
         except ValueError as error:
             raise InputError(f"--{error}") from error
 

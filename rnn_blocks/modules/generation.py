@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from rnn_blocks.engine import State
-from rnn_blocks.seq2seq.search.sampling import check_sampling, sample_token
+from rnn_blocks.seq2seq.search.sampling import check_sampling, random_generator, sample_token
 
-__all__ = ["Step", "check_sampling", "sample_token", "stream_tokens"]
+__all__ = ["Step", "check_sampling", "random_generator", "sample_token", "stream_tokens"]
 
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rnn_blocks.checks import whole
 from rnn_blocks.engine import State
 from rnn_blocks.layers import Layer
-from rnn_blocks.modules.generation import check_sampling, sample_token, stream_tokens
+from rnn_blocks.modules.generation import check_sampling, random_generator, sample_token, stream_tokens
 from rnn_blocks.modules.output_layer import OutputLayer, word_logits
 from rnn_blocks.modules.token_module import TokenModule, evaluating
 
@@ -74,19 +74,14 @@ class Writing(TokenModule):
 
         Its arguments are those of :meth:`generate`; ``prompt`` is ``(batch, time)``.
         """
-        check_sampling(temperature, top_k, top_p)
+        check_sampling(temperature, top_k, top_p, seed)
         if prompt.shape[1] == 0:
             raise ValueError("the prompt is empty: give at least one token to start from")
         low, high = int(prompt.min()), int(prompt.max())
         if low < 0 or high >= self.embedding.num_embeddings:
             bad = low if low < 0 else high
             raise ValueError(f"the prompt holds token {bad}, the vocabulary has {self.embedding.num_embeddings}")
-        generator = torch.Generator(self.device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-
+        generator = random_generator(self.device, seed)
         parts = list(self.modules())  # found once: to look for them takes as long as a small model's step
 
         def step(ids: Tensor, state: State) -> tuple[Tensor, State]:

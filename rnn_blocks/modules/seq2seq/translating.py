@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rnn_blocks.engine import State
+from rnn_blocks.modules.generation import check_sampling, random_generator
 from rnn_blocks.modules.token_module import TokenModule
 from rnn_blocks.seq2seq import Decoder, Hypothesis, beam_search, sample_search
 
@@ -112,14 +113,10 @@ class Translating(TokenModule):
         Raises:
             ValueError: for an option out of its range, or a source without tokens (its row is named).
         """
+        check_sampling(temperature, top_k, top_p, seed)
         with self.evaluating():
             source, source_lengths = self._checked_source(source, source_lengths)
             state, memory = self.encode(source, source_lengths)
-            generator = torch.Generator(self.device)
-            if seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(seed)
             return sample_search(
                 self.decoder.step,
                 state,
@@ -131,7 +128,7 @@ class Translating(TokenModule):
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
-                generator=generator,
+                generator=random_generator(self.device, seed),
                 banned=self._banned,
                 source_lengths=source_lengths,
                 return_attention=return_attention,

@@ -2,7 +2,7 @@
 
 from rnn_blocks.seq2seq.search.beam import beam_search
 from rnn_blocks.seq2seq.search.sample import greedy_search, sample_search
-from rnn_blocks.seq2seq.search.sampling import check_sampling, sample_token
+from rnn_blocks.seq2seq.search.sampling import check_sampling, random_generator, sample_token
 from rnn_blocks.seq2seq.search.step import Hypothesis, Step, StepFunction
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "beam_search",
     "check_sampling",
     "greedy_search",
+    "random_generator",
     "sample_search",
     "sample_token",
 ]

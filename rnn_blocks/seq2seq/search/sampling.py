@@ -1,5 +1,7 @@
 """Drawing the next token."""
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,21 @@ def sample_token(
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+def random_generator(device: torch.device, seed: int | None) -> torch.Generator:
+    """A generator for draws of a model on a device; without a seed its numbers differ each time.
+
+    >>> random_generator(torch.device("cpu"), 7).initial_seed()
+    7
+    """
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(operator.index(seed))
+    return generator
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int | None = None) -> None:
     """Raise ValueError where a sampling option is out of its range.
 
     >>> check_sampling(1.0, 0, None)
@@ -65,3 +81,5 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         whole("top_k", top_k)
     if top_p is not None:
         number("top_p", top_p, high=1, above=True, up_to=True)
+    if seed is not None and whole("seed", seed, -(2**63)) >= 2**64:
+        raise ValueError(f"seed must be below 2**64, got {seed}")

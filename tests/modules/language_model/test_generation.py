@@ -103,6 +103,18 @@ def test_options_out_of_range_are_refused(options, message):
         make_model().generate([1], 3, **options)
 
 
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (2**64, r"seed must be below 2\*\*64, got 18446744073709551616"),
+        (1.5, "seed must be a whole number, at least -9223372036854775808, got 1.5"),
+    ],
+)
+def test_a_seed_that_no_generator_takes_is_refused(seed, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().generate([1], 3, seed=seed)
+
+
 def continued_from_the_whole_prefix(model, prompt, max_tokens, seed, **options):
     generator = torch.Generator().manual_seed(seed)
     tokens = prompt

@@ -312,6 +312,7 @@ def test_bad_sources_are_told(call, source, lengths, options, message):
         ("translate", {"prefixes": [[4]]}, "one list for each of the 4 sentences, got 1"),
         ("sample", {"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ("sample", {"temperature": -1.0}, "temperature must be 0"),
+        ("sample", {"seed": 2**64}, r"seed must be below 2\*\*64, got 18446744073709551616"),
     ],
 )
 def test_bad_searches_are_told(call, options, message):

@@ -182,7 +182,8 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(
     [
         ({"prompt": ""}, "--prompt: the tokenizer makes no token of it"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_k": 0}, "--top_k must be at least 1, got 0"),
+        ({"seed": 10**30}, "--seed must be below 2**64, got 1000000000000000000000000000000"),
         ({"temperature": -1}, "temperature must be 0 (the most probable token) or above, got -1.0"),
         ({"max_tokens": 0}, "--max_tokens must be at least 1, got 0"),
     ],
