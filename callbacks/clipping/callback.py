@@ -10,8 +10,8 @@ from rnn_blocks.callbacks.clipping.clipper import GradientClipper, OtherParamete
 from rnn_blocks.callbacks.clipping.nonfinite import NonFiniteGradients
 from rnn_blocks.callbacks.clipping.policies import ClippingPolicy, Scope
 from rnn_blocks.callbacks.clipping.settings import checked_settings, listed, refuse_other_settings
+from rnn_blocks.callbacks.measuring.optimizers import innermost, parameters_of
 from rnn_blocks.callbacks.measuring.step import forget_steps
-from rnn_blocks.callbacks.measuring.wrappers import innermost
 from rnn_blocks.callbacks.trainer import (
     Callback,
     LightningModule,
@@ -264,13 +264,10 @@ class AdaptiveGradientClipping(Callback):
         states, self._states = self._states, {}
         for index in indices if self.optimizers is None else self.optimizers:
             try:
-                try:
-                    self._make_clipper(trainer, pl_module, index, states.get(index))
-                except OtherParametersError as error:  # the project has changed its model and trains it on
-                    rank_zero_warn(f"{error} It begins anew with the weights as they are now (optimizer {index}).")
-                    self._make_clipper(trainer, pl_module, index, None)
-            except ValueError as error:
-                raise MisconfigurationException(f"{error} (optimizer {index})") from None
+                self._make_clipper(trainer, pl_module, index, states.get(index))
+            except OtherParametersError as error:  # the project has changed its model and trains it on
+                rank_zero_warn(f"{error} It begins anew with the weights as they are now (optimizer {index}).")
+                self._make_clipper(trainer, pl_module, index, None)
         self._unseen = UnseenSteps(trainer, pl_module, CALLED, "nothing is clipped", self._clippers)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -307,7 +304,7 @@ class AdaptiveGradientClipping(Callback):
                 return
             try:
                 self._make_clipper(trainer, pl_module, index, self._clippers[index].state_dict())
-            except ValueError as error:
+            except OtherParametersError as error:
                 raise MisconfigurationException(f"{error} (optimizer {index})") from None
         try:
             clipped = self._clippers[index].clip(loss)
@@ -356,23 +353,25 @@ class AdaptiveGradientClipping(Callback):
     ) -> None:
         if index in self._clippers:
             self._clippers[index].detach()
-        self._clippers[index] = clipper = self._clipper(trainer, module, trainer.optimizers[index])
-        if state is not None:
-            clipper.load_state_dict(state)
-
-    def _clipper(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> GradientClipper:
-        return _OptimizersClipper(
-            optimizer,
-            self.policy,
-            scope=self.scope,
-            nonfinite=self.nonfinite,
-            max_nonfinite=self.max_nonfinite,
-            include=self.include,
-            exclude=self.exclude,
-            model=module,
-            scaler=gradient_scaler(trainer),
-            name=self.name,
-        )
+        try:
+            self._clippers[index] = clipper = _OptimizersClipper(
+                trainer.optimizers[index],
+                self.policy,
+                scope=self.scope,
+                nonfinite=self.nonfinite,
+                max_nonfinite=self.max_nonfinite,
+                include=self.include,
+                exclude=self.exclude,
+                model=module,
+                scaler=gradient_scaler(trainer),
+                name=self.name,
+            )
+            if state is not None:
+                clipper.load_state_dict(state)
+        except OtherParametersError:
+            raise
+        except ValueError as error:
+            raise MisconfigurationException(f"{error} (optimizer {index})") from None
 
     def _current_states(self) -> dict[int, dict[str, Any]]:
         return self._states | {index: clipper.state_dict() for index, clipper in self._clippers.items()}
@@ -392,7 +391,7 @@ def _indices(optimizers: int | Sequence[int]) -> list[int]:
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:
-    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
+    return any(parameter.grad is not None for parameter in parameters_of(optimizer))
 
 
 class _OptimizersClipper(GradientClipper):

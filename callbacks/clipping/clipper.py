@@ -19,9 +19,9 @@ from rnn_blocks.callbacks.clipping.units import ByGroup, ByParameter, Units, Who
 from rnn_blocks.callbacks.clipping.update_bound import UpdateBound
 from rnn_blocks.callbacks.clipping.update_length import forget_velocity, highest_momentum
 from rnn_blocks.callbacks.measuring import numbers
+from rnn_blocks.callbacks.measuring.optimizers import behind_handle, innermost
 from rnn_blocks.callbacks.measuring.parameters import Chosen
 from rnn_blocks.callbacks.measuring.step import ChosenGradients, StepGradients, forget_steps, shared_step
-from rnn_blocks.callbacks.measuring.wrappers import behind_handle, innermost
 
 UNITS: dict[Scope, type[Units]] = {"global": Whole, "group": ByGroup, "parameter": ByParameter, "unit": ByRow}
 

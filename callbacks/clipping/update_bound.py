@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from rnn_blocks.callbacks.clipping.rates import Rates
 from rnn_blocks.callbacks.measuring.before_update import before_update
 from rnn_blocks.callbacks.measuring.norms import stored_values, tensor_norms
+from rnn_blocks.callbacks.measuring.optimizers import parameters_of
 
 SAMPLE = 4096  # elements of each parameter that are looked at
 EVERY = 16  # steps between two measurements, once a training is under way
@@ -135,8 +136,7 @@ class UpdateBound:
             ratio = self._receive()
             if 0 < ratio < math.inf:  # else nothing was updated, or weights are not finite
                 self._ratio = ratio
-        every = (weight for group in self.optimizer.param_groups for weight in group["params"])
-        trained = [id(weight) if weight.requires_grad else None for weight in every]
+        trained = [id(weight) if weight.requires_grad else None for weight in parameters_of(self.optimizer)]
         if trained != self._trained:  # before a weight that joins, or takes another's place, has moved
             self._trained, self._sample = trained, self._current_sample()
         if self._sample is None:
@@ -167,7 +167,7 @@ class UpdateBound:
 
     def _current_sample(self) -> "Sample | None":
         """Of the weights that tell how long an update is; None: there are none."""
-        every = enumerate(weight for group in self.optimizer.param_groups for weight in group["params"])
+        every = enumerate(parameters_of(self.optimizer))
         trained = {place: weight for place, weight in every if weight.requires_grad and self._counts(weight)}
         new = [place for place in trained if place not in self._initial_norms]
         if new:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from itertools import chain
 from typing import cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from rnn_blocks.callbacks.measuring.optimizers import parameters_of
 
 WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
@@ -85,7 +86,7 @@ class Chosen:
                     f"exclude {list(exclude)} leaves nothing of include {'all' if include is None else list(include)}: "
                     f"there are {_some(names)}"
                 )
-            if not any(parameter in known for group in optimizer.param_groups for parameter in group["params"]):
+            if not any(parameter in known for parameter in parameters_of(optimizer)):
                 raise ValueError(
                     "none of the optimizer's parameters is one of the model: give the model that it trains"
                 )
@@ -107,8 +108,7 @@ class Chosen:
             return True
         if parameter not in self._known:  # it has been put into a group, or into another one's place
             names = self._names()
-            every = chain.from_iterable(group["params"] for group in self._optimizer.param_groups)
-            self._known = {own: self._matches(names.get(own, [])) for own in every}
+            self._known = {own: self._matches(names.get(own, [])) for own in parameters_of(self._optimizer)}
         return self._known.get(cast(Tensor, parameter), False)
 
     def _matches(self, names: list[str]) -> bool:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
-from rnn_blocks.callbacks.measuring.wrappers import behind_handle, innermost
+from rnn_blocks.callbacks.measuring.optimizers import behind_handle, innermost
 
 
 class StepGradients:

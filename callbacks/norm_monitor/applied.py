@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.measuring.before_update import before_update
 from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
-from rnn_blocks.callbacks.measuring.wrappers import innermost
+from rnn_blocks.callbacks.measuring.optimizers import innermost, parameters_of
 
 TOLERANCE = 0.01  # norms that differ by less are the same: gradients may have few digits
 
@@ -87,8 +87,8 @@ class AppliedGradients:
             self._after_backward = None  # what another step uses without another backward pass, this one has left
 
     def _gradients(self) -> list[Tensor]:
-        every = (parameter.grad for group in self._optimizer.param_groups for parameter in group["params"])
-        return [gradient for gradient in every if gradient is not None]
+        every = parameters_of(self._optimizer)
+        return [parameter.grad for parameter in every if parameter.grad is not None]
 
     def _norm(self) -> Tensor | None:
         gradients = self._gradients()

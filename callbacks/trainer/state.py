@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from rnn_blocks.callbacks.measuring.optimizers import parameters_of
 from rnn_blocks.callbacks.trainer.namespaces import LightningModule, Trainer
 
 
@@ -38,7 +39,7 @@ def _num_batches(trainer: Trainer) -> int:
 
 def trained_parameters(trainer: Trainer) -> set[nn.Parameter]:
     """Those that an optimizer of the trainer holds."""
-    return {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    return {parameter for optimizer in trainer.optimizers for parameter in parameters_of(optimizer)}
 
 
 def is_fitting(trainer: Trainer) -> bool:

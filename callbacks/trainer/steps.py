@@ -7,7 +7,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from rnn_blocks.callbacks.measuring.before_update import before_update
-from rnn_blocks.callbacks.measuring.wrappers import innermost
+from rnn_blocks.callbacks.measuring.optimizers import innermost
 from rnn_blocks.callbacks.trainer.namespaces import LightningModule, Trainer
 
 

@@ -1,9 +1,24 @@
-"""Optimizers around optimizers: which one makes the update, and which one is stepped."""
+"""What an optimizer holds; of optimizers around optimizers, which one makes the update, and which one is stepped."""
 
+from collections.abc import Iterator
+
+from torch import nn
 from torch.optim import Optimizer
 
 HANDLES = ("LightningOptimizer", "_FabricOptimizer", "AcceleratedOptimizer")
 """Classes of Lightning, Fabric and Accelerate, which step, and unscale the gradients of, what they are made for."""
+
+
+def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    """All that it updates, group by group.
+
+    >>> import torch
+    >>> weight, bias = torch.nn.Linear(2, 3).parameters()
+    >>> optimizer = torch.optim.SGD([{"params": [weight]}, {"params": [bias]}], lr=0.1)
+    >>> [len(parameter) for parameter in parameters_of(optimizer)]
+    [3, 3]
+    """
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:
@@ -15,7 +30,7 @@ def innermost(optimizer: Optimizer) -> Optimizer:
     True
     """
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
-        if inner.param_groups is not optimizer.param_groups and _parameters(inner) != _parameters(optimizer):
+        if inner.param_groups is not optimizer.param_groups and _ids(inner) != _ids(optimizer):
             break  # a part of one that has others beside it
         optimizer = inner
     return optimizer
@@ -31,5 +46,5 @@ def behind_handle(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def _parameters(optimizer: Optimizer) -> list[int]:
-    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+def _ids(optimizer: Optimizer) -> list[int]:
+    return [id(parameter) for parameter in parameters_of(optimizer)]
