@@ -14,6 +14,7 @@ from rnn_blocks.callbacks.trainer import (
     Trainer,
     averages_weights,
     callbacks_of,
+    go_first,
     go_last,
     is_fitting,
     log_metrics,
@@ -57,7 +58,9 @@ class NonMonotonicAveraging(Callback):
     of the best validation, and whoever loads it needs nothing of this), and in the module when the fit has ended. The
     last weights lie in the checkpoint beside them, and a resumed training is the undisturbed one bit for bit (in
     the middle of an epoch from Lightning 2.5 on: 2.4 itself begins there a batch early). A module's own
-    `on_validation_epoch_end` still sees the averages, its `on_validation_end`, which comes last, the last weights.
+    `on_validation_epoch_end` still sees the averages, its `on_validation_end`, which comes last, the last weights. What
+    is changed in them before that is lost to the training, with a warning; a module or callback that puts other weights
+    in their place for a validation, such as an average of its own, and puts back what it found, disturbs nothing.
 
     A further fit of the same Trainer goes on from the last weights. Where other weights have been put into the module
     since, it goes on from those, and averages them alone. A parameter that an optimizer is given later is averaged as
@@ -104,6 +107,9 @@ class NonMonotonicAveraging(Callback):
         self._count = 0
         self._averages: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] | None = None  # the last step's weights, while the module holds the averages
+        self._put_back: dict[str, Tensor] | None = None  # the same from a validation's end to the next batch
+        self._changed_within = False  # whether somebody changed the averages during that validation
+        self._warned = False
 
     @property
     def started_at_step(self) -> int | None:
@@ -153,7 +159,12 @@ class NonMonotonicAveraging(Callback):
             )
         if trainer.global_step == 0:
             self._forget()
-        # after the checkpoints of a validation, some of which (`save_weights_only`) hold what is in the module
+        # around whatever else puts other weights in their place for a validation, and after the checkpoints of a
+        # validation, some of which (`save_weights_only`) hold what is in the module
+        for other in callbacks_of(trainer):
+            if isinstance(other, _ToAverages):
+                trainer.callbacks.remove(other)  # type: ignore[union-attr]
+        go_first(trainer, _ToAverages(self))
         go_last(trainer, _GoOnFromLast(self))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,6 +185,10 @@ class NonMonotonicAveraging(Callback):
                 "no validation: nothing will be averaged"
             )
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """See to it that training goes on from the last weights."""
+        self._settle(pl_module)
+
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -190,11 +205,6 @@ class NonMonotonicAveraging(Callback):
             parameter.to(average.dtype) for parameter, average in zip(parameters.values(), averages, strict=True)
         ]
         torch._foreach_lerp_(averages, weights, 1 / self._count)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the averages be validated."""
-        if is_fitting(trainer):
-            self._use_averages(pl_module, trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to average, if validation has stopped improving."""
@@ -224,12 +234,13 @@ class NonMonotonicAveraging(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the averages in the module."""
-        self._use_averages(pl_module, trainer)
+        self.use_averages(pl_module, trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint's weights the averages, and keep the last weights beside them."""
         if self._started_at_step is None:
             return
+        self._settle(pl_module)
         parameters = _averaged_parameters(pl_module, trainer)
         last = self._last or {name: parameter.detach() for name, parameter in parameters.items()}
         checkpoint["callbacks"][self.state_key]["last_weights"] = last
@@ -248,9 +259,11 @@ class NonMonotonicAveraging(Callback):
             self.use_last(pl_module)
 
     @torch.no_grad()
-    def _use_averages(self, module: LightningModule, trainer: Trainer) -> None:
+    def use_averages(self, module: LightningModule, trainer: Trainer) -> None:
+        """Put the averages into the module, and keep the last step's weights; nothing before averaging begins."""
         if self._started_at_step is None or self._last is not None:
             return
+        self._settle(module)
         parameters = _averaged_parameters(module, trainer)
         self._put_on_devices(parameters)
         self._last = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -262,23 +275,57 @@ class NonMonotonicAveraging(Callback):
         """Put the last step's weights back into the module, if it holds the averages."""
         if self._last is None:
             return
-        for name, parameter in module.named_parameters():
-            if name in self._last:
-                parameter.copy_(self._last[name])
+        _put_into(module, self._last)
         self._last = None
+
+    def go_on(self, module: LightningModule) -> None:
+        """The same at a validation's end, of which others may not have seen the end yet."""
+        self._put_back = self._last
+        self._changed_within = self._last is not None and not self._is_in(module)
+        self.use_last(module)
+
+    def _settle(self, module: LightningModule) -> None:
+        """Where others changed weights during a validation, or put back what they had found, go on as without it."""
+        last, self._put_back = self._put_back, None
+        if last is None:
+            return
+        if not _holds_all(module, last):
+            if self._is_in(module):  # such as by a module that keeps an average of its own
+                _put_into(module, last)
+                return
+        elif not self._changed_within:
+            return
+        if self._changed_within and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"NonMonotonicAveraging: weights of {type(module).__name__} were changed during a validation, while it "
+                "held the averages. Training goes on from the last step's weights, without that change, unless they "
+                "were changed again at the validation's end"
+            )
 
     def _is_in(self, module: LightningModule) -> bool:
         """Whether a module holds the averages."""
-        parameters = dict(module.named_parameters())
-        averages = self._averages.items()
-        return all(name in parameters and _holds(parameters[name].detach(), average) for name, average in averages)
+        return _holds_all(module, self._averages)
 
     def _put_on_devices(self, parameters: dict[str, nn.Parameter]) -> None:
         # a checkpoint is loaded before the module goes to its device
         self._averages = {
-            name: self._averages[name].to(parameter.device) if name in self._averages else _first_average(parameter)
+            name: average.to(parameter.device)
+            if (average := self._averages.get(name)) is not None and average.shape == parameter.shape
+            else _first_average(parameter)
             for name, parameter in parameters.items()
         }
+
+
+class _ToAverages(Callback):
+    """Lets the averages be validated, before any other callback begins with the validation."""
+
+    def __init__(self, averaging: NonMonotonicAveraging) -> None:
+        self._averaging = averaging
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_fitting(trainer):
+            self._averaging.use_averages(pl_module, trainer)
 
 
 class _GoOnFromLast(Callback):
@@ -289,7 +336,19 @@ class _GoOnFromLast(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fitting(trainer):
-            self._averaging.use_last(pl_module)
+            self._averaging.go_on(pl_module)
+
+
+@torch.no_grad()
+def _put_into(module: LightningModule, weights: dict[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        if name in weights:
+            parameter.copy_(weights[name])
+
+
+def _holds_all(module: LightningModule, weights: dict[str, Tensor]) -> bool:
+    parameters = dict(module.named_parameters())
+    return all(name in parameters and _holds(parameters[name].detach(), own) for name, own in weights.items())
 
 
 def _first_average(parameter: Tensor) -> Tensor:

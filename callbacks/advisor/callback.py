@@ -19,6 +19,7 @@ from rnn_blocks.callbacks.trainer import (
     callbacks_of,
     go_first,
     gradient_scaler,
+    index_of,
     is_fitting,
     log_figure,
     log_metrics,
@@ -156,7 +157,7 @@ class ClippingAdvisor(Callback):
             return
         step = shared_step(optimizer, self, gradient_scaler(trainer))
         if step.parameters:
-            index = trainer.optimizers.index(optimizer)
+            index = index_of(trainer, optimizer)
             norms = self._norms.setdefault(index, NormBuffer(self.steps))
             if norms.count < self.steps:
                 norms.append(step.total)

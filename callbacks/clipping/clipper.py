@@ -27,7 +27,16 @@ UNITS: dict[Scope, type[Units]] = {"global": Whole, "group": ByGroup, "parameter
 
 
 class OtherParametersError(ValueError):
-    """A history is of other parameters than those that there are."""
+    """A history is of other parameters than those that there are.
+
+    Args:
+        found: what is told of both, with a full stop.
+        advice: for whoever has to end there.
+    """
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found} {advice}")
+        self.found = found
 
 
 class GradientClipper:
@@ -310,8 +319,9 @@ class GradientClipper:
         if record.sizes != units.sizes[: len(record.sizes)]:
             raise OtherParametersError(
                 f"{self.called}(scope={self.scope!r}) has the history of an optimizer whose parameter groups have "
-                f"{record.sizes} units, but here they have {units.sizes}. Use a new instance for a new model, or the "
-                "checkpoint of this one; give parameters that are added later a group of their own."
+                f"{record.sizes} units, but here they have {units.sizes}.",
+                "Use a new instance for a new model, or the checkpoint of this one; give parameters that are added "
+                "later a group of their own.",
             )
 
     def _record_state(self, record: ClippingRecord) -> dict[str, Any]:
@@ -326,7 +336,8 @@ class GradientClipper:
             )
             raise OtherParametersError(
                 f"{self.called}(scope={self.scope!r}) has the history of an optimizer whose parameter groups have "
-                f"{then}, but here they have {now}. Use a new instance for a new model, or the checkpoint of this one."
+                f"{then}, but here they have {now}.",
+                "Use a new instance for a new model, or the checkpoint of this one.",
             )
 
     def _counts(self) -> list[list[int]]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer, RMSprop
 from torch.utils.hooks import RemovableHandle
 
 from rnn_blocks.callbacks.clipping.rates import Rates
-from rnn_blocks.callbacks.measuring.before_update import before_update
+from rnn_blocks.callbacks.measuring.before_update import Handle, before_update
 from rnn_blocks.callbacks.measuring.norms import stored_values, tensor_norms
 from rnn_blocks.callbacks.measuring.optimizers import parameters_of
 
@@ -77,7 +77,7 @@ class UpdateBound:
         self._trained: list[int | None] = []  # the weights by their identity, None where one is frozen
         self._sample: Sample | None = None
         self._before: Tensor | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[Handle | RemovableHandle] = []
 
     def attach(self) -> None:
         """Begin to bound the optimizer's steps."""

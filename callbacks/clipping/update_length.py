@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import ASGD, SGD, Optimizer
 
+from rnn_blocks.callbacks.measuring import numbers
 from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
 from rnn_blocks.callbacks.measuring.step import StepGradients
 
@@ -30,9 +32,16 @@ def effective_learning_rate(optimizer: Optimizer, step: StepGradients) -> float 
     rates = group_learning_rates(optimizer)
     if not isinstance(rates, list):
         return rates
-    norms = torch.split(step.norms, [len(group) for group in step.groups])
-    squares = torch.stack([(rate * total_norm(norm)).square() for rate, norm in zip(rates, norms, strict=True)])
-    return squares.sum().sqrt() / step.total
+    groups = [(rate, len(group)) for rate, group in zip(rates, step.groups, strict=True) if group]
+    if any(isinstance(rate, Tensor) for rate, _ in groups):
+        each = [rate if isinstance(rate, Tensor) else step.norms.new_tensor(rate) for rate, _ in groups]
+        of_groups = torch.stack([rate.to(step.norms, non_blocking=True) for rate in each])
+        of_parameters = of_groups[
+            _there([place for place, (_, number) in enumerate(groups) for _ in range(number)], step)
+        ]
+    else:
+        of_parameters = _there([rate for rate, number in groups for _ in range(number)], step).to(step.norms.dtype)
+    return total_norm(of_parameters * step.norms) / step.total
 
 
 def group_learning_rates(optimizer: Optimizer) -> float | list[float | Tensor] | None:
@@ -102,10 +111,17 @@ def weight_norms(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return norms
 
 
+def _there(values: list[Any], step: StepGradients) -> Tensor:
+    """On the norms' device, without waiting for it."""
+    return torch.tensor(values).to(step.norms.device, non_blocking=True)
+
+
 def _group_rate(group: dict[str, float | Tensor]) -> float | Tensor:
     rate, momentum, dampening = group["lr"], group.get("momentum", 0.0), group.get("dampening", 0.0)
+    if isinstance(rate, Tensor) and numbers.is_on_a_cpu(rate):
+        rate = float(rate)
     if momentum >= 1:  # such an update grows for as long as the gradient lasts
         return math.inf
     if momentum:
         rate = rate * (1 - dampening) / (1 - momentum)
-    return rate if isinstance(rate, Tensor) else float(rate)
+    return rate.reshape(()) if isinstance(rate, Tensor) else float(rate)

@@ -69,14 +69,14 @@ def row_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Euclidean norm of each tensor's rows, measured as `tensor_norms` does, but for rows of 1e-23: on a CPU, 0.
 
     Args:
-        tensors: as for `tensor_norms`; a sparse one is to have one sparse dimension, as gradients of embeddings have.
+        tensors: as for `tensor_norms`.
 
     Returns:
         ``(rows,)`` each, float64 (float32 where the device has no float64), on the first tensor's device. A tensor of
         fewer than two dimensions is one row. Rows that a sparse tensor does not store are NaN.
 
     Raises:
-        ValueError: there is no tensor, or a sparse one has more than one sparse dimension.
+        ValueError: there is no tensor.
 
     >>> row_norms([torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([6.0, 8.0])])
     [tensor([5., 2.], dtype=torch.float64), tensor([10.], dtype=torch.float64)]
@@ -168,10 +168,13 @@ def _row_norms(tensor: Tensor, accumulator: torch.dtype) -> Tensor:
         tensor = tensor.coalesce()
         if tensor.ndim < 2:
             return _row_norms(tensor._values(), accumulator)
-        if tensor.sparse_dim() != 1:
-            raise ValueError(f"row_norms: a tensor has {tensor.sparse_dim()} sparse dimensions; it must have 1")
-        stored = _row_norms(tensor._values(), accumulator)
-        return stored.new_full(tensor.shape[:1], math.nan).index_copy(0, tensor._indices()[0], stored)
+        rows = tensor._indices()[0]
+        if tensor.sparse_dim() == 1:
+            stored = _row_norms(tensor._values(), accumulator)
+        else:  # of a row it may store some numbers
+            rows = rows.unique()
+            stored = _row_norms(tensor.to_dense(), accumulator)[rows]
+        return stored.new_full(tensor.shape[:1], math.nan).index_copy(0, rows, stored)
     dims = tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None
     norms: Tensor = torch.linalg.vector_norm(tensor, dim=dims, dtype=dtype)
     if isinstance(norms, DTensor):

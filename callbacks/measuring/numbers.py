@@ -20,7 +20,16 @@ def is_one_on_a_cpu(norm: Tensor) -> bool:
     >>> is_one_on_a_cpu(torch.tensor(1.0)), is_one_on_a_cpu(torch.ones(1))
     (True, False)
     """
-    return norm.ndim == 0 and norm.device.type == "cpu"
+    return norm.ndim == 0 and is_on_a_cpu(norm)
+
+
+def is_on_a_cpu(tensor: Tensor) -> bool:
+    """Whether it can be read without waiting for a device.
+
+    >>> is_on_a_cpu(torch.ones(2))
+    True
+    """
+    return tensor.device.type == "cpu"
 
 
 def in_numbers(value: Any) -> Any:
@@ -142,6 +151,8 @@ def lower_median(values: Number, filled: Number) -> Number:
     (2.0, tensor(1.))
     """
     if isinstance(values, Tensor):
+        if is_on_a_cpu(values) and bool((filled >= len(values)).all()):  # in half of the time
+            return values.median(dim=0).values
         middle = ((filled - 1) // 2).clamp(min=0).unsqueeze(0)
         return values.sort(dim=0).values.gather(0, middle).squeeze(0)
     return sorted(values)[max(filled - 1, 0) // 2]

@@ -21,6 +21,11 @@ def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
+def groups_of(optimizer: Optimizer) -> list[list[nn.Parameter]]:
+    """The parameters of each group, each once: torch takes one that is there twice, with a warning."""
+    return [_once(group["params"]) for group in optimizer.param_groups]
+
+
 def innermost(optimizer: Optimizer) -> Optimizer:
     """What makes the update of the weights: the optimizer that a wrapper, such as Lookahead, has in it.
 
@@ -44,6 +49,11 @@ def behind_handle(optimizer: Optimizer) -> Optimizer:
             break
         optimizer = inner
     return optimizer
+
+
+def _once(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    known = {id(parameter): parameter for parameter in parameters}
+    return parameters if len(known) == len(parameters) else list(known.values())
 
 
 def _ids(optimizer: Optimizer) -> list[int]:

@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rnn_blocks.callbacks.measuring.optimizers import parameters_of
+from rnn_blocks.callbacks.measuring.optimizers import groups_of, parameters_of
 
 WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
@@ -29,7 +29,7 @@ def all_names(model: nn.Module) -> dict[Tensor, list[str]]:
     >>> list(all_names(model).values())
     [['words.weight', 'output.weight']]
     """
-    while isinstance(model, WRAPPERS) or hasattr(model, "_forward_module"):
+    while isinstance(model, WRAPPERS) or type(model).__name__ == "_FabricModule":
         model = cast(nn.Module, model.module)
     found: dict[Tensor, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -98,9 +98,9 @@ class Chosen:
     def _names(self) -> dict[Tensor, list[str]]:
         return dict(_names_in(self._optimizer)) if self._model is None else all_names(self._model)
 
-    def groups(self) -> list[list[Tensor]]:
+    def groups(self) -> Sequence[Sequence[Tensor]]:
         """The chosen parameters, by parameter group."""
-        groups: list[list[Tensor]] = [group["params"] for group in self._optimizer.param_groups]
+        groups: Sequence[Sequence[Tensor]] = groups_of(self._optimizer)
         return groups if self.all else [[parameter for parameter in group if parameter in self] for group in groups]
 
     def __contains__(self, parameter: object) -> bool:

@@ -51,11 +51,11 @@ def recurrent_modules(model: nn.Module) -> list[RecurrentModule]:
     found = []
     for name, module in model.named_modules():
         own = _named_weights(module)
-        also = getattr(module, "recurrent_names", ())
+        also = _told(module, "recurrent_names")
         also = also if isinstance(also, Collection) else ()  # modules of other kinds may mean something else by it
         inputs = [weight for key, weight in own if key.startswith("weight_ih")]
         recurrent = [weight for key, weight in own if key.startswith("weight_hh") or key in also]
-        hidden_size = getattr(module, "hidden_size", 0)
+        hidden_size = _told(module, "hidden_size")
         hidden_size = hidden_size if isinstance(hidden_size, int) else 0
         gates = _gates(module) if hidden_size else ()
         rows = len(gates) * hidden_size
@@ -122,5 +122,13 @@ def _gates(module: nn.Module) -> tuple[str, ...]:
         return ("i", "f", "g", "o")
     if isinstance(module, nn.GRU | nn.GRUCell):
         return ("r", "z", "n")
-    gates = getattr(module, "gate_names", ())
+    gates = _told(module, "gate_names")
     return gates if isinstance(gates, tuple) else ()
+
+
+def _told(module: nn.Module, name: str) -> object:
+    """An attribute of any module's; None where it has none, or has a property that raises."""
+    try:
+        return getattr(module, name, None)
+    except Exception:  # somebody's module that means something else by it
+        return None

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from rnn_blocks.callbacks.measuring.norms import tensor_norms, total_norm
-from rnn_blocks.callbacks.measuring.optimizers import behind_handle, innermost
+from rnn_blocks.callbacks.measuring.optimizers import behind_handle, groups_of, innermost
 
 
 class StepGradients:
@@ -25,12 +25,13 @@ class StepGradients:
 
     def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> None:
         self.groups: list[list[Tensor]] = [
-            [parameter for parameter in group["params"] if parameter.grad is not None]
-            for group in optimizer.param_groups
+            [parameter for parameter in group if parameter.grad is not None] for group in groups_of(optimizer)
         ]
         self.parameters = [parameter for group in self.groups for parameter in group]
         self.clipped_norms: Tensor | None = None
         self._readers: set[int] = set()
+        self._may_be_changed = False
+        self._before: StepGradients | None = None  # what others, who changed them, found there
         if scaler is not None and self.parameters:
             _unscale(scaler, behind_handle(optimizer))
 
@@ -65,6 +66,15 @@ class StepGradients:
     def note_clipped(self, norms: Tensor) -> None:
         """Take down what `current_norms` are from now on, for the gradients have been changed."""
         self.clipped_norms = norms
+        before = self._before
+        if before is None or "norms" not in vars(before):  # nobody measured there
+            return
+        places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
+        at = [places.get(id(parameter), len(places)) for parameter in before.parameters]
+        if at != list(range(len(places))):
+            index = torch.tensor(at, dtype=torch.int64).to(norms.device, non_blocking=True)
+            norms = torch.cat([norms, norms.new_zeros(1)])[index]  # a gradient that is gone has none
+        before.note_clipped(norms)
 
 
 class ChosenGradients(StepGradients):
@@ -122,12 +132,21 @@ def shared_step(optimizer: Optimizer, reader: object, scaler: torch.amp.GradScal
     """
     inner = innermost(optimizer)
     step = _steps.get(inner)
-    if step is None or id(reader) in step._readers:
+    if step is None or step._may_be_changed or id(reader) in step._readers:
+        before = step if step is not None and id(reader) not in step._readers else None
         step = _steps[inner] = StepGradients(optimizer, scaler)
+        step._before = before
         if inner not in _ends:
             _ends[inner] = inner.register_step_post_hook(_end_step)
     step._readers.add(id(reader))
     return step
+
+
+def measure_anew(optimizer: Optimizer) -> None:
+    """Whoever asks next for the step that `optimizer` is about to make gets its gradients as they are then."""
+    step = _steps.get(innermost(optimizer))
+    if step is not None:
+        step._may_be_changed = True
 
 
 def forget_steps(optimizers: Sequence[Optimizer]) -> None:

@@ -20,6 +20,8 @@ from rnn_blocks.callbacks.trainer import (
     UnseenSteps,
     go_first,
     gradient_scaler,
+    index_of,
+    is_fitting,
     is_logging_step,
     log_figure,
     log_histogram,
@@ -205,7 +207,7 @@ class GradientNormMonitor(Callback):
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """See whether the training step has changed them."""
         if self._applied:
-            self._applied[trainer.optimizers.index(optimizer)].before_clearing()
+            self._applied[index_of(trainer, optimizer)].before_clearing()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure what the backward pass gives."""
@@ -221,7 +223,7 @@ class GradientNormMonitor(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure, on a logging step; for histograms, on each."""
-        index = trainer.optimizers.index(optimizer)
+        index = index_of(trainer, optimizer)
         if self._unseen is not None:
             self._unseen.note(index)
         if not makes_step(trainer, pl_module):
@@ -274,7 +276,10 @@ class GradientNormMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draw what there is of the histograms: a training that broke off is where they are looked for."""
+        fits = is_fitting(trainer)
         self.teardown(trainer, pl_module, "fit")
+        if not fits:  # an evaluation
+            return
         try:
             self._draw_histograms(trainer)
         except Exception as failure:  # of a device that cannot be read any more, say: it must not hide the cause

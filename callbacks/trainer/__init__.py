@@ -19,9 +19,10 @@ from rnn_blocks.callbacks.trainer.namespaces import (
     Trainer,
     is_overridden,
 )
-from rnn_blocks.callbacks.trainer.others import averages_weights, callbacks_of, go_first, go_last
+from rnn_blocks.callbacks.trainer.others import averages_weights, callbacks_of, go_first, go_last, may_change_gradients
 from rnn_blocks.callbacks.trainer.state import (
     gradient_scaler,
+    index_of,
     is_fitting,
     makes_step,
     note_backward,
@@ -45,6 +46,7 @@ __all__ = [
     "go_first",
     "go_last",
     "gradient_scaler",
+    "index_of",
     "is_fitting",
     "is_logging_step",
     "is_overridden",
@@ -55,6 +57,7 @@ __all__ = [
     "logs_steps",
     "logs_this_step",
     "makes_step",
+    "may_change_gradients",
     "metric_suffix",
     "note_backward",
     "rank_zero_info",

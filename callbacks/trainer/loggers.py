@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "plots"
+_failed: "WeakKeyDictionary[Trainer, set[str]]" = WeakKeyDictionary()  # loggers that did not take metrics
 _without_loggers: "WeakKeyDictionary[Trainer, str]" = WeakKeyDictionary()  # where a trainer's figures go
 
 
@@ -45,12 +46,21 @@ def logged_step(trainer: Trainer) -> int:
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """Hand metrics to every logger under the training metrics' step number, and to `trainer.callback_metrics`."""
+    """Hand metrics to every logger under the training metrics' step number, and to `trainer.callback_metrics`.
+
+    A logger that fails is warned about, once a trainer: a measurement is not worth the training.
+    """
     if not metrics:
         return
     trainer.callback_metrics.update({name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()})
     for logger in trainer.loggers:
-        logger.log_metrics(dict(metrics), step=logged_step(trainer))
+        try:
+            logger.log_metrics(dict(metrics), step=logged_step(trainer))
+        except Exception as error:
+            kind, failed = type(logger).__name__, _failed.setdefault(trainer, set())
+            if kind not in failed:
+                failed.add(kind)
+                rank_zero_warn(f"{kind} did not take {', '.join(metrics)}: {type(error).__name__}: {error}")
 
 
 def metric_suffix(trainer: Trainer, optimizer_index: int) -> str:

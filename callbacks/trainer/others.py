@@ -1,6 +1,7 @@
 """The other callbacks of a trainer, and the order that they are called in."""
 
-from rnn_blocks.callbacks.trainer.namespaces import EitherCallback, Trainer, is_lightnings
+from rnn_blocks.callbacks.trainer.callback import Callback
+from rnn_blocks.callbacks.trainer.namespaces import EitherCallback, Trainer, is_lightnings, is_overridden
 
 
 def averages_weights(callback: EitherCallback) -> bool:
@@ -11,6 +12,13 @@ def averages_weights(callback: EitherCallback) -> bool:
 def callbacks_of(trainer: Trainer, besides: EitherCallback | None = None) -> list[EitherCallback]:
     """All of the trainer's, but for one where it is given, in their order."""
     return [other for other in trainer.callbacks if other is not besides]  # type: ignore[union-attr]
+
+
+def may_change_gradients(trainer: Trainer, callback: EitherCallback) -> bool:
+    """Whether a callback of somebody else's gets each step's gradients before this one does."""
+    every = callbacks_of(trainer)
+    others = [other for other in every[: every.index(callback)] if not isinstance(other, Callback)]
+    return any(is_overridden("on_before_optimizer_step", other) for other in others)
 
 
 def go_first(trainer: Trainer, callback: EitherCallback) -> None:

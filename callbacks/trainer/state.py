@@ -4,8 +4,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from rnn_blocks.callbacks.measuring.optimizers import parameters_of
+from rnn_blocks.callbacks.measuring.optimizers import behind_handle, parameters_of
 from rnn_blocks.callbacks.trainer.namespaces import LightningModule, Trainer
 
 
@@ -40,6 +41,19 @@ def _num_batches(trainer: Trainer) -> int:
 def trained_parameters(trainer: Trainer) -> set[nn.Parameter]:
     """Those that an optimizer of the trainer holds."""
     return {parameter for optimizer in trainer.optimizers for parameter in parameters_of(optimizer)}
+
+
+def index_of(trainer: Trainer, optimizer: Optimizer) -> int:
+    """Which of the trainer's optimizers it is; a module may have given Lightning's handle of it.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    held = behind_handle(optimizer)
+    for index, own in enumerate(trainer.optimizers):
+        if own is optimizer or behind_handle(own) is held:
+            return index
+    raise ValueError(f"{type(optimizer).__name__} is none of the trainer's optimizers")
 
 
 def is_fitting(trainer: Trainer) -> bool:

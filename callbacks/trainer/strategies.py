@@ -1,6 +1,6 @@
 """Which trainers a callback can serve: strategies that hide or shard what it needs, optimizers without one gradient."""
 
-from torch.optim import LBFGS
+from torch.optim import LBFGS, Optimizer
 
 from rnn_blocks.callbacks.trainer.namespaces import MisconfigurationException, Trainer, is_lightnings
 
@@ -29,8 +29,13 @@ def refuse_sharded_parameters(trainer: Trainer, callback: str) -> None:
 
 
 def refuse_unsupported_optimizer(trainer: Trainer, callback: str) -> None:
-    """Raise `MisconfigurationException` if an optimizer evaluates gradients several times a step."""
+    """Raise `MisconfigurationException` if an optimizer is not torch's, or evaluates gradients several times a step."""
     for index, optimizer in enumerate(trainer.optimizers):
+        if not isinstance(optimizer, Optimizer):  # Lightning takes whatever looks like one
+            raise MisconfigurationException(
+                f"{callback} cannot be used with {type(optimizer).__name__} (optimizer {index}), which is no "
+                "torch.optim.Optimizer and has no hooks. Derive it from that, or remove the callback."
+            )
         if isinstance(optimizer, LBFGS):
             raise MisconfigurationException(
                 f"{callback} cannot be used with LBFGS (optimizer {index}): it evaluates several gradients a step, and "

@@ -15,6 +15,12 @@ PTB_10M = [  # 2026-11-29
 ]
 PUBLISHED = 78.8  # srush/cs287, after 30 epochs
 
+# ptb-medium: the training perplexity of the first epoch up to a share of it, and that of the validation text after it
+MEDIUM_SHARES = [0.008, 0.107, 0.206, 0.306, 0.405, 0.505, 0.604, 0.704, 0.803, 0.903, 1.0]
+MEDIUM = [5455.7, 1251.9, 895.2, 713.3, 610.4, 540.8, 483.8, 443.5, 412.5, 385.4, 364.5]  # 2026-12-01
+MEDIUM_TENSORLAYER = [5173.5, 1219.5, 866.2, 695.2, 598.5, 531.9, 477.1, 438.3, 407.9, 381.3, 360.8]
+MEDIUM_VALIDATION, MEDIUM_VALIDATION_TENSORLAYER = 205.8, 208.9
+
 CHARACTERS = [1.659, 1.528, 1.456, 1.406, 1.392]  # bits, ptb-char, 2026-11-30
 CHARACTERS_TRAINING = [  # means of 800 steps, with dropout
     *(3.607, 2.128, 1.769, 1.658, 1.609, 1.572, 1.517, 1.485, 1.479, 1.457),
@@ -54,6 +60,23 @@ def small_budget() -> None:
     axes.set(xlim=(0.5, 20.5), ylim=(74, 160), xlabel="epochs", ylabel="validation perplexity", xticks=range(2, 21, 2))
     axes.legend(frameon=False)
     picture.save("small_budget")
+
+
+def medium() -> None:
+    """Draw the first epoch of the medium model, ours and TensorLayer's."""
+    picture = Picture(11.4, 5.0)
+    axes = picture.inset(1.35, 1.0, 9.6, 3.7)
+    for name, values, after, colour in (
+        ("TensorLayer's example, which ends at 87.5", MEDIUM_TENSORLAYER, MEDIUM_VALIDATION_TENSORLAYER, TEAL),
+        ("ptb-medium", MEDIUM, MEDIUM_VALIDATION, RED),
+    ):
+        draw_curve(axes, MEDIUM_SHARES, values, colour, f"{name}: training so far")
+        axes.plot(1.0, after, color=colour, ls="", marker="*", ms=10, label="validation after the epoch")
+    axes.set(xlim=(0, 1.05), ylim=(180, 7000), yscale="log", xlabel="share of the first epoch", ylabel="perplexity")
+    axes.set_yticks([200, 500, 1000, 2000, 5000], ["200", "500", "1,000", "2,000", "5,000"])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    picture.save("ptb_medium")
 
 
 def characters() -> None:
@@ -106,6 +129,7 @@ def race_to_bleu() -> None:
 
 if __name__ == "__main__":
     small_budget()
+    medium()
     characters()
     initial_weights()
     race_to_bleu()

@@ -45,6 +45,7 @@ def reading_nothing():
     """Clippers take the way that on an accelerator reads nothing."""
     with (
         mock.patch.object(numbers, "is_one_on_a_cpu", return_value=False),
+        mock.patch.object(numbers, "is_on_a_cpu", return_value=False),
         mock.patch.object(GradientClipper, "_reads_flags", return_value=False),
     ):
         yield

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightnings import (
+    Callback,
     LightningModule,
     MisconfigurationException,
     ModelParallelStrategy,
@@ -68,6 +69,64 @@ def test_averages_validations_and_the_step_of_the_start_are_those_of_algorithm_1
     assert_close(parameters_of(module), mean, rtol=1e-12, atol=1e-12)
     averaging.use_last(module)
     assert_close(parameters_of(module), last, rtol=1e-12, atol=1e-12)
+
+
+class OwnAverage(Noisy):
+    """Validates an average of its own, as many modules do."""
+
+    def on_fit_start(self):
+        self.kept = parameters_of(self)
+
+    def on_train_batch_end(self, *_):
+        for name, parameter in parameters_of(self).items():
+            self.kept[name].lerp_(parameter, 0.1)
+
+    def on_validation_start(self):
+        self.held = parameters_of(self)
+        self.load_state_dict(self.kept, strict=False)
+
+    def on_validation_end(self):
+        self.load_state_dict(self.held, strict=False)
+
+
+class OwnAverageBeside(Callback):
+    """The same as a callback."""
+
+    on_fit_start = lambda self, trainer, module: OwnAverage.on_fit_start(module)  # noqa: E731
+    on_train_batch_end = lambda self, trainer, module, *_: OwnAverage.on_train_batch_end(module)  # noqa: E731
+    on_validation_start = lambda self, trainer, module: OwnAverage.on_validation_start(module)  # noqa: E731
+    on_validation_end = lambda self, trainer, module: OwnAverage.on_validation_end(module)  # noqa: E731
+
+
+class ResetsAtTheEnd(Noisy):
+    def on_validation_end(self):
+        self.inner.bias.data.fill_(0.5)
+
+
+class ResetsWithin(Noisy):
+    def on_validation_epoch_end(self):
+        self.inner.bias.data.fill_(0.5)
+
+
+@pytest.mark.parametrize("of", ["the module", "a callback before", "a callback behind", "a reset at the end"])
+def test_training_goes_on_as_without_where_others_change_weights_for_a_validation(of):
+    found = []
+    for averages in (False, True):
+        module = {"the module": OwnAverage, "a reset at the end": ResetsAtTheEnd}.get(of, Noisy)()
+        callbacks = [OwnAverageBeside()] if of.startswith("a callback") else []
+        averaging, seen = NonMonotonicAveraging(n=0), Weights()
+        if averages:
+            callbacks.insert(0 if of == "a callback behind" else 1, averaging)
+        fit(module, seen, *callbacks, limit_val_batches=1)
+        found.append(seen.steps)
+        assert (averaging.started_at_step is not None) == averages
+    assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_a_change_of_the_averages_within_a_validation_is_told_once():
+    with pytest.warns(UserWarning, match="weights of ResetsWithin were changed during a validation") as told:
+        fit(ResetsWithin(), NonMonotonicAveraging(n=0))
+    assert sum("ResetsWithin" in str(one.message) for one in told) == 1
 
 
 def test_the_average_is_torchs_asgd_with_the_two_weights_that_it_leaves_out():

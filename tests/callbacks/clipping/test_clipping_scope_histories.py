@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from lightnings import MisconfigurationException
 from small_trainings import Regression, Remember, fit_module
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -146,7 +145,7 @@ def test_groups_added_during_the_training_begin_a_history_of_their_own(scope):
     assert [len(norms) for norms in clipping.state_dict()["optimizers"]["0"]["weight_norms"]] == [1, 1]
 
 
-def test_parameters_put_into_a_group_that_has_a_history_are_refused():
+def test_parameters_put_into_a_group_that_has_a_history_begin_it_anew_with_a_warning():
     class Grows(TwoNorms):
         def on_train_batch_start(self, batch, batch_idx):
             if batch_idx == 1:
@@ -155,10 +154,10 @@ def test_parameters_put_into_a_group_that_has_a_history_are_refused():
         def configure_optimizers(self):
             return torch.optim.SGD([self.net.first], lr=0.1)
 
-    with pytest.raises(
-        MisconfigurationException, match=r"have \[1\] units, but here they have \[2\].*a group of their"
-    ):
-        fit_module(Grows(None), torch.ones(3, 2), AdaptiveGradientClipping(scope="parameter"))
+    clipping = AdaptiveGradientClipping(scope="parameter")
+    with pytest.warns(UserWarning, match=r"have \[1\] units, but here they have \[2\]\. It begins anew"):
+        fit_module(Grows(None), torch.ones(3, 2), clipping)
+    assert clipping.state_dict()["optimizers"]["0"]["history"]["count"].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("clipping", [AdaptiveGradientClipping, OnTheDevice])

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from lightnings import PACKAGES, Fabric, MixedPrecision, chosen
+from lightnings import PACKAGES, Fabric, MisconfigurationException, MixedPrecision, chosen
 from parts import BOUNDED, backward, two_parts
 from small_trainings import Around, GradientIsBatch, Regression, Remember, fit_module, regression_batches
 from torch import nn
@@ -14,9 +14,13 @@ from torch.testing import assert_close
 
 from rnn_blocks.callbacks import (
     AdaptiveGradientClipping,
+    Auto,
+    ClippingAdvisor,
+    EmaRatio,
     Fixed,
     GradientClipper,
     GradientNormMonitor,
+    Unitwise,
 )
 from rnn_blocks.callbacks.measuring.before_update import before_update
 
@@ -148,3 +152,97 @@ def test_updates_that_no_rate_bounds_are_not_said_to_be_bounded():
     backward(model)
     clipper.clip()
     assert "grad_clip/update_coefficient" not in clipper.metrics()
+
+
+class Derived(torch.optim.Adam):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_an_optimizer_that_calls_its_bases_step_makes_one_step():
+    torch.optim.Adam([nn.Parameter(torch.ones(1))])  # from here on torch calls the hooks at both
+    found = []
+    for kind in (torch.optim.Adam, Derived):
+        module, logger = Regression(lambda p, kind=kind: kind(p, lr=0.5)), Remember()
+        callbacks = AdaptiveGradientClipping(BOUNDED), GradientNormMonitor(check_applied=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*(tells no callback|check_applied)")
+            fit_module(module, regression_batches(20), *callbacks, logger=logger)
+        found.append((module.state_dict(), logger.rows))
+    assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_the_hooks_work_again_after_a_closure_that_failed():
+    calls, optimizer = [], torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    handle = before_update(optimizer, lambda: calls.append(1))
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    optimizer.step(lambda: 1.0)
+    optimizer.step()
+    assert calls == [1, 1]
+    handle.remove()
+    optimizer.step()
+    assert calls == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:.*duplicate parameters")
+@pytest.mark.parametrize("policy", [Fixed(1e9), Auto(), EmaRatio(ratio=1e9), Unitwise(1e9)])
+@pytest.mark.parametrize("scope", ["global", "group", "parameter", "unit"])
+def test_a_parameter_that_is_twice_in_a_group_is_one(scope, policy):
+    def twice(parameters):
+        first, *others = parameters
+        return torch.optim.SGD([first, *others, first], lr=1e-4)
+
+    batches, logger, once = regression_batches(8), Remember(), Remember()
+    plain, clipped, without = Regression(twice), Regression(twice), Regression(lambda p: torch.optim.SGD(p, lr=1e-4))
+    callbacks = GradientNormMonitor(), AdaptiveGradientClipping(policy, scope=scope)
+    fit_module(plain, batches)
+    fit_module(clipped, batches, *callbacks, logger=logger)
+    assert_close(clipped.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    fit_module(without, batches[:1], GradientNormMonitor(), logger=once)
+    assert once.column("grad_norm/total")[0] == logger.column("grad_norm/total")[0]
+
+
+@pytest.mark.parametrize("rate", [torch.tensor([0.05]), torch.tensor(0.05)], ids=["(1,)", "()"])
+@pytest.mark.parametrize("scope", ["global", "group", "parameter", "unit"])
+def test_a_rate_in_a_tensor_beside_one_that_is_a_number(scope, rate):
+    def with_rate(first):
+        def make(parameters):
+            parameters = list(parameters)
+            return torch.optim.SGD([{"params": parameters[:2], "lr": first}, {"params": parameters[2:]}], lr=0.01)
+
+        module = Regression(make)
+        fit_module(module, regression_batches(8), AdaptiveGradientClipping(scope=scope))
+        return module.state_dict()
+
+    assert_close(with_rate(rate), with_rate(0.05))
+
+
+class LooksLikeOne:
+    """What Lightning takes for an optimizer."""
+
+    def __init__(self, parameters):
+        self.inner = torch.optim.SGD(parameters, lr=0.01)
+
+    def __getattr__(self, name):
+        if name in ("param_groups", "defaults", "state", "state_dict", "load_state_dict", "zero_grad", "step"):
+            return getattr(self.inner, name)
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("kind", [AdaptiveGradientClipping, GradientNormMonitor, ClippingAdvisor])
+def test_what_is_no_optimizer_of_torch_is_refused(kind):
+    message = r"cannot be used with LooksLikeOne \(optimizer 0\), which is no torch\.optim\.Optimizer"
+    with pytest.raises(MisconfigurationException, match=message):
+        fit_module(Regression(LooksLikeOne), regression_batches(1), kind())
+
+
+@pytest.mark.parametrize("make", [lambda: AdaptiveGradientClipping(Fixed(0.5)), GradientNormMonitor, ClippingAdvisor])
+def test_lightnings_handle_given_for_an_optimizer_is_the_optimizer(make, tmp_path):
+    handle = import_module(f"{chosen.package}.core.optimizer").LightningOptimizer
+    found = []
+    for wrap in (lambda optimizer: optimizer, handle):
+        module = Regression(lambda p, wrap=wrap: wrap(torch.optim.SGD(p, lr=0.01)))
+        fit_module(module, regression_batches(8), make(), default_root_dir=tmp_path)
+        found.append(module.state_dict())
+    assert_close(found[0], found[1], rtol=0, atol=0)

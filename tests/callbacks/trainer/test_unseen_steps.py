@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from lightnings import MisconfigurationException, MixedPrecision
+from lightnings import MixedPrecision
 from small_trainings import Around, Regression, Remember, fit_module, regression_batches
 from torch.testing import assert_close
 
@@ -121,9 +121,14 @@ def test_a_switch_to_lbfgs_goes_on_without_clipping_and_says_so():
     assert sorted(logger.column("grad_clip/threshold")) == [0, 1, 2, 3]
 
 
-def test_a_switch_to_what_cannot_be_clipped_as_before_is_refused_with_its_optimizer():
+def test_a_switch_to_other_parameters_begins_anew_with_a_warning_and_trains_as_without():
     def one_of_two(parameters):
         return torch.optim.SGD(list(parameters)[:1], lr=0.01)
 
-    with pytest.raises(MisconfigurationException, match=r"AdaptiveGradientClipping.*\(optimizer 0\)"):
-        fit_module(Switches(sgd, one_of_two), regression_batches(4), AdaptiveGradientClipping(), max_epochs=2)
+    plain, clipped = Switches(sgd, one_of_two), Switches(sgd, one_of_two)
+    clipping = AdaptiveGradientClipping(Fixed(1e9))
+    fit_module(plain, regression_batches(4), max_epochs=2)
+    with pytest.warns(UserWarning, match=r"AdaptiveGradientClipping.* It begins anew .*\(optimizer 0\)"):
+        fit_module(clipped, regression_batches(4), clipping, max_epochs=2)
+    assert_close(clipped.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    assert clipping.state_dict()["optimizers"]["0"]["parameters"] == [[1, 24]]

@@ -72,6 +72,30 @@ class SizeAsMethod(Small):
         return 4
 
 
+class Raising(nn.Linear):
+    @property
+    def hidden_size(self) -> int:
+        raise NotImplementedError("of a module of this kind")
+
+
+class SizeThatRaises(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Raising(4, 1)
+
+
+class NameOfFabrics(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self._forward_module = self.net
+
+
+class GradientsOfSingleNumbers(Small):
+    def on_after_backward(self) -> None:
+        assert self.net.weight.grad is not None
+        self.net.weight.grad = self.net.weight.grad.to_sparse()
+
+
 class Quantised(Small):
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +143,13 @@ def trained(model: Small, callbacks: Sequence[Any], batches: int = 8, **options:
 
 
 @pytest.mark.parametrize("callbacks", WITHOUT_CHANGE)
-@pytest.mark.parametrize("model", [WithoutSize, SizeAsMethod, Quantised, UnusedLazy, "lookahead"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(WithoutSize, SizeAsMethod, SizeThatRaises, NameOfFabrics, GradientsOfSingleNumbers),
+        *(Quantised, UnusedLazy, "lookahead"),
+    ],
+)
 def test_they_train_as_without(model: Any, callbacks: str) -> None:
     if model == "lookahead":
         make: Callable[[], Small] = lambda: Small(lambda parameters: Lookahead(SGD(parameters, lr=0.05)))  # noqa: E731
