@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rnn_blocks.recipes import InputError
 from rnn_blocks.recipes.command_line.arguments import by_option, map_values, values_of
 from rnn_blocks.recipes.command_line.from_checkpoint import CONFIG, GivenCheckpoint, given_config, given_option
-from rnn_blocks.recipes.command_line.parser import RecipeParser
+from rnn_blocks.recipes.command_line.parser import RecipeParser, whole_numbers_first
 from rnn_blocks.recipes.command_line.run_callbacks import add_callbacks
 from rnn_blocks.recipes.command_line.run_options import (
     add_run_options,
@@ -169,6 +169,8 @@ class RecipeCLI(LightningCLI):
         groups: Any = parser._action_groups
         trainer = next(group for group in groups if any(a.dest == "trainer.max_steps" for a in group._group_actions))
         groups.sort(key=lambda group: group is trainer)
+        for action in trainer._group_actions:
+            whole_numbers_first(action)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

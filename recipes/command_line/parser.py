@@ -7,8 +7,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import reduce
+from operator import or_
 from pydoc import locate
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, cast, get_args
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -69,6 +71,22 @@ class RecipeParser(LightningArgumentParser):
         subcommands: Any = getattr(self, "_subcommands_action", None)
         below = [] if subcommands is None else list(subcommands._name_parser_map.values())
         return [self, *(parser for parser in below if isinstance(parser, RecipeParser))]
+
+
+def whole_numbers_first(action: Any) -> None:
+    """Let an option that is a number of batches, or else a share of them, take a whole number for what it is.
+
+    In Lightning's annotations the float comes first, as `typing` finds `Union[float, int]` equal to what it was before,
+    and 1 would become 1.0, which is all batches.
+
+    >>> parser = RecipeParser(prog="demo"); action = parser.add_argument("--batches", type=float | int | None)
+    >>> whole_numbers_first(action)
+    >>> parser.parse_args(["--batches", "1"]).batches, parser.parse_args(["--batches", "1.0"]).batches
+    (1, 1.0)
+    """
+    kinds = get_args(getattr(action, "_typehint", None))
+    if {int, float} <= set(kinds):
+        action._typehint = reduce(or_, sorted(kinds, key=lambda kind: (kind is not int, kind is float)))
 
 
 @contextmanager

@@ -189,7 +189,20 @@ def check_optimizer(options: Namespace) -> None:
                 made = getattr(import_module(module), called)(made, **given.get("init_args", {}))
                 if name == "lr_scheduler":
                     made.step()
-        except (ValueError, ZeroDivisionError) as error:
+        except ZeroDivisionError as error:  # OneCycleLR, whose first phase ends before it has begun
+            settings = given["init_args"]
+            raise InputError(
+                f"--model.{name}.init_args.total_steps {settings.get('total_steps')}: the first phase, a share of "
+                f"{settings.get('pct_start', 0.3)} (pct_start), is of one step, of which {given['class_path']} makes "
+                "nothing; give another number of steps, or share"
+            ) from error
+        except ValueError as error:
             raise InputError(f"--model.{name} {given['class_path']}: {error}") from error
         except Exception:  # of something that needs more than this: it is made in its time
             return
+        groups = made.param_groups if name == "optimizer" else made.optimizer.param_groups
+        option = "lr_scheduler.init_args.max_lr" if "max_lr" in groups[0] else "optimizer.init_args.lr"
+        rates = [group.get("max_lr", group.get("initial_lr", group.get("lr"))) for group in groups]
+        highest = max((float(rate) for rate in rates if rate is not None), default=1.0)
+        if highest <= 0 and (name == "lr_scheduler" or options["model"].get("lr_scheduler") is None):
+            raise InputError(f"--model.{option} {highest}: give more than 0, or nothing is learnt")

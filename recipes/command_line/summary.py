@@ -26,7 +26,10 @@ def places(folder: RunFolder) -> str:
     lines.append(f"Metrics    {folder.metrics}")
     offline = offline_runs(folder)
     if offline:
-        lines.append(f"W&B run    {offline[-1]}  (offline; upload with: wandb sync {quote(str(offline[-1]))})")
+        parts = quote(str(offline[-1]))
+        if len(offline) > 1:  # of a resumed run, under one id
+            parts = f"{quote(str(offline[-1].parent))}/offline-run-*-{offline[-1].name.rpartition('-')[2]}"
+        lines.append(f"W&B run    {offline[-1]}  (offline; upload with: wandb sync {parts})")
     elif (folder.path / "wandb").is_dir():
         lines.append(f"W&B run    {folder.path / 'wandb'}")
     return "\n".join(lines) + "\n"

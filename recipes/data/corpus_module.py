@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tokenizers import Tokenizer
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.data.corpora.corpus import HUB, SPLITS, Corpus, Split
+from rnn_blocks.recipes.data.corpora.corpus import FILES, HUB, SPLITS, Corpus, Split
 from rnn_blocks.recipes.data.corpora.files import FileCorpus
 from rnn_blocks.recipes.data.corpora.hub import HubCorpus
 from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
@@ -46,8 +46,8 @@ class TextCorpusModule(LightningDataModule):
         source: The corpus: ``stdlib`` (the source code of the running Python's standard library; ``stdlib-by-file``
             is the same in the splits that it had before 2026-11-28, for checkpoints of then), ``rhymes`` (nursery
             rhymes, all of which are also the validation and test text), the path of one plain or gzip text file in
-            UTF-8 (split 90/5/5 by position), or ``hub:NAME``, a dataset of the Hugging Face Hub with train, validation
-            and test splits.
+            UTF-8 (split 90/5/5 by position), ``hub:NAME``, a dataset of the Hugging Face Hub with train, validation
+            and test splits, or ``files``: those that have to be given as ``train``, ``val`` and ``test``.
         train: Path of the training text, plain or gzip; with ``val`` and ``test``, in place of ``source``.
         val: Path of the validation text.
         test: Path of the test text.
@@ -214,10 +214,12 @@ def _corpus(source: str, paths: list[str | None], hub_config: str | None, text_c
         missing = [name for name, path in zip(SPLITS, paths, strict=True) if path is None]
         if missing:
             raise InputError(f"train, val and test go together; missing: {', '.join(missing)}")
-        if source != "stdlib":
+        if source not in ("stdlib", FILES):
             raise InputError(f"source {source!r}: train, val and test take its place; give one or the others")
         train, val, test = (Path(path).expanduser() for path in given)
         return FileCorpus(train, val, test, memory=memory)
+    if source == FILES:
+        raise InputError(f"source {FILES}: give --data.train, --data.val and --data.test, or another source")
     if source.startswith(HUB):
         return HubCorpus(source.removeprefix(HUB), hub_config, text_column, memory=memory)
     if hub_config is not None:

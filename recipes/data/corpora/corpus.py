@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-NAMED = ("stdlib", "stdlib-by-file", "rhymes", "numbers")
+FILES = "files"  # those that are given
+NAMED = ("stdlib", "stdlib-by-file", "rhymes", "numbers", FILES)
 """The sources of all recipes that have a name; others begin with ``HUB`` or are paths."""
 HUB = "hub:"
 

@@ -136,7 +136,7 @@ class LanguageModel(Writing):
         if tie_weights and layer.input_size != layer.output_size:
             raise ValueError(
                 f"tie_weights needs a layer that gives as many features as it takes, "
-                f"got input_size {layer.input_size} and output_size {layer.output_size}"
+                f"got input_size {layer.input_size} and output_size {layer.output_size}: make them equal, or do not tie"
             )
         if tie_weights and cutoffs is not None:
             raise ValueError("tie_weights needs a full softmax: leave out the cutoffs, or do not tie")

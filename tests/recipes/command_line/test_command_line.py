@@ -252,6 +252,31 @@ def test_a_command_that_is_told_bears_being_pasted_where_a_folder_has_a_space_in
     assert f"wandb sync '{offline}'" in places(folder)
 
 
+def test_all_parts_of_a_resumed_run_are_uploaded_by_what_is_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    for part in ("offline-run-20261130_1-a02d", "offline-run-20261130_2-a02d"):
+        (folder.path / "wandb" / part).mkdir(parents=True)
+    assert f"wandb sync {folder.path}/wandb/offline-run-*-a02d)" in places(folder)
+
+
+@pytest.mark.parametrize(("given", "expected"), [("1", 1), ("1.0", 1.0), ("3", 3), ("0.5", 0.5)])
+@pytest.mark.parametrize("way", ["option", "file"])
+def test_a_whole_number_of_batches_is_one_and_no_share(
+    way: str, given: str, expected: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
+    args = [part for name in names for part in (f"--trainer.{name}", given)]
+    if way == "file":
+        (tmp_path / "mine.yaml").write_text(f"trainer: {{{', '.join(f'{name}: {given}' for name in names)}}}\n")
+        args = ["--config", str(tmp_path / "mine.yaml")]
+    with pytest.raises(SystemExit):
+        main(["language-model", "fit", *args, "--print_config"])
+    trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    found = [trainer[name] for name in names]
+    assert found == [expected] * 4
+    assert {type(number) for number in found} == {type(expected)}
+
+
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: new_run_folder(tmp_path, "same").path, range(32)))

@@ -13,6 +13,7 @@ from rnn_blocks.recipes.run.folder import RunFolder, new_run_folder, runs
 
 BAD_SETTINGS = {
     "model.layer.init_args.hidden_size": (-1, "hidden_size must be at least 1, got -1"),
+    "model.lr_scheduler.init_args.max_lr": (-0.01, "--model.lr_scheduler.init_args.max_lr -0.01: give more than 0, or"),
     "model.layer.init_args.input_size": (24, "tie_weights needs a layer that gives as many features as it takes"),
     "model.dropout": (1.5, "dropout must be at least 0 and below 1, got 1.5"),
     "trainer.val_check_interval": (0, "--trainer.val_check_interval must be above 0 (batches, or a share"),
@@ -193,6 +194,26 @@ def test_a_sampling_option_out_of_its_range_is_refused_before_anything_is_writte
 ) -> None:
     given = {"prompt": "def", "ckpt_path": finished_run.path} | settings
     assert_refused(["language-model", "generate", *options(**given)], message, capsys)
+
+
+def test_a_schedule_that_no_number_of_steps_begins_is_told_by_its_options(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = {"lr_scheduler.init_args.total_steps": 10, "lr_scheduler.init_args.pct_start": 0.1}
+    settings = {"trainer.max_steps": 10} | {f"model.{name}": value for name, value in shape.items()}
+    message = (
+        "--model.lr_scheduler.init_args.total_steps 10: the first phase, a share of 0.1 (pct_start), is of one step"
+    )
+    assert_refused(["language-model", "fit", *tiny(text, tmp_path, **settings)], message, capsys)
+
+
+@pytest.mark.parametrize("config", ["ptb-small", "ptb-10m", "deep-transition"])
+def test_a_configuration_for_a_text_of_ones_own_asks_for_it(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["language-model", "fit", "--config", config, "--logger", "csv", "--output_dir", str(tmp_path)]
+    message = "--data.source files: give --data.train, --data.val and --data.test, or another source (it is in"
+    assert_refused(args, f"{message} {config})", capsys)
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])

@@ -131,6 +131,7 @@ def test_two_ranks_share_the_lanes_by_their_place_in_the_trainer(text_file: Path
         ),
         ({"train": "a", "val": "b"}, "train, val and test go together; missing: test"),
         ({"source": "x.txt", "train": "a", "val": "b", "test": "c"}, r"source 'x\.txt': train, val and test take its"),
+        ({"source": "files"}, "source files: give --data.train, --data.val and --data.test, or another source"),
         ({"hub_config": "en"}, "hub_config 'en': source 'stdlib' is no dataset of the Hub"),
         ({"batch_size": 0}, "batch_size 0: give 1 or more"),
         ({"eval_bptt": -1}, "eval_bptt -1: give 1 or more"),

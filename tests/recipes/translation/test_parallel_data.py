@@ -151,6 +151,7 @@ def test_no_pair_left_is_told_with_the_reasons(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"source": "nowhere"}, "source 'nowhere': give numbers or hub:NAME; files are given as train, val and test"),
+        ({"source": "files"}, "source files: give --data.train, --data.val and --data.test, or another source"),
         ({"train": "a"}, "train and val go together; missing: val"),
         ({"test": "a"}, "train and val go together; missing: train, val"),
         ({"source": "hub:x", "train": "a", "val": "b"}, "source 'hub:x': train, val and test take its place"),
