@@ -85,7 +85,8 @@ class AutoByHand:
         deviation = 1.4826 * statistics.median_low([abs(value - median) for value in window])
         sigma = math.sqrt((count * deviation**2 + 8 * 0.5**2) / (count + 8))
         latest = statistics.median_low(window[-5:])
-        grown = latest + math.log(3 if count >= 5 else 1000)
+        usual = 3 if self.is_sgd else 10
+        grown = latest + math.log(usual if count >= 5 else 1000)
         if math.log(norm) <= max(median + self.deviations * sigma, grown) + self.stretch:
             return math.inf
         z = (math.log(norm) - median) / sigma

@@ -20,10 +20,13 @@ class Auto(ClippingPolicy):
 
     *Outliers.* Among the last `window` finite log-norms let m be the median and s = 1.4826·MAD the robust deviation,
     taken for smaller samples towards a prior: σ² = (n·s² + n₀σ₀²)/(n + n₀), n₀ = 8, σ₀ = ½, and m₅ the median of the
-    last five. A norm of z = (ln‖g‖ − m)/σ above `deviations` =: k, and above three times those of just before, is an
+    last five. A norm of z = (ln‖g‖ − m)/σ above `deviations` =: k, and above r times those of just before, is an
     outlier, and brought down the more the further out it lies::
 
-        threshold = exp(max(m + k·σ, m₅ + ln 3)),  target = exp(max(m + k²·σ/z, m₅))
+        threshold = exp(max(m + k·σ, m₅ + ln r)),  target = exp(max(m + k²·σ/z, m₅))
+
+    r is 3 where the update scales with the gradient, as SGD's does, and 10 with all other optimizers: a gradient of ten
+    times the usual length moves Adam's weights no further than a usual one, and raises its second moment by a tenth.
 
     One spike moves neither median; norms that grow by up to 44 % a step, as where a training leaves a plateau, are no
     outliers; a lasting change of scale is followed within three steps. Where weights start small the first norms grow
@@ -131,9 +134,9 @@ class Auto(ClippingPolicy):
 
     def clip(self, history: History, step: Step) -> Clip:
         """The lower of the two rules' thresholds."""
-        outlier = outlier_clip(
-            history["log_norms"], history["count"], step.norm, self.deviations, stretch_so_far(history)
-        )
+        stretch, scales = stretch_so_far(history), step.learning_rate is not None
+        norms, count = history["log_norms"], history["count"]
+        outlier = outlier_clip(norms, count, step.norm, self.deviations, stretch, scales=scales)
         if self._promises is None or step.loss is None or step.learning_rate is None:
             return outlier
         promise = self._promises.clip(history, step, step.loss)
@@ -151,7 +154,8 @@ class Auto(ClippingPolicy):
         takes = abs(log_norm) < math.inf  # in half of the operations of `isfinite`
         log_norms = put_into_ring(log_norms, count, log_norm, takes)
         before = stretch_so_far(history)
-        stretch = stretched(history["log_norms"], count, step.norm, self.deviations, before)
+        scales = step.learning_rate is not None
+        stretch = stretched(history["log_norms"], count, step.norm, self.deviations, before, scales=scales)
         stretch = where(takes, stretch, before)
         seen = history | {"log_norms": log_norms, "count": count + takes, "stretch": stretch}
         if self._promises is None or step.loss is None or step.learning_rate is None:

@@ -21,12 +21,15 @@ from rnn_blocks.callbacks.measuring.numbers import (
 PRIOR_WEIGHT = 8.0
 PRIOR_DEVIATION = 0.5
 LATEST = 5
-GROWTH, FIRST_GROWTH = 3.0, 1000.0  # times the latest norms; while there are fewer than `LATEST`, times all of them
+GROWTH, ADAPTIVE_GROWTH = 3.0, 10.0  # times the latest norms, by whether the update scales with the gradient
+FIRST_GROWTH = 1000.0  # while there are fewer than `LATEST`, times all of them
 RARE = 0.01  # the share of steps that may be outliers for long
 STRETCH = 0.25  # what the logarithm of the threshold rises by at an outlier
 
 
-def outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: float, stretch: Number) -> Clip:
+def outlier_clip(
+    log_norms: Number, count: Number, norm: Number, deviations: float, stretch: Number, *, scales: bool
+) -> Clip:
     """`Auto`'s outlier rule, of tensors or numbers.
 
     Args:
@@ -35,13 +38,17 @@ def outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: flo
         norm: norm of this step, S.
         deviations: k.
         stretch: by what the logarithm of the threshold is raised, S: see :func:`stretched`.
+        scales: whether the update scales with the gradient. Adam's second moment, of a thousand steps, grows by a tenth
+            at a gradient of ten times the usual length, and its update is no longer than usual: that needs no clipping.
     """
-    threshold, target, *_ = _outlier_clip(log_norms, count, norm, deviations)
+    threshold, target, *_ = _outlier_clip(log_norms, count, norm, deviations, GROWTH if scales else ADAPTIVE_GROWTH)
     threshold = threshold * exponential(stretch)
     return Clip(threshold, where(norm > threshold, target, threshold))
 
 
-def stretched(log_norms: Number, count: Number, norm: Number, deviations: float, stretch: Number) -> Number:
+def stretched(
+    log_norms: Number, count: Number, norm: Number, deviations: float, stretch: Number, *, scales: bool
+) -> Number:
     """The stretch after a step: what keeps coming back is no outlier.
 
     It rises at each outlier and falls at each other step, so that no more than one step in a hundred stays an outlier
@@ -52,7 +59,7 @@ def stretched(log_norms: Number, count: Number, norm: Number, deviations: float,
         latest = _median_of_latest(log_norms, count)
         if logarithm(norm) < latest + stretch + 1.0:  # as at most steps: the other medians are not needed
             return falls
-    threshold = outlier_clip(log_norms, count, norm, deviations, stretch).threshold
+    threshold = outlier_clip(log_norms, count, norm, deviations, stretch, scales=scales).threshold
     return where(norm > threshold, stretch + (1 - RARE) * STRETCH, falls)
 
 
@@ -61,7 +68,7 @@ def stretch_so_far(history: History) -> Number:
     return history["stretch"] if "stretch" in history else history["count"] * 0.0
 
 
-def _outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: float) -> Clip:
+def _outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: float, growth: float) -> Clip:
     filled = clamped(count, high=len(log_norms))
     median = lower_median(log_norms, filled)
     # Infinity less a finite median sorts last again, so the median's place is the same here.
@@ -71,7 +78,7 @@ def _outlier_clip(log_norms: Number, count: Number, norm: Number, deviations: fl
     z = clamped((logarithm(norm) - median) / sigma, low=deviations)
     early = count < LATEST
     latest = where(early, median, _median_of_latest(log_norms, count))
-    grown = where(early, latest + math.log(FIRST_GROWTH), latest + math.log(GROWTH))
+    grown = where(early, latest + math.log(FIRST_GROWTH), latest + math.log(growth))
     threshold = exponential(maximum(median + deviations * sigma, grown))
     target = exponential(maximum(median + deviations**2 * sigma / z, latest))
     target = where(norm > threshold, minimum(target, threshold), threshold)

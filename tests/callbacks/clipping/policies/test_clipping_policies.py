@@ -29,7 +29,7 @@ def doubles(values: Sequence[float] | Tensor) -> Tensor:
 def clips(
     policy: ClippingPolicy,
     norms: Sequence[float] | Tensor,
-    rates: float | Sequence[float | None] | None = None,
+    rates: float | Sequence[float | None] | None = 0.0,  # None: the update does not scale with the gradient
     losses: Sequence[float | None] | None = None,
     weights: Tensor = WEIGHTS,
 ) -> list[Clip]:
@@ -110,20 +110,20 @@ def test_the_outlier_rule_is_the_median_and_the_median_deviation_of_the_last_nor
     norms = lognormal(200, 3).tolist()
     policy, history = Auto(), Auto().initial_history(WEIGHTS)
     for norm in norms:
-        history = policy.observe(history, Step(torch.tensor(norm, dtype=torch.float64), None, WEIGHTS))
+        history = policy.observe(history, Step(torch.tensor(norm, dtype=torch.float64), 0.0, WEIGHTS))
     logs_of_all = [math.log(norm) for norm in norms]
     logs = sorted(logs_of_all[-64:])
     median = logs[31]
     deviation = 1.4826 * sorted(abs(x - median) for x in logs)[31]
     sigma = math.sqrt((64 * deviation**2 + 8 * 0.25) / 72)
     latest = sorted(logs_of_all[-5:])[2]
-    clip = policy.clip(history, Step(number(50.0), None, WEIGHTS))
+    clip = policy.clip(history, Step(number(50.0), 0.0, WEIGHTS))
     assert_close(clip.threshold.item(), math.exp(max(median + 2.5 * sigma, latest + math.log(3))))
     z = (math.log(50.0) - median) / sigma
     assert_close(clip.target.item(), math.exp(max(median + 2.5**2 * sigma / z, latest)))
     for growing in (30.0, 40.0, 50.0):  # the median of the last five is now 30
-        history = policy.observe(history, Step(number(growing), None, WEIGHTS))
-    clip = policy.clip(history, Step(number(1e9), None, WEIGHTS))
+        history = policy.observe(history, Step(number(growing), 0.0, WEIGHTS))
+    clip = policy.clip(history, Step(number(1e9), 0.0, WEIGHTS))
     stretch = history["stretch"].item()  # three outliers, each of which raises it by a quarter, less a hundredth
     assert_close(stretch, 3 * 0.25 * 0.99)
     assert_close((clip.threshold.item(), clip.target.item()), (90.0 * math.exp(stretch), 30.0))
@@ -138,6 +138,21 @@ def test_to_the_first_norm_nothing_is_an_outlier_and_to_the_next_four_what_is_a_
     assert 9.0 <= answers[5].threshold < 15.0  # of five norms, three times the median of 3 or 2.5 deviations above it
     spike = clips(Auto(), [*norms[:3], 1e6])[-1]
     assert_close(spike.target.item(), 2.0, rtol=0.3, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_the_update_does_not_scale_with_the_gradient_outliers_begin_at_ten_times_the_latest(seed):
+    norms = lognormal(300, seed)
+    norms[200], norms[250] = 9.0 * sorted(norms[195:200])[2], 1000.0
+    answers = clips(Auto(), norms, None)
+    latest = [sorted(norms[step - 5 : step].tolist())[2] for step in range(5, 300)]
+    thresholds = [answer.threshold.item() for answer in answers[5:250]]
+    assert_close(thresholds, [10 * norm for norm in latest[:245]])
+    after = clipped_norms(Auto(), norms, None)
+    assert after[250] <= 1.5
+    usual = [step for step in range(300) if step != 250]
+    assert_close(after[usual], norms[usual], rtol=0, atol=0)
+    assert clipped_norms(Auto(), norms)[200] < norms[200]
 
 
 @pytest.mark.parametrize("window", [2, 3, 5])
