@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,15 +32,16 @@ def effective_learning_rate(optimizer: Optimizer, step: StepGradients) -> float 
     if not isinstance(rates, list):
         return rates
     groups = [(rate, len(group)) for rate, group in zip(rates, step.groups, strict=True) if group]
+    norms = step.norms
     if any(isinstance(rate, Tensor) for rate, _ in groups):
-        each = [rate if isinstance(rate, Tensor) else step.norms.new_tensor(rate) for rate, _ in groups]
-        of_groups = torch.stack([rate.to(step.norms, non_blocking=True) for rate in each])
-        of_parameters = of_groups[
-            _there([place for place, (_, number) in enumerate(groups) for _ in range(number)], step)
-        ]
+        each = [rate if isinstance(rate, Tensor) else norms.new_tensor(rate) for rate, _ in groups]
+        of_groups = torch.stack([rate.to(norms, non_blocking=True) for rate in each])
+        places = torch.tensor([place for place, (_, number) in enumerate(groups) for _ in range(number)])
+        of_parameters = of_groups[places.to(norms.device, non_blocking=True)]
     else:
-        of_parameters = _there([rate for rate, number in groups for _ in range(number)], step).to(step.norms.dtype)
-    return total_norm(of_parameters * step.norms) / step.total
+        of_each = [rate for rate, number in groups for _ in range(number)]
+        of_parameters = torch.tensor(of_each, dtype=norms.dtype).to(norms.device, non_blocking=True)
+    return total_norm(of_parameters * norms) / step.total
 
 
 def group_learning_rates(optimizer: Optimizer) -> float | list[float | Tensor] | None:
@@ -109,11 +109,6 @@ def weight_norms(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         weights = [weight for weight in group if weight.requires_grad and not is_lazy(weight)]
         norms.append(total_norm(tensor_norms(weights)) if weights else torch.zeros((), dtype=torch.float64))
     return norms
-
-
-def _there(values: list[Any], step: StepGradients) -> Tensor:
-    """On the norms' device, without waiting for it."""
-    return torch.tensor(values).to(step.norms.device, non_blocking=True)
 
 
 def _group_rate(group: dict[str, float | Tensor]) -> float | Tensor:

@@ -1,5 +1,7 @@
 """The other callbacks of a trainer, and the order that they are called in."""
 
+from itertools import takewhile
+
 from rnn_blocks.callbacks.trainer.callback import Callback
 from rnn_blocks.callbacks.trainer.namespaces import EitherCallback, Trainer, is_lightnings, is_overridden
 
@@ -16,8 +18,8 @@ def callbacks_of(trainer: Trainer, besides: EitherCallback | None = None) -> lis
 
 def may_change_gradients(trainer: Trainer, callback: EitherCallback) -> bool:
     """Whether a callback of somebody else's gets each step's gradients before this one does."""
-    every = callbacks_of(trainer)
-    others = [other for other in every[: every.index(callback)] if not isinstance(other, Callback)]
+    before = takewhile(lambda other: other is not callback, callbacks_of(trainer))
+    others = [other for other in before if not isinstance(other, Callback)]
     return any(is_overridden("on_before_optimizer_step", other) for other in others)
 
 
