@@ -90,7 +90,8 @@ def _draw_loss(rows: list[dict[str, str]]) -> Any | None:
         return None
     tokens = any(row.get("val/perplexity") for row in rows) or not len(val_steps)
     figure, axes = new_figure("Loss", "step", "cross-entropy, nats a token" if tokens else "loss")
-    axes.plot(steps, loss, color=BLUE, alpha=0.25 if len(loss) > 50 else 0.9, linewidth=1)
+    alone = "o" if len(loss) == 1 else None  # a line of one point is none
+    axes.plot(steps, loss, color=BLUE, alpha=0.25 if len(loss) > 50 else 0.9, linewidth=1, marker=alone, markersize=4)
     if len(loss) > 50:
         window = max(5, len(loss) // 50)
         smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
@@ -98,18 +99,9 @@ def _draw_loss(rows: list[dict[str, str]]) -> Any | None:
     elif len(loss):
         axes.lines[0].set_label("train")
     if len(val_loss):
-        axes.plot(val_steps, val_loss, color=ORANGE, marker="o", markersize=4, label="validation")
         with np.errstate(over="ignore"):  # of a run that diverged: inf
-            perplexity = np.exp(val_loss[-1])
-        axes.annotate(
-            f"perplexity {perplexity:.4g}" if tokens else f"{val_loss[-1]:.3g}",
-            (val_steps[-1], val_loss[-1]),
-            textcoords="offset points",
-            xytext=(-4, 10),
-            ha="right",
-            color=ORANGE,
-            bbox=ON_LINES,
-        )
+            last = f"a perplexity of {np.exp(val_loss[-1]):.4g}" if tokens else f"{val_loss[-1]:.3g}"
+        axes.plot(val_steps, val_loss, color=ORANGE, marker="o", markersize=4, label=f"validation, at last {last}")
     every = np.concatenate([loss, val_loss])
     every = every[np.isfinite(every)]
     if len(every):
