@@ -144,6 +144,14 @@ class ParallelFiles:
 
 def _find(split: Split, stem: Path, languages: tuple[str, str]) -> Aligned | Columns:
     if stem.is_file():
+        for language, other in (languages, languages[::-1]):
+            for end in (f".{language}", f".{language}.gz"):
+                common = str(stem).removesuffix(end)
+                beside = [path for name in ("", ".gz") if (path := Path(f"{common}.{other}{name}")).is_file()]
+                if common != str(stem) and beside:
+                    raise InputError(
+                        f"{split} {str(stem)!r}: for {stem} and {beside[0]} give what both begin with, {common}"
+                    )
         return Columns(stem)
     sides, looked_for = [], [str(stem)]
     for language in languages:

@@ -77,6 +77,20 @@ def test_a_line_without_two_columns_is_told_by_file_and_line(tmp_path: Path, lin
         of(tmp_path / "pairs.tsv").fingerprint()
 
 
+@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize(("given", "other"), [("en", "de"), ("de", "en")])
+def test_one_side_given_for_both_is_told_by_what_they_begin_with(
+    tmp_path: Path, given: str, other: str, end: str
+) -> None:
+    for language in (given, other):
+        write(tmp_path / f"train.{language}{end}", ["a"])
+    one, beside = tmp_path / f"train.{given}{end}", tmp_path / f"train.{other}{end}"
+    with pytest.raises(InputError, match=f"for {one} and {beside} give what both begin with, {tmp_path / 'train'}$"):
+        of(one)
+    beside.unlink()
+    of(one)  # a file of two columns that happens to be called so
+
+
 def test_what_was_looked_for_is_named_where_a_file_is_missing(tmp_path: Path) -> None:
     stem = tmp_path / "train"
     looked_for = ", ".join(f"{stem}{end}" for end in ("", ".en", ".en.gz", ".de", ".de.gz"))
