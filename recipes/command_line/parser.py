@@ -54,8 +54,11 @@ class RecipeParser(LightningArgumentParser):
         for class_path, option in re.findall(r"class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message):
             arguments = list(inspect.signature(cast(type, locate(class_path))).parameters)
             near += difflib.get_close_matches(option, arguments, n=2)
-        for module, name in re.findall(r"module '([\w.]+)' has no attribute '(\w+)'", message):
-            near += difflib.get_close_matches(name, dir(sys.modules[module]) if module in sys.modules else [], n=2)
+        classes = re.findall(r"module '([\w.]+)' has no attribute '(\w+)'", message)
+        bare = re.findall(r"Expected a dot import path string: (\w+)$", message, re.MULTILINE)
+        for module, name in [*classes, *(("rnn_blocks", name) for name in bare)]:
+            there = {own.lower(): own for own in dir(sys.modules.get(module))}
+            near += [there[own] for own in difflib.get_close_matches(name.lower(), there, n=2)]
         required = re.search(r"arguments are required: (.+)", message)
         for name in required[1].split(", ") if required else ():
             if f"--{name}" in self._option_string_actions:

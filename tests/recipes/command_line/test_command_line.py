@@ -163,6 +163,7 @@ def test_a_layer_of_another_kind_is_chosen_by_an_option(text: Path, tmp_path: Pa
         (["language-model", "fit", "--trainer.max_step", "3"], "Did you mean --trainer.max_steps"),
         (["language-model", "fit", "--model.layer.init_args.hiden_size", "3"], "Did you mean hidden_size"),
         (["language-model", "fit", "--model.layer", "rnn_blocks.GRUU"], "Did you mean GRU"),
+        (["language-model", "fit", "--model.layer", "lstmm"], "Did you mean LSTM"),
         (["language-model", "fit", "--data.bpt", "3"], "See rnn-blocks language-model fit --help"),
         (["language-model", "fit", "--data.bptt", "three"], 'key "data.bptt":\n  Expected a <class \'int\'>'),
         (["language-model", "fit", "--logger", "wanb"], "['wandb', 'tensorboard', 'csv']. Got value: wanb"),
