@@ -24,7 +24,7 @@ from tiny_runs import (
 
 from rnn_blocks.recipes import ClozeDataModule, LongRangeData, ParallelDataModule, TextDataModule
 from rnn_blocks.recipes.command_line.from_checkpoint import for_command
-from rnn_blocks.recipes.data.corpora.corpus import NAMED
+from rnn_blocks.recipes.data.corpora.corpus import FILES, NAMED
 from rnn_blocks.recipes.data.corpus_module import _BY_NAME
 from rnn_blocks.recipes.run.checkpoints import AtomicCheckpointIO
 from rnn_blocks.recipes.run.folder import RunFolder
@@ -218,7 +218,7 @@ def test_data_that_are_not_there_are_told_with_their_path_their_origin_and_the_o
 
 
 def test_every_source_with_a_name_is_no_path_of_the_runs_folder(tmp_path: Path) -> None:
-    assert {*_BY_NAME, "numbers"} == set(NAMED)
+    assert {*_BY_NAME, "numbers", FILES} == set(NAMED)
     for name in NAMED:
         run = Configuration({"data": {"source": name}}, "config.yaml", tmp_path)
         assert for_command(run, set(), "test") == {"data": {"source": name}}
