@@ -14,8 +14,7 @@ from rnn_blocks.callbacks.trainer import (
     Trainer,
     averages_weights,
     callbacks_of,
-    go_first,
-    go_last,
+    go_around,
     is_fitting,
     log_metrics,
     rank_zero_info,
@@ -161,11 +160,7 @@ class NonMonotonicAveraging(Callback):
             self._forget()
         # around whatever else puts other weights in their place for a validation, and after the checkpoints of a
         # validation, some of which (`save_weights_only`) hold what is in the module
-        for other in callbacks_of(trainer):
-            if isinstance(other, _ToAverages):
-                trainer.callbacks.remove(other)  # type: ignore[union-attr]
-        go_first(trainer, _ToAverages(self))
-        go_last(trainer, _GoOnFromLast(self))
+        go_around(trainer, _ToAverages(self), _GoOnFromLast(self))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin afresh where somebody has put other weights in the place of the averages that an earlier fit left."""

@@ -52,8 +52,9 @@ def behind_handle(optimizer: Optimizer) -> Optimizer:
 
 
 def _once(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    known = {id(parameter): parameter for parameter in parameters}
-    return parameters if len(known) == len(parameters) else list(known.values())
+    if len(set(map(id, parameters))) == len(parameters):
+        return parameters
+    return list({id(parameter): parameter for parameter in parameters}.values())
 
 
 def _ids(optimizer: Optimizer) -> list[int]:

@@ -19,7 +19,13 @@ from rnn_blocks.callbacks.trainer.namespaces import (
     Trainer,
     is_overridden,
 )
-from rnn_blocks.callbacks.trainer.others import averages_weights, callbacks_of, go_first, go_last, may_change_gradients
+from rnn_blocks.callbacks.trainer.others import (
+    averages_weights,
+    callbacks_of,
+    go_around,
+    go_first,
+    may_change_gradients,
+)
 from rnn_blocks.callbacks.trainer.state import (
     gradient_scaler,
     index_of,
@@ -43,8 +49,8 @@ __all__ = [
     "UnseenSteps",
     "averages_weights",
     "callbacks_of",
+    "go_around",
     "go_first",
-    "go_last",
     "gradient_scaler",
     "index_of",
     "is_fitting",

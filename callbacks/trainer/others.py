@@ -28,7 +28,7 @@ def go_first(trainer: Trainer, callback: EitherCallback) -> None:
     trainer.callbacks = [callback, *callbacks_of(trainer, callback)]  # type: ignore[union-attr]
 
 
-def go_last(trainer: Trainer, callback: EitherCallback) -> None:
-    """Put a callback behind all others, in the place of those of its class that are there."""
-    others = [other for other in callbacks_of(trainer) if not isinstance(other, type(callback))]
-    trainer.callbacks = [*others, callback]  # type: ignore[union-attr]
+def go_around(trainer: Trainer, first: EitherCallback, last: EitherCallback) -> None:
+    """Put two callbacks before and behind all others, in the place of those of their classes that are there."""
+    others = [other for other in callbacks_of(trainer) if not isinstance(other, type(first) | type(last))]
+    trainer.callbacks = [first, *others, last]  # type: ignore[union-attr]

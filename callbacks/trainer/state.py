@@ -51,7 +51,7 @@ def index_of(trainer: Trainer, optimizer: Optimizer) -> int:
     """
     held = behind_handle(optimizer)
     for index, own in enumerate(trainer.optimizers):
-        if own is optimizer or behind_handle(own) is held:
+        if behind_handle(own) is held:
             return index
     raise ValueError(f"{type(optimizer).__name__} is none of the trainer's optimizers")
 

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tokenizers import Tokenizer
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.data.corpora.corpus import FILES, HUB, SPLITS, Corpus, Split
+from rnn_blocks.recipes.data.corpora.corpus import FILES, HUB, NO_FILES, SPLITS, Corpus, Split
 from rnn_blocks.recipes.data.corpora.files import FileCorpus
 from rnn_blocks.recipes.data.corpora.hub import HubCorpus
 from rnn_blocks.recipes.data.corpora.stdlib import StandardLibrary
@@ -219,7 +219,7 @@ def _corpus(source: str, paths: list[str | None], hub_config: str | None, text_c
         train, val, test = (Path(path).expanduser() for path in given)
         return FileCorpus(train, val, test, memory=memory)
     if source == FILES:
-        raise InputError(f"source {FILES}: give --data.train, --data.val and --data.test, or another source")
+        raise InputError(NO_FILES)
     if source.startswith(HUB):
         return HubCorpus(source.removeprefix(HUB), hub_config, text_column, memory=memory)
     if hub_config is not None:

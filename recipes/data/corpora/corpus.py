@@ -8,6 +8,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 FILES = "files"  # those that are given
+NO_FILES = f"source {FILES}: give --data.train, --data.val and --data.test, or another source"
 NAMED = ("stdlib", "stdlib-by-file", "rhymes", "numbers", FILES)
 """The sources of all recipes that have a name; others begin with ``HUB`` or are paths."""
 HUB = "hub:"

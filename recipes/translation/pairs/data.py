@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tokenizers import Tokenizer
 
 from rnn_blocks.recipes import InputError
-from rnn_blocks.recipes.data.corpora.corpus import FILES, HUB, Split
+from rnn_blocks.recipes.data.corpora.corpus import FILES, HUB, NO_FILES, Split
 from rnn_blocks.recipes.data.plan import Budget
 from rnn_blocks.recipes.data.shares import batches_of_an_epoch, place_among_ranks
 from rnn_blocks.recipes.data.store import default_cache_dir
@@ -356,7 +356,7 @@ def _stems(source: str, paths: dict[Split, str | None]) -> dict[Split, Path]:
     if stems and missing:
         raise InputError(f"train and val go together; missing: {', '.join(missing)}")
     if not stems and source == FILES:
-        raise InputError(f"source {FILES}: give --data.train, --data.val and --data.test, or another source")
+        raise InputError(NO_FILES)
     if stems and source not in ("numbers", FILES):
         raise InputError(f"source {source!r}: train, val and test take its place; give one or the others")
     if not stems and source != "numbers" and not source.startswith(HUB):
